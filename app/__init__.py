@@ -1,0 +1,1 @@
+"""Tablecast: the rows of a Postgres table, live in browsers."""
