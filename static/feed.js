@@ -1,0 +1,295 @@
+/**
+ * feed.js: a list from REST and its live changes from Socket.IO, folded into one Map.
+ *
+ *   import { io } from '/socket.io-client/socket.io.esm.min.js';
+ *   import { Feed } from './feed.js';
+ *
+ *   const feed = new Feed({ io, list: '/api/things', topic: 'thing' });
+ *   feed.onload = (items) => { ... };     // the whole list: at the start, and when it had to be loaded anew
+ *   feed.onchange = (change) => { ... };  // { op, name, row, before, offset }, after it went into feed.items
+ *   feed.onstate = (state) => { ... };    // see "States"
+ *   feed.start();
+ *   ...
+ *   feed.items                            // Map: key -> row
+ *   feed.stop();
+ *
+ * What it guarantees
+ *   `items` is the table as it was at `offset`: no change is missed and none is applied twice. The list's answer
+ *   says in its Feed-Offset header which moment it shows, and the stream is asked to begin exactly there. After a
+ *   cut, a sleep, or a restart of the server the stream goes on from the last change seen; the official client does
+ *   this by itself (its "connection state recovery"), and `auth.since` says the same to a server that has forgotten
+ *   us. When the server cannot continue from there it says so (`recovered: false`); the list is then loaded again,
+ *   with a fresh socket that begins at the new list's offset. Until that list has come, `items` keeps what it had.
+ *
+ * What it does not
+ *   Changes of one transaction come one by one. Keys above Number.MAX_SAFE_INTEGER lose digits in JSON.parse.
+ *
+ * Options
+ *   io          the function of socket.io-client, so that this module depends on nothing and also runs in Node
+ *   list        path of the REST list, an array of rows
+ *   topic       the topic of the table: 'thing' for thing:create, thing:update, thing:destroy, thing:truncate
+ *   key, name   columns of a row: what identifies it for good ('id'), and what a destroy names it by ('name')
+ *   server      origin of the server, of this page by default
+ *   path        path of Socket.IO on the server
+ *   timing      true asks for `ontiming({ at, now })`, sent before each group of live changes: when the newest of
+ *               them was written and when that was read, both in ms of the database's clock
+ *
+ * States ({ name, ... }, given to onstate, also feed.state)
+ *   loading     the list is asked for; `problem` says why the last try failed, the next one comes by itself
+ *   connecting  no connection, or not yet; tries go on until there is one
+ *   returning   connected again, receiving what was missed
+ *   live        up to date; `missed` counts the changes received while returning, `reloaded` tells that the list
+ *               was loaded anew instead
+ */
+
+const LIST_TIMEOUT_MS = 30_000;
+const FIRST_RETRY_MS = 250;
+const LAST_RETRY_MS = 5_000;
+// The server does not mark the end of a replay: it has ended when a live group is announced (timing), or when
+// nothing has come for so long.
+const QUIET_MS = 250;
+
+export class Feed {
+  items = new Map();
+  offset = null;
+  state = { name: 'loading' };
+  onload = () => {};
+  onchange = () => {};
+  onstate = () => {};
+  ontiming = () => {};
+
+  #options;
+  #socket = null;
+  #ending = new AbortController();
+  #keysOf = new Map();
+  #refusals = 0;
+  #retries = 0;
+  #wasLive = false;
+  #reloaded = false;
+  #missed = 0;
+  #quiet;
+
+  constructor({
+    io,
+    list,
+    topic,
+    key = 'id',
+    name = 'name',
+    server = globalThis.location?.origin,
+    path = '/socket.io-client',
+    timing = false,
+  }) {
+    this.#options = { io, list, topic, key, name, server, path, timing };
+  }
+
+  /** Load the list, then follow its changes until `stop()`. */
+  start() {
+    this.#load();
+  }
+
+  /** End for good: no callback comes after this. */
+  stop() {
+    this.#ending.abort();
+    clearTimeout(this.#quiet);
+    this.#close();
+  }
+
+  async #load() {
+    this.#enter('loading');
+    let answer = null;
+    for (let failures = 0; !answer; failures += 1) {
+      try {
+        answer = await this.#fetchList();
+      } catch (error) {
+        if (this.#ended) return;
+        this.#enter('loading', { problem: error.message });
+        await pause(failures);
+      }
+      if (this.#ended) return;
+    }
+    this.#replace(answer.rows);
+    this.offset = answer.offset;
+    this.onload(this.items);
+    this.#connect();
+  }
+
+  async #fetchList() {
+    const answer = await fetch(this.#options.server + this.#options.list, {
+      headers: { Accept: 'application/json' },
+      cache: 'no-store',
+      signal: AbortSignal.any([this.#ending.signal, AbortSignal.timeout(LIST_TIMEOUT_MS)]),
+    }).catch(() => {
+      throw new Error('The server cannot be reached.');
+    });
+    if (!answer.ok) {
+      const problem = await answer.json().catch(() => ({}));
+      throw new Error(problem.detail ?? `The server answered ${answer.status}.`);
+    }
+    const offset = answer.headers.get('Feed-Offset');
+    if (!offset) throw new Error('The list came without a Feed-Offset.');
+    return { rows: await answer.json(), offset };
+  }
+
+  #connect() {
+    const { io, topic, server, path, timing } = this.#options;
+    this.#enter('connecting');
+    const socket = io(server, {
+      path,
+      forceNew: true,
+      transports: ['websocket', 'polling'],
+      tryAllTransports: true,
+      reconnectionDelay: FIRST_RETRY_MS,
+      reconnectionDelayMax: LAST_RETRY_MS,
+      // A function, so that each reconnection names the offset reached by then.
+      auth: (send) => send({ since: this.offset, ...(timing && { timing }) }),
+    });
+    this.#socket = socket;
+    socket.on('feed:hello', ({ recovered }, offset) => this.#greeted(recovered, offset));
+    socket.on('feed:timing', (timing) => {
+      this.#caughtUp();
+      this.ontiming(timing);
+    });
+    socket.on(`${topic}:create`, (row, offset) => this.#put('create', row, offset));
+    socket.on(`${topic}:update`, (row, offset) => this.#put('update', row, offset));
+    socket.on(`${topic}:destroy`, (name, offset) => this.#remove(name, offset));
+    socket.on(`${topic}:truncate`, (offset) => this.#clear(offset));
+    socket.on('connect_error', () => this.#lost(socket));
+    socket.on('disconnect', () => this.#lost(socket));
+  }
+
+  #close() {
+    this.#socket?.off();
+    this.#socket?.disconnect();
+    this.#socket = null;
+  }
+
+  #greeted(recovered, offset) {
+    this.#retries = 0;
+    if (!recovered) {
+      this.#reload();
+      return;
+    }
+    this.#refusals = 0;
+    this.offset = offset;
+    if (this.#wasLive) {
+      this.#missed = 0;
+      this.#enter('returning');
+      this.#awaitQuiet();
+    } else {
+      this.#goLive({});
+    }
+  }
+
+  async #reload() {
+    // The live stream that comes with this refusal begins at another moment than the list will: drop it.
+    this.#close();
+    this.#reloaded = this.#wasLive;
+    this.#wasLive = false;
+    this.#enter('loading');
+    if (this.#refusals > 0) await pause(this.#refusals);
+    this.#refusals += 1;
+    if (!this.#ended) this.#load();
+  }
+
+  async #lost(socket) {
+    clearTimeout(this.#quiet);
+    this.#enter('connecting');
+    if (socket.active) return; // it reconnects by itself
+    // The server refused or dismissed the socket; the official client gives up here, we do not.
+    await pause((this.#retries += 1));
+    if (socket === this.#socket) socket.connect();
+  }
+
+  #awaitQuiet() {
+    clearTimeout(this.#quiet);
+    this.#quiet = setTimeout(() => this.#caughtUp(), QUIET_MS);
+  }
+
+  #caughtUp() {
+    if (this.state.name === 'returning') this.#goLive({ missed: this.#missed });
+  }
+
+  #goLive(details) {
+    clearTimeout(this.#quiet);
+    if (this.#reloaded) details.reloaded = true;
+    this.#reloaded = false;
+    this.#wasLive = true;
+    this.#enter('live', details);
+  }
+
+  #enter(name, details = {}) {
+    this.state = { name, ...details };
+    this.onstate(this.state);
+  }
+
+  get #ended() {
+    return this.#ending.signal.aborted;
+  }
+
+  // ---- folding -------------------------------------------------------------------------------------------------
+
+  #put(op, row, offset) {
+    const key = row[this.#options.key];
+    const before = this.items.get(key);
+    if (before) this.#release(before);
+    this.items.set(key, row);
+    this.#claim(row);
+    this.#changed({ op, name: row[this.#options.name], row, before, offset });
+  }
+
+  #remove(name, offset) {
+    const [key] = this.#keysOf.get(name) ?? [];
+    const before = this.items.get(key);
+    if (before) {
+      this.#release(before);
+      this.items.delete(key);
+    }
+    this.#changed({ op: 'destroy', name, row: null, before, offset });
+  }
+
+  #clear(offset) {
+    this.#replace([]);
+    this.#changed({ op: 'truncate', name: null, row: null, before: undefined, offset });
+  }
+
+  #replace(rows) {
+    this.items.clear();
+    this.#keysOf.clear();
+    for (const row of rows) {
+      this.items.set(row[this.#options.key], row);
+      this.#claim(row);
+    }
+  }
+
+  #changed(change) {
+    this.offset = change.offset;
+    if (this.state.name === 'returning') {
+      this.#missed += 1;
+      this.#awaitQuiet();
+    }
+    this.onchange(change);
+  }
+
+  // Names are unique in the table, but not between the changes of one statement: `UPDATE ... SET name = ...` may
+  // hand a name from row to row. So a name knows all its holders; a destroy means the one that has held it longest.
+
+  #claim(row) {
+    const name = row[this.#options.name];
+    const keys = this.#keysOf.get(name);
+    if (keys) keys.push(row[this.#options.key]);
+    else this.#keysOf.set(name, [row[this.#options.key]]);
+  }
+
+  #release(row) {
+    const name = row[this.#options.name];
+    const others = this.#keysOf.get(name).filter((key) => key !== row[this.#options.key]);
+    if (others.length) this.#keysOf.set(name, others);
+    else this.#keysOf.delete(name);
+  }
+}
+
+/** Wait before try number `failures` + 1: twice as long each time, up to a limit, and never all pages at once. */
+function pause(failures) {
+  const ms = Math.min(FIRST_RETRY_MS * 2 ** failures, LAST_RETRY_MS);
+  return new Promise((resolve) => setTimeout(resolve, ms * (0.5 + Math.random())));
+}

@@ -1,0 +1,108 @@
+/** The page: joins the feed with the list, the recent changes, the form, and the words about the connection. */
+
+import { io } from '/socket.io-client/socket.io.esm.min.js';
+import { Feed } from './feed.js';
+import { ThingList, complain } from './list.js';
+import { Announcer, Latency, Recent } from './recent.js';
+import { create } from './rest.js';
+
+const CAUGHT_UP_SHOWN_MS = 6_000;
+
+const element = (id) => document.getElementById(id);
+
+const feed = new Feed({ io, list: '/api/things', topic: 'thing', timing: true });
+const things = new ThingList(element('things'), feed.items);
+const recent = new Recent(element('recent'), element('recent-empty'), element('pace'));
+const announcer = new Announcer(element('announcement'));
+const latency = new Latency();
+
+let loaded = false;
+let wasLive = false;
+let calmDown;
+
+feed.onload = () => {
+  loaded = true;
+  things.reload();
+};
+
+feed.onchange = (change) => {
+  things.changed(change);
+  recent.add(change, feed.state.name === 'live' ? latency.writtenAt : null);
+  announcer.add(change);
+};
+
+feed.ontiming = (timing) => latency.learn(timing);
+
+feed.onstate = (state) => {
+  if (state.name === 'live') wasLive = true;
+  else latency.reset();
+  clearTimeout(calmDown);
+  say(state);
+  notice();
+};
+
+things.onpainted = notice;
+
+function say(state) {
+  const caughtUp = state.missed > 0 || state.reloaded;
+  if (caughtUp) calmDown = setTimeout(() => say({ name: 'live' }), CAUGHT_UP_SHOWN_MS);
+  element('state').dataset.state = state.name;
+  const words = wordsFor(state);
+  if (element('state').textContent !== words) element('state').textContent = words;
+}
+
+function wordsFor({ name, problem, missed, reloaded }) {
+  if (name === 'loading') return problem ? 'Waiting for the server' : 'Loading';
+  if (name === 'connecting') return wasLive ? 'Reconnecting' : 'Connecting';
+  if (name === 'returning') return 'Catching up';
+  if (reloaded) return 'Live again, list loaded anew';
+  if (missed > 0) return `Live again, caught up ${missed.toLocaleString()} ${missed === 1 ? 'change' : 'changes'}`;
+  return 'Live';
+}
+
+/** What stands in place of, or above, the rows. */
+function notice() {
+  const { size } = feed.items;
+  let text = '';
+  if (feed.state.problem) text = `${feed.state.problem} Trying again by itself.`;
+  else if (!loaded) text = 'Loading the things…';
+  else if (size === 0) text = 'No things yet. Add the first one above, or write it from a terminal.';
+  element('notice').hidden = !text;
+  element('notice').classList.toggle('above', size > 0);
+  element('notice').textContent = text;
+  element('count').textContent = loaded ? `${size.toLocaleString()} ${size === 1 ? 'row' : 'rows'}` : '';
+}
+
+element('add').addEventListener('submit', async (event) => {
+  event.preventDefault();
+  const form = event.target;
+  const { name, info } = form.elements;
+  const button = form.querySelector('button');
+  complain(form, null);
+  button.disabled = true;
+  try {
+    await create({ name: name.value, info: info.value });
+    form.reset();
+    name.focus();
+  } catch (problem) {
+    complain(form, problem);
+  } finally {
+    button.disabled = false;
+  }
+});
+
+element('copy').addEventListener('click', async () => {
+  const command = element('command');
+  const button = element('copy');
+  try {
+    await navigator.clipboard.writeText(command.textContent);
+    button.textContent = 'Copied';
+  } catch {
+    // Without a secure origin there is no clipboard: select the line, the keyboard does the rest.
+    getSelection().selectAllChildren(command);
+    button.textContent = 'Selected';
+  }
+  setTimeout(() => (button.textContent = 'Copy'), 2_000);
+});
+
+feed.start();
