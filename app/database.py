@@ -1,0 +1,83 @@
+"""Connections to Postgres, all alike, and what it means when there is none."""
+
+import asyncio
+from typing import Any, TypeAlias
+
+import asyncpg
+
+from app.settings import Settings
+
+OLDEST_SUPPORTED = 15
+CONNECT_TIMEOUT_S = 5.0
+STATEMENT_TIMEOUT_S = 5.0
+
+# A row must look the same in a REST answer as in the trigger's log, whoever the client is.
+SESSION = {
+    "application_name": "tablecast",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+}
+
+# What is raised when the database is away, going away, starting, full or too slow. Not the caller's fault.
+UNAVAILABLE: tuple[type[BaseException], ...] = (
+    OSError,  # refused, reset, unreachable, and TimeoutError
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,  # the connection was closed under us
+    asyncpg.InternalClientError,
+    asyncpg.OperatorInterventionError,  # shut down, starting, cancelled by the statement timeout
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full
+    asyncpg.ReadOnlySQLTransactionError,  # a standby: its primary went elsewhere
+    asyncpg.InvalidCatalogNameError,  # the database is being restored under its name
+    asyncpg.InvalidAuthorizationSpecificationError,
+)
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+
+class Refusal(Exception):
+    """Tablecast cannot start; the message is a sentence that says why."""
+
+
+async def connect(url: str, **options: Any) -> Connection:
+    """Open a connection to the database at `url`. Raises one of UNAVAILABLE.
+
+    `options` go to `asyncpg.connect`; `server_settings` among them are added to the usual ones.
+    """
+    options["server_settings"] = SESSION | options.get("server_settings", {})
+    return await asyncpg.connect(url, **{"timeout": CONNECT_TIMEOUT_S} | options)
+
+
+async def create_pool(settings: Settings) -> Pool:
+    """Make the pool for REST and replays. The database may be away: connections are made when used."""
+    return await asyncpg.create_pool(
+        settings.database_url,
+        min_size=0,
+        max_size=settings.pool_size,
+        timeout=CONNECT_TIMEOUT_S,
+        server_settings=SESSION | {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"},
+    )
+
+
+async def inspect(url: str) -> int:
+    """Look at the database once, before starting: reachable, not too old. Returns its version.
+
+    Raises Refusal.
+    """
+    try:
+        connection = await connect(url)
+    except (*UNAVAILABLE, asyncpg.PostgresError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise Refusal(f"The database cannot be reached: {reason.splitlines()[0]}.") from error
+    try:
+        major = connection.get_server_version().major
+    finally:
+        await asyncio.wait_for(connection.close(), CONNECT_TIMEOUT_S)
+    if major < OLDEST_SUPPORTED:
+        raise Refusal(
+            f"The database runs Postgres {major}; Tablecast needs {OLDEST_SUPPORTED} or later."
+        )
+    return major

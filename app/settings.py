@@ -1,0 +1,165 @@
+"""The environment, read once, into one frozen value."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LONGEST_S = 10 * 365 * UNITS_S["d"]
+
+
+class SettingError(ValueError):
+    """A setting cannot be used; the message is a sentence that says why."""
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `low` to `high`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9_]{1,20}", text) or not low <= int(text) <= high:
+            raise ValueError(f"it must be a whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def duration(shortest_s: float) -> Callable[[str], float]:
+    """A reader of durations such as `90s`, `15m`, `24h`, `7d` or `0.5`, into seconds."""
+
+    def read(text: str) -> float:
+        found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d)?", text)
+        if not found:
+            raise ValueError("it must be a duration such as 90s, 15m, 24h or 7d")
+        seconds = float(found[1]) * UNITS_S[found[2] or "s"]
+        if not shortest_s <= seconds <= LONGEST_S:
+            raise ValueError(f"it must be between {shortest_s:g} seconds and 10 years")
+        return seconds
+
+    return read
+
+
+def size(text: str) -> int:
+    """Read a size such as `65536`, `512KiB` or `1MiB`, into bytes."""
+    found = re.fullmatch(r"([0-9]{1,15})\s*(B|KiB|MiB|GiB)?", text)
+    if not found:
+        raise ValueError("it must be a size such as 65536, 512KiB or 1MiB")
+    count = int(found[1]) * UNITS_BYTES[found[2] or "B"]
+    if count < 1024:
+        raise ValueError("it must be at least 1KiB")
+    return count
+
+
+def postgres_url(text: str) -> str:
+    """Read the URL of a database."""
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:
+        raise ValueError("it is not a URL") from None
+    if url.scheme not in ("postgresql", "postgres"):
+        raise ValueError("it must look like postgresql://user:password@host:5432/database")
+    return text
+
+
+def host(text: str) -> str:
+    """Read an address to listen on."""
+    if not text or re.search(r"[\s/]", text):
+        raise ValueError("it must be a host name or an IP address")
+    return text
+
+
+def directory(text: str) -> Path:
+    """Read the path of a directory, which need not exist yet."""
+    path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError("it must be a directory, and this is a file")
+    return path
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list of web origins, or `*`."""
+    given = tuple(part.strip() for part in text.split(",") if part.strip())
+    for origin in given:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError("it must list origins such as https://example.org, or be *")
+    return given
+
+
+def log_level(text: str) -> str:
+    """Read how much is logged."""
+    if text.lower() not in LOG_LEVELS:
+        raise ValueError(f"it must be one of {', '.join(LOG_LEVELS)}")
+    return text.lower()
+
+
+def setting(default: object, read: Callable[[str], object], help: str, shown: str = "") -> Any:
+    """A field of Settings: its default, its reader, what it is for, and how the default is shown."""
+    return field(default=default, metadata={"read": read, "help": help, "shown": shown})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything one can choose. Each field is also an environment variable and an option."""
+
+    host: str = setting("127.0.0.1", host, "address to listen on")
+    port: int = setting(8000, number(0, 65535), "port to listen on; 0 takes a free one")
+    database_url: str | None = setting(
+        None, postgres_url, "the Postgres database (15 or later); without it an embedded one is used"
+    )
+    data_dir: Path = setting(
+        Path(".data"), directory, "where the embedded Postgres keeps its data", ".data"
+    )
+    pool_size: int = setting(10, number(1, 1000), "database connections for REST and replays")
+    feed_retention: float = setting(
+        24 * UNITS_S["h"], duration(1), "how long a change can be replayed", "24h"
+    )
+    feed_max_changes: int = setting(
+        10_000_000, number(1, 10**12), "older changes are pruned past this many"
+    )
+    ping_interval: float = setting(25.0, duration(0.1), "how often a client is pinged", "25s")
+    ping_timeout: float = setting(20.0, duration(0.1), "how long a pong may take", "20s")
+    client_buffer: int = setting(
+        UNITS_BYTES["MiB"], size, "unread bytes a client may have before it is cut off", "1MiB"
+    )
+    client_stall: float = setting(
+        10.0, duration(0.1), "a client that takes nothing for so long is cut off", "10s"
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        (), origins, "other web origins that may connect, separated by commas; * is any", "none"
+    )
+    log_level: str = setting("info", log_level, f"one of {', '.join(LOG_LEVELS)}")
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> "Settings":
+        """The settings that the variables in `environ` give; an empty one counts as absent.
+
+        Raises SettingError.
+        """
+        values = {}
+        for option in fields(cls):
+            text = environ.get(variable(option), "").strip()
+            if not text:
+                continue
+            try:
+                values[option.name] = option.metadata["read"](text)
+            except ValueError as error:
+                shown = "" if option.name == "database_url" else f" is {text!r}, but"  # a password
+                raise SettingError(
+                    f"{variable(option)} (or {flag(option)}){shown or ' is wrong:'} {error}."
+                ) from None
+        return cls(**values)
+
+
+def variable(option: "Field[Any]") -> str:
+    """The environment variable of a field of Settings."""
+    return option.name.upper()
+
+
+def flag(option: "Field[Any]") -> str:
+    """The command's option of a field of Settings."""
+    return "--" + option.name.replace("_", "-")
