@@ -6,7 +6,7 @@
  *
  *   const feed = new Feed({ io, list: '/api/things', topic: 'thing' });
  *   feed.onload = (items) => { ... };     // the whole list: at the start, and when it had to be loaded anew
- *   feed.onchange = (change) => { ... };  // { op, name, row, before, offset }, after it went into feed.items
+ *   feed.onchange = (change) => { ... };  // { op, name, row, before, offset, writtenAt }, already in feed.items
  *   feed.onstate = (state) => { ... };    // see "States"
  *   feed.start();
  *   ...
@@ -31,11 +31,12 @@
  *   key, name   columns of a row: what identifies it for good ('id'), and what a destroy names it by ('name')
  *   server      origin of the server, of this page by default
  *   path        path of Socket.IO on the server
- *   timing      true asks for `ontiming({ at, now })`, sent before each group of live changes: when the newest of
- *               them was written and when that was read, both in ms of the database's clock
+ *   timing      true asks the server for times, and sets each change's `writtenAt`: when it was written, in ms on
+ *               performance.now()'s clock; null without timing, and for what was missed
  *
  * States ({ name, ... }, given to onstate, also feed.state)
- *   loading     the list is asked for; `problem` says why the last try failed, the next one comes by itself
+ *   loading     the list is asked for; `problem`, an Error, says why the last try failed (its `status` is the
+ *               server's answer, 0 without one), the next try comes by itself
  *   connecting  no connection, or not yet; tries go on until there is one
  *   returning   connected again, receiving what was missed
  *   live        up to date; `missed` counts the changes received while returning, `reloaded` tells that the list
@@ -45,9 +46,9 @@
 const LIST_TIMEOUT_MS = 30_000;
 const FIRST_RETRY_MS = 250;
 const LAST_RETRY_MS = 5_000;
-// The server does not mark the end of a replay: it has ended when a live group is announced (timing), or when
-// nothing has come for so long.
-const QUIET_MS = 250;
+// The server does not mark the end of a replay: it has ended with the first change that was written since we are
+// back (known with timing), or when nothing has come for so long.
+const QUIET_MS = 300;
 
 export class Feed {
   items = new Map();
@@ -56,7 +57,6 @@ export class Feed {
   onload = () => {};
   onchange = () => {};
   onstate = () => {};
-  ontiming = () => {};
 
   #options;
   #socket = null;
@@ -65,6 +65,11 @@ export class Feed {
   #refusals = 0;
   #retries = 0;
   #wasLive = false;
+  #greetedAt = 0;
+  // From the database's clock to ours. What was read longest ago looks furthest away, so the smallest difference
+  // seen is the one nearest to the truth.
+  #clockDifference = Infinity;
+  #writtenAt = null;
   #reloaded = false;
   #missed = 0;
   #quiet;
@@ -96,13 +101,14 @@ export class Feed {
 
   async #load() {
     this.#enter('loading');
+    this.#clockDifference = Infinity;
     let answer = null;
     for (let failures = 0; !answer; failures += 1) {
       try {
         answer = await this.#fetchList();
       } catch (error) {
         if (this.#ended) return;
-        this.#enter('loading', { problem: error.message });
+        this.#enter('loading', { problem: error });
         await pause(failures);
       }
       if (this.#ended) return;
@@ -119,11 +125,12 @@ export class Feed {
       cache: 'no-store',
       signal: AbortSignal.any([this.#ending.signal, AbortSignal.timeout(LIST_TIMEOUT_MS)]),
     }).catch(() => {
-      throw new Error('The server cannot be reached.');
+      throw Object.assign(new Error('The server cannot be reached.'), { status: 0 });
     });
     if (!answer.ok) {
       const problem = await answer.json().catch(() => ({}));
-      throw new Error(problem.detail ?? `The server answered ${answer.status}.`);
+      const sentence = problem.detail ?? `The server answered ${answer.status}.`;
+      throw Object.assign(new Error(sentence), { status: answer.status });
     }
     const offset = answer.headers.get('Feed-Offset');
     if (!offset) throw new Error('The list came without a Feed-Offset.');
@@ -145,10 +152,7 @@ export class Feed {
     });
     this.#socket = socket;
     socket.on('feed:hello', ({ recovered }, offset) => this.#greeted(recovered, offset));
-    socket.on('feed:timing', (timing) => {
-      this.#caughtUp();
-      this.ontiming(timing);
-    });
+    socket.on('feed:timing', (times) => this.#timed(times));
     socket.on(`${topic}:create`, (row, offset) => this.#put('create', row, offset));
     socket.on(`${topic}:update`, (row, offset) => this.#put('update', row, offset));
     socket.on(`${topic}:destroy`, (name, offset) => this.#remove(name, offset));
@@ -170,6 +174,8 @@ export class Feed {
       return;
     }
     this.#refusals = 0;
+    this.#greetedAt = performance.now();
+    this.#writtenAt = null;
     this.offset = offset;
     if (this.#wasLive) {
       this.#missed = 0;
@@ -198,6 +204,12 @@ export class Feed {
     // The server refused or dismissed the socket; the official client gives up here, we do not.
     await pause((this.#retries += 1));
     if (socket === this.#socket) socket.connect();
+  }
+
+  #timed({ at, now }) {
+    this.#clockDifference = Math.min(this.#clockDifference, performance.now() - now);
+    this.#writtenAt = at + this.#clockDifference;
+    if (this.#writtenAt > this.#greetedAt) this.#caughtUp();
   }
 
   #awaitQuiet() {
@@ -262,6 +274,7 @@ export class Feed {
   }
 
   #changed(change) {
+    change.writtenAt = this.state.name === 'live' ? this.#writtenAt : null;
     this.offset = change.offset;
     if (this.state.name === 'returning') {
       this.#missed += 1;

@@ -98,7 +98,7 @@ export class ThingList {
       this.#chunks.insert(element);
     }
     fill(element, thing);
-    if (op && element.editor) meanwhile(element.editor, `Changed by someone else to: ${thing.name} ${thing.info}`);
+    if (op && element.editor) meanwhile(element.editor, `Meanwhile it became: ${thing.name} ${shorten(thing.info)}`);
     if (visibly) flash(element.firstElementChild, op);
   }
 
@@ -106,7 +106,7 @@ export class ThingList {
     const element = this.#rows.get(key);
     if (!element) return;
     if (element.editor) {
-      meanwhile(element.editor, 'Deleted by someone else.');
+      meanwhile(element.editor, 'Meanwhile it was deleted.');
       element.editor.querySelector('.primary').disabled = true;
       return;
     }
@@ -253,20 +253,19 @@ export class ThingList {
 
 function fill(element, { name, info, created_at: created }) {
   const [nameCell, infoCell, time, actions] = element.firstElementChild.children;
-  setText(nameCell, shorten(name));
+  setText(nameCell, name);
   setText(infoCell, shorten(info));
   setText(time, readableTime(created));
   const [edit, remove] = actions.children;
-  const label = shorten(name);
-  edit.setAttribute('aria-label', `Edit ${label}`);
-  remove.setAttribute('aria-label', `Delete ${label}`);
+  edit.setAttribute('aria-label', `Edit ${name}`);
+  remove.setAttribute('aria-label', `Delete ${name}`);
 }
 
 function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** A row shows the beginning of a long value; its editor has all of it. */
+/** A row shows the beginning of a long info; its editor has all of it. */
 function shorten(text) {
   return text.length > SHOWN_CHARACTERS ? `${text.slice(0, SHOWN_CHARACTERS)}…` : text;
 }
@@ -299,9 +298,9 @@ export function complain(container, problem) {
     container.append(p);
   }
   if (p) p.textContent = problem?.message ?? '';
-  const field = container.elements?.name;
-  if (!field) return;
-  const rejected = problem?.status === 409 || problem?.status === 422;
-  field.setAttribute('aria-invalid', String(rejected));
-  if (rejected) field.focus();
+  for (const field of container.querySelectorAll('[name]')) {
+    const rejected = field.name === problem?.field;
+    field.setAttribute('aria-invalid', String(rejected));
+    if (rejected) field.focus();
+  }
 }

@@ -3,7 +3,7 @@
 import { io } from '/socket.io-client/socket.io.esm.min.js';
 import { Feed } from './feed.js';
 import { ThingList, complain } from './list.js';
-import { Announcer, Latency, Recent } from './recent.js';
+import { Announcer, Recent } from './recent.js';
 import { create } from './rest.js';
 
 const CAUGHT_UP_SHOWN_MS = 6_000;
@@ -14,7 +14,6 @@ const feed = new Feed({ io, list: '/api/things', topic: 'thing', timing: true })
 const things = new ThingList(element('things'), feed.items);
 const recent = new Recent(element('recent'), element('recent-empty'), element('pace'));
 const announcer = new Announcer(element('announcement'));
-const latency = new Latency();
 
 let loaded = false;
 let wasLive = false;
@@ -27,15 +26,12 @@ feed.onload = () => {
 
 feed.onchange = (change) => {
   things.changed(change);
-  recent.add(change, feed.state.name === 'live' ? latency.writtenAt : null);
+  recent.add(change);
   announcer.add(change);
 };
 
-feed.ontiming = (timing) => latency.learn(timing);
-
 feed.onstate = (state) => {
   if (state.name === 'live') wasLive = true;
-  else latency.reset();
   clearTimeout(calmDown);
   say(state);
   notice();
@@ -63,8 +59,10 @@ function wordsFor({ name, problem, missed, reloaded }) {
 /** What stands in place of, or above, the rows. */
 function notice() {
   const { size } = feed.items;
+  const { problem } = feed.state;
   let text = '';
-  if (feed.state.problem) text = `${feed.state.problem} Trying again by itself.`;
+  if (problem?.status === 503) text = 'The database is away for the moment. The list comes as soon as it is back.';
+  else if (problem) text = `${problem.message} This page keeps trying.`;
   else if (!loaded) text = 'Loading the things…';
   else if (size === 0) text = 'No things yet. Add the first one above, or write it from a terminal.';
   element('notice').hidden = !text;

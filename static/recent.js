@@ -3,36 +3,9 @@
 const KEPT = 40;
 const SAMPLES = 200;
 const SPEAK_EVERY_MS = 5_000;
-const SHOWN_CHARACTERS = 120;
 
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: 'medium', hourCycle: 'h23' });
 const template = document.getElementById('change-template').content.firstElementChild;
-
-/**
- * How long ago something on the database's clock was, on this page's clock. The two differ; the smallest difference
- * seen since the connection was made is the one with the least time spent under way, so it counts as the true one.
- */
-export class Latency {
-  #difference = Infinity;
-  #writtenAt = null;
-
-  /** A new connection, perhaps to another server: forget what was learnt. */
-  reset() {
-    this.#difference = Infinity;
-    this.#writtenAt = null;
-  }
-
-  /** The server's word about the changes that come next: both times in ms on the database's clock. */
-  learn({ at, now }) {
-    this.#difference = Math.min(this.#difference, performance.now() - now);
-    this.#writtenAt = at;
-  }
-
-  /** When the coming changes were written, on performance.now()'s clock; null when not known. */
-  get writtenAt() {
-    return this.#writtenAt === null ? null : this.#writtenAt + this.#difference;
-  }
-}
 
 export class Recent {
   #ol;
@@ -48,8 +21,8 @@ export class Recent {
     this.#pace = pace;
   }
 
-  /** One change; `writtenAt` on performance.now()'s clock, or null. */
-  add({ op, name, before }, writtenAt) {
+  /** One change of a Feed. */
+  add({ op, name, before, writtenAt }) {
     this.#fresh.push({ op, name, before, writtenAt, at: new Date() });
     if (this.#fresh.length > KEPT) this.#fresh.shift();
     this.#frame ||= requestAnimationFrame(() => this.#paint());
@@ -83,12 +56,8 @@ function entry({ op, name, before, at }, delay) {
 
 function describe(op, name, before) {
   if (op === 'truncate') return 'all things';
-  if (op === 'update' && before && before.name !== name) return `${shorten(before.name)} → ${shorten(name)}`;
-  return shorten(name);
-}
-
-function shorten(text) {
-  return text.length > SHOWN_CHARACTERS ? `${text.slice(0, SHOWN_CHARACTERS)}…` : text;
+  if (op === 'update' && before && before.name !== name) return `${before.name} → ${name}`;
+  return name;
 }
 
 function median(numbers) {

@@ -4,17 +4,19 @@ export const create = (thing) => send('POST', '/api/things', thing);
 export const change = (name, fields) => send('PATCH', at(name), fields);
 export const destroy = (name) => send('DELETE', at(name));
 
-/** A sentence for the person who typed; `status` is 0 when the server could not be reached at all. */
+/** A sentence for the person who typed; `status` is 0 when the server cannot be reached, `field` may be undefined. */
 export class Problem extends Error {
-  constructor(status, sentence) {
+  constructor(status, sentence, field) {
     super(sentence);
     this.status = status;
+    this.field = field;
   }
 }
 
 const TIMEOUT_MS = 15_000;
 
-const at = (name) => `/api/things/${encodeURIComponent(name)}`;
+// URL parsers take `.` and `..` out of a path, encoded or not: these two names go into the query.
+const at = (name) => `/api/things/${/^\.\.?$/.test(name) ? `?name=${name}` : encodeURIComponent(name)}`;
 
 async function send(method, path, body) {
   const answer = await fetch(path, {
@@ -26,6 +28,6 @@ async function send(method, path, body) {
     throw new Problem(0, 'The server cannot be reached. Please try again in a moment.');
   });
   if (answer.ok) return;
-  const { detail, title } = await answer.json().catch(() => ({}));
-  throw new Problem(answer.status, detail ?? title ?? `The server answered ${answer.status}.`);
+  const { detail, field } = await answer.json().catch(() => ({}));
+  throw new Problem(answer.status, detail ?? `The server answered ${answer.status}.`, field);
 }
