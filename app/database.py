@@ -58,6 +58,7 @@ async def create_pool(settings: Settings) -> Pool:
         min_size=0,
         max_size=settings.pool_size,
         timeout=CONNECT_TIMEOUT_S,
+        command_timeout=STATEMENT_TIMEOUT_S + 1,  # for a server that does not answer at all
         server_settings=SESSION | {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"},
     )
 

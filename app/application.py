@@ -1,0 +1,131 @@
+"""Everything put together: routes and the lifespan that nests every resource."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from app import health, openapi, problems, things
+from app.database import create_pool
+from app.feed.feed import Feed
+from app.feed.retention import Retention
+from app.settings import Settings
+from app.sockets.broadcast import Broadcast
+from app.sockets.server import Server
+
+logger = logging.getLogger("tablecast")
+
+ROOT = Path(__file__).parent.parent
+CLIENT_FILES = ROOT / "node_modules" / "socket.io-client" / "dist"
+SOCKET_PATHS = ("/socket.io-client", "/socket.io")
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
+    " connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self';"
+    " frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+class Page(StaticFiles):
+    """Static files that say what a browser may do with them."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
+class Sockets:
+    """A Socket.IO path: the server itself, and below it the official client's files."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = f"{prefix}/"
+        self._files = StaticFiles(directory=CLIENT_FILES, check_dir=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != self._prefix:
+            await self._files(scope, receive, send)
+        else:
+            await scope["app"].state.sockets.handle_request(scope, receive, send)
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Open what the application lives on, and close it in reverse."""
+    settings: Settings = app.state.settings
+    assert settings.database_url is not None
+    pool = await create_pool(settings)
+    try:
+        broadcast = Broadcast(pool, settings.client_buffer, settings.client_stall)
+        feed = Feed(settings.database_url, broadcast)
+        broadcast.feed = feed
+        retention = Retention(feed, pool, settings.feed_retention, settings.feed_max_changes)
+        sockets = Server(
+            broadcast,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
+            allowed_origins=settings.allowed_origins,
+        )
+        app.state.pool, app.state.feed, app.state.sockets = pool, feed, sockets
+        tasks = [
+            asyncio.create_task(feed.run(), name="feed"),
+            asyncio.create_task(retention.run(), name="retention"),
+        ]
+        for task in tasks:
+            task.add_done_callback(report_failure)
+        try:
+            yield
+        finally:
+            sockets.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+    finally:
+        pool.terminate()  # what is under way has nobody left to answer
+
+
+def report_failure(task: asyncio.Task[None]) -> None:
+    """A background task ends by being cancelled or not at all; /readyz shows the consequence."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.critical("the task %s has failed", task.get_name(), exc_info=task.exception())
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The ASGI application. `settings.database_url` must name a migrated database."""
+    routes: list[BaseRoute] = [
+        *things.routes,
+        *openapi.routes,
+        *health.routes,
+        *(Mount(path, app=Sockets(path)) for path in SOCKET_PATHS),
+        Mount("/", app=Page(directory=ROOT / "static", html=True)),
+    ]
+    middleware = []
+    if settings.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.allowed_origins,
+                allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
+                allow_headers=["Content-Type"],
+                expose_headers=["Feed-Offset", "Location", "Link"],
+            )
+        )
+    app = Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers=problems.exception_handlers,
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    return app

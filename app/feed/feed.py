@@ -1,0 +1,204 @@
+"""Wake, read, publish. Owns the position."""
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+import asyncpg
+
+from app.database import UNAVAILABLE, connect
+from app.feed import log
+from app.feed.listener import Listener
+from app.feed.log import HistoryLost, Page
+from app.feed.offset import Epoch, Offset, Position
+
+logger = logging.getLogger("tablecast.feed")
+
+POLL_S = 0.003
+# With nobody to ring, the bell being off, polling must cost little.
+SILENT_POLL_S = 0.010
+# While an open transaction keeps the feed awake.
+KEPT_AWAKE_POLL_S = 0.030
+# Awake and nothing read for so long: try to sleep.
+TIRED_AFTER_S = 0.030
+# So many bells within so many seconds: poll instead of being rung.
+BUSY_BELLS = 8
+BUSY_WITHIN_S = 0.040
+# Every node looks without any bell.
+LOOK_S = 1.0
+PROBE_S = 5.0
+HELD_BACK_S = 10.0
+READ_TIMEOUT_S = 60.0
+BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+# Not ready when the last complete read is older.
+BEHIND_S = 5.0
+
+
+class Audience(Protocol):
+    """Who the feed publishes to. All methods return at once."""
+
+    def started(self, epoch: Epoch, end: Offset) -> None:
+        """A history begins at this offset: every one from before is void."""
+
+    def publish(self, page: Page) -> None:
+        """The next page; it begins where the last one ended."""
+
+
+class Feed:
+    """Reads every committed change exactly once and in order, and publishes it.
+
+    Start, reconnect and wake are one path: read from the position to now.
+    """
+
+    def __init__(self, url: str, audience: Audience) -> None:
+        self._url = url
+        self._audience = audience
+        self.epoch: Epoch | None = None
+        self.position: Position | None = None
+        self.leading = False
+        self._listener: Listener | None = None
+        self._trouble: str | None = "not connected to the database yet"
+        self._read_at = float("-inf")
+        self._looked = asyncio.Condition()
+        self._looks = 0
+
+    async def run(self) -> None:
+        """Follow the log for ever, reconnecting by itself."""
+        failures = 0
+        while True:
+            try:
+                async with AsyncExitStack() as session:
+                    listener = await Listener.open(self._url)
+                    session.callback(listener.close)
+                    reader = await connect(
+                        self._url,
+                        command_timeout=READ_TIMEOUT_S,
+                        server_settings={"enable_seqscan": "off", "jit": "off"},
+                    )
+                    session.callback(reader.terminate)
+                    await self._begin(reader)
+                    self._listener = listener
+                    failures = 0
+                    await self._follow(listener, reader)
+            except UNAVAILABLE as error:
+                reason = f"the database cannot be reached: {error or type(error).__name__}"
+                if reason != self._trouble:
+                    logger.warning("%s; trying again", reason)
+                self._trouble = reason
+            finally:
+                self._listener = None
+                self.leading = False
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            failures += 1
+
+    def trouble(self) -> str | None:
+        """Why the feed is not listening and caught up, in one sentence; None when it is."""
+        if self._trouble:
+            return self._trouble
+        behind = time.monotonic() - self._read_at
+        if behind > BEHIND_S:
+            return f"the log was last read completely {behind:.0f} seconds ago"
+        return None
+
+    async def look(self) -> bool:
+        """Have the log read up to now; False if it cannot be within a few seconds."""
+        wanted = self._looks + 2  # the read under way may have begun before the call
+        try:
+            async with asyncio.timeout(BEHIND_S), self._looked:
+                while self._looks < wanted:
+                    if self._listener is None:
+                        return False
+                    self._listener.nudge()
+                    await self._looked.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _begin(self, reader: asyncpg.Connection) -> None:
+        """Take up the history where it was left, or begin at now."""
+        if self.position is None or await log.current_epoch(reader) != self.epoch:
+            await self._restart(reader)
+        self._trouble = None
+
+    async def _restart(self, reader: asyncpg.Connection) -> None:
+        if self.position is not None:
+            logger.error("the log does not continue from where it was read: clients load anew")
+            await log.disown(reader, self.position)
+        self.epoch = await log.current_epoch(reader)
+        self.position = await log.current_position(reader)
+        self._audience.started(self.epoch, Offset(self.position))
+
+    async def _follow(self, listener: Listener, reader: asyncpg.Connection) -> None:
+        next_look = next_probe = 0.0
+        rang = False
+        bells: list[float] = []
+        last_moved = time.monotonic()
+        while True:
+            moved = await self._read_all(reader)
+            now = time.monotonic()
+            if moved:
+                last_moved = now
+                if not (rang and listener.asleep):
+                    await listener.ring()
+            if now >= next_look:
+                next_look = now + LOOK_S
+                await listener.take_part()
+                self.leading = listener.leading
+            if now >= next_probe:
+                next_probe = now + PROBE_S
+                await listener.probe()
+                if listener.leading:
+                    await self._name_who_holds_back(reader)
+
+            until_look = max(0.0, next_look - time.monotonic())
+            if not listener.leading:
+                rang = await listener.wait(until_look)
+            elif listener.asleep:
+                rang = await listener.wait(until_look)
+                bells = [at for at in bells if at > now - BUSY_WITHIN_S] + [now] * rang
+                if len(bells) >= BUSY_BELLS:
+                    await listener.wake_up()
+                    bells.clear()
+                    last_moved = now
+            elif now - last_moved < TIRED_AFTER_S:
+                rang = await listener.wait(min(POLL_S, until_look))
+            elif not await listener.fall_asleep():
+                pause = KEPT_AWAKE_POLL_S if listener.bell_works else SILENT_POLL_S
+                rang = await listener.wait(min(pause, until_look))
+            # else: asleep from now on; read once more
+
+    async def _read_all(self, reader: asyncpg.Connection) -> bool:
+        """Read and publish everything up to now; whether there was anything."""
+        assert self.position is not None and self.epoch is not None
+        try:
+            page = await log.read(reader, Offset(self.position))
+        except HistoryLost:
+            await self._restart(reader)
+            return False
+        moved = bool(page.changes)
+        if moved or page.until.position != self.position:
+            self._audience.publish(page)
+        if page.until.until is not None:
+            async for page in log.read_rest(reader, page.until):
+                self._audience.publish(page)
+                await asyncio.sleep(0)  # let others run between the pages of a long batch
+        self.position = page.until.position
+        self._read_at = time.monotonic()
+        async with self._looked:
+            self._looks += 1
+            self._looked.notify_all()
+        return moved
+
+    async def _name_who_holds_back(self, reader: asyncpg.Connection) -> None:
+        for holder in await log.holding_back(reader, HELD_BACK_S):
+            pid, user, application, state, seconds = holder
+            if pid is None:
+                logger.warning("a prepared transaction holds back the changes it has written")
+            else:
+                logger.warning(
+                    "a transaction open for %d s holds back the changes it has written:"
+                    " pid %d, user %s, application %r, %s",
+                    seconds, pid, user, application, state,
+                )  # fmt: skip

@@ -1,0 +1,148 @@
+"""The LISTEN connection: the bell, the lock that says who sleeps, and proof that both work.
+
+A NOTIFY makes its commit take a cluster-wide lock, so writers ring only when somebody sleeps:
+
+* To sleep, the feed takes the lock SLEEPING exclusively, reads once more, and waits for the bell.
+* The capture trigger tries to take SLEEPING shared, until its commit. If it cannot, somebody
+  sleeps, and it rings. If it can, the feed is awake and polling; and it cannot fall asleep over
+  the change, because the lock is free again only when the commit is visible.
+
+Of several nodes one plays this game: the one that holds LEADING. It rings for the others.
+"""
+
+import asyncio
+import secrets
+
+import asyncpg
+
+from app.database import connect
+
+CHANNEL = "feed"
+
+# Advisory locks; the first number is Tablecast's own ("TACO" + 16 bits would be a guess: it is
+# just a constant shared with migrations/sql/capture.sql).
+LOCKS = 1413563213
+SLEEPING = 1
+LEADING = 2
+PRESENT = 3  # held shared by every node
+
+COMMAND_TIMEOUT_S = 5.0
+ECHO_TIMEOUT_S = 5.0
+
+
+class Deaf(ConnectionError):
+    """What the connection sends to itself does not come back."""
+
+
+class Listener:
+    """One session that listens. Any failure of a method means: close it and open another."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self._bell = asyncio.Event()
+        self._echo = asyncio.Event()
+        self._token = f"echo {secrets.token_hex(8)}"
+        self._own_pid = connection.get_server_pid()
+        self.asleep = False
+        self.leading = False
+        self.accompanied = False
+        self.bell_works = True
+
+    @classmethod
+    async def open(cls, url: str) -> "Listener":
+        """Connect, listen, and believe it only when a notification to itself comes back."""
+        connection = await connect(url, command_timeout=COMMAND_TIMEOUT_S)
+        listener = cls(connection)
+        try:
+            connection.add_termination_listener(lambda _: listener._bell.set())
+            await connection.add_listener(CHANNEL, listener._heard)
+            await listener.probe()
+            # Where two-phase commit is enabled writers cannot ring (feed.ring says why).
+            setting = await connection.fetchval("SHOW max_prepared_transactions")
+            listener.bell_works = setting == "0"
+            await connection.execute("SELECT pg_advisory_lock_shared($1, $2)", LOCKS, PRESENT)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    def close(self) -> None:
+        """End the session at once, and with it every lock it holds."""
+        self._connection.terminate()
+
+    def _heard(self, _: object, pid: int, __: str, payload: object) -> None:
+        if payload == self._token:
+            self._echo.set()
+        elif payload == "" and pid != self._own_pid:
+            self._bell.set()
+
+    def nudge(self) -> None:
+        """Ring for this node alone."""
+        self._bell.set()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for the bell, so long at most; whether it rang. Rings meanwhile count as one.
+
+        Raises ConnectionError if the session has ended.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._bell.wait()
+        except TimeoutError:
+            return False
+        finally:
+            if self._connection.is_closed():
+                raise ConnectionError("the listening connection was closed")
+        self._bell.clear()
+        return True
+
+    async def probe(self) -> None:
+        """Send a notification to itself and wait for it. Raises Deaf if it does not come.
+
+        It notices what no keepalive can: a pooler that hands every transaction to another session
+        swallows LISTEN without an error.
+        """
+        self._echo.clear()
+        await self._connection.execute("SELECT pg_notify($1, $2)", CHANNEL, self._token)
+        try:
+            async with asyncio.timeout(ECHO_TIMEOUT_S):
+                await self._echo.wait()
+        except TimeoutError:
+            raise Deaf(
+                "notifications do not reach this connection (a transaction-mode pooler between?)"
+            ) from None
+
+    async def fall_asleep(self) -> bool:
+        """Try to; not possible while a transaction that has written changes is open."""
+        if not self.asleep and self.bell_works:
+            self.asleep = await self._try_lock(SLEEPING)
+        return self.asleep
+
+    async def wake_up(self) -> None:
+        """From now on writers do not ring: the caller must poll."""
+        if self.asleep:
+            await self._connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCKS, SLEEPING)
+            self.asleep = False
+
+    async def take_part(self) -> None:
+        """Lead if nobody does, and see whether other nodes are there."""
+        if not self.leading:
+            self.leading = await self._try_lock(LEADING)
+        if self.leading:
+            self.accompanied = await self._connection.fetchval(
+                "SELECT count(*) > 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = $1"
+                " AND objid = $2 AND objsubid = 2 AND granted"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+                LOCKS,
+                PRESENT,
+            )
+
+    async def ring(self) -> None:
+        """Ring for the other nodes, if there are any."""
+        if self.accompanied:
+            await self._connection.execute(f"NOTIFY {CHANNEL}")
+
+    async def _try_lock(self, key: int) -> bool:
+        return bool(
+            await self._connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCKS, key)
+        )

@@ -1,0 +1,41 @@
+"""Prunes the log, continuously and in small steps, on one node at a time."""
+
+import asyncio
+import logging
+
+import asyncpg
+
+from app.database import UNAVAILABLE
+from app.feed import log
+from app.feed.feed import Feed
+
+logger = logging.getLogger("tablecast.feed")
+
+STEP_ROWS = 2_000
+PAUSE_S = 1.0
+# After a full step there may be more to do; the pause leaves the database to others.
+SHORT_PAUSE_S = 0.05
+
+
+class Retention:
+    """Keeps `seconds` of changes, and `changes` of them at most."""
+
+    def __init__(self, feed: Feed, pool: asyncpg.Pool, seconds: float, changes: int) -> None:
+        self._feed = feed
+        self._pool = pool
+        self._seconds = seconds
+        self._changes = changes
+
+    async def run(self) -> None:
+        """Prune for ever, while this node leads."""
+        while True:
+            deleted = 0
+            if self._feed.leading:
+                try:
+                    async with self._pool.acquire(timeout=PAUSE_S) as connection:
+                        deleted = await log.prune(
+                            connection, self._seconds, self._changes, STEP_ROWS
+                        )
+                except UNAVAILABLE as error:
+                    logger.info("the log was not pruned: %s", error or type(error).__name__)
+            await asyncio.sleep(SHORT_PAUSE_S if deleted == STEP_ROWS else PAUSE_S)

@@ -1,0 +1,73 @@
+"""The tables as SQLAlchemy sees them: what `alembic` compares a migrated database with."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql.base import ischema_names
+from sqlalchemy.types import UserDefinedType
+
+
+class Xid8(UserDefinedType[int]):
+    """Postgres's 64-bit transaction id."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        return "xid8"
+
+
+ischema_names["xid8"] = Xid8  # so that reflection knows the type, too
+
+metadata = MetaData()
+
+things = Table(
+    "things",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("info", Text, nullable=False, server_default=""),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="things_name_check"),
+)
+
+change = Table(
+    "change",
+    metadata,
+    Column("xid", Xid8, primary_key=True, server_default=text("pg_current_xact_id()")),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column(
+        "at", DateTime(timezone=True), nullable=False, server_default=text("clock_timestamp()")
+    ),
+    Column("topic", Text, nullable=False),
+    Column("op", Text, nullable=False),
+    Column("row", JSON),
+    CheckConstraint("op IN ('create', 'update', 'destroy', 'truncate')", name="change_op_check"),
+    schema="feed",
+)
+
+state = Table(
+    "state",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("history", Uuid, nullable=False, server_default=text("gen_random_uuid()")),
+    Column("secret", Uuid, nullable=False, server_default=text("gen_random_uuid()")),
+    Column(
+        "horizon",
+        Xid8,
+        nullable=False,
+        server_default=text("pg_snapshot_xmin(pg_current_snapshot())"),
+    ),
+    CheckConstraint("singleton", name="state_singleton_check"),
+    schema="feed",
+)

@@ -1,0 +1,111 @@
+"""The HTTP server: uvicorn, lending the application its WebSocket transports."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from app.application import create_app
+from app.settings import Settings
+from app.sockets.connection import LENT_TRANSPORT
+from app.sockets.server import INBOUND_BYTES
+
+BACKLOG = 4096
+GRACE_S = 1
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Lends itself to the application, which so can write frames that are encoded once for all
+    clients, see how much of them a client has not taken, and wait until it has.
+    """
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:
+            self.scope["extensions"][LENT_TRANSPORT] = self  # type: ignore[index]
+
+    def write_frames(self, frames: bytes) -> None:
+        """Write whole frames; nothing once the connection is closing."""
+        if self.handshake_complete and not (self.close_sent or self.transport.is_closing()):
+            self.transport.write(frames)
+
+    def unsent_bytes(self) -> int:
+        """What the client's side has not taken."""
+        return self.transport.get_write_buffer_size()
+
+    async def drained(self) -> None:
+        """Wait until little is left unsent; at once where the connection is lost."""
+        await self.writable.wait()
+
+    def abort(self) -> None:
+        """Close without sending what is left."""
+        self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """Says when it is there; stops at SIGINT and SIGTERM, and then lets the clients go first."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._started()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.sockets.close()
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; OSError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+async def serve(settings: Settings, started: Callable[[str], None]) -> None:
+    """Serve until a signal says stop. `started` is told the address once requests are answered.
+
+    Raises OSError if the address is taken or cannot be had.
+    """
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws=WebSocketProtocol,
+        ws_max_size=INBOUND_BYTES,
+        ws_ping_interval=None,  # Engine.IO has its own
+        ws_per_message_deflate=False,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    with listen(settings.host, settings.port) as listening:
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        server = Server(config, app, lambda: started(address))
+        await server.serve(sockets=[listening])

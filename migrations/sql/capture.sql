@@ -1,0 +1,199 @@
+-- The triggers that write the log and ring the bell, and the functions that put them on a table.
+--
+-- Capture is by statement, with transition tables: a bulk statement costs one INSERT ... SELECT.
+-- The functions pin every setting a row's text depends on, so a row looks the same whoever wrote
+-- it. They run as the owner of the feed: writers need no rights on it.
+
+-- Rings the bell when somebody sleeps.
+--
+-- A sleeping feed holds this lock exclusively (app/feed/listener.py): then NOTIFY wakes it. If
+-- the lock can be had, the feed is awake and reading every few milliseconds; holding it until the
+-- commit is visible keeps the feed from falling asleep over this change. So a busy feed costs
+-- writers no NOTIFY, and with it not the cluster-wide lock a notifying commit takes.
+--
+-- PREPARE TRANSACTION refuses transactions that used NOTIFY. Where two-phase commit is enabled the
+-- bell stays silent, and the feed never sleeps.
+CREATE FUNCTION feed.ring() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(1413563213, 1)
+       AND current_setting('max_prepared_transactions') = '0'
+    THEN
+        NOTIFY feed;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION feed.capture_insert() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO'
+SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = '1'
+AS $$
+BEGIN
+    INSERT INTO feed.change (topic, op, row)
+    SELECT TG_ARGV[0], 'create', row_to_json(new_rows.*) FROM new_rows;
+    IF FOUND THEN
+        PERFORM feed.ring();
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION feed.capture_delete() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO'
+SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = '1'
+AS $$
+BEGIN
+    INSERT INTO feed.change (topic, op, row)
+    SELECT TG_ARGV[0], 'destroy', row_to_json(old_rows.*) FROM old_rows;
+    IF FOUND THEN
+        PERFORM feed.ring();
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION feed.capture_truncate() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO feed.change (topic, op) VALUES (TG_ARGV[0], 'truncate');
+    PERFORM feed.ring();
+    RETURN NULL;
+END
+$$;
+
+-- The columns of a table's primary key, in order; NULL where it has none.
+CREATE FUNCTION feed.key_of(relation regclass) RETURNS name[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(attname ORDER BY place)
+    FROM pg_index
+    CROSS JOIN LATERAL unnest(indkey::int2[]) WITH ORDINALITY AS key (attnum, place)
+    JOIN pg_attribute ON attrelid = indrelid AND pg_attribute.attnum = key.attnum
+    WHERE indrelid = relation AND indisprimary AND place <= indnkeyatts
+$$;
+
+-- The statement that logs an UPDATE of rows with this key ($1 is the topic). Old and new rows are
+-- paired by key: a key that changed is a destroy and a create, destroys first; a row that did not
+-- change is no change. Without a key nothing can be paired: all old rows go, all new ones come.
+CREATE FUNCTION feed.update_statement(key name[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format($sql$
+        INSERT INTO feed.change (topic, op, row)
+        SELECT $1,
+               CASE WHEN after IS NULL THEN 'destroy' WHEN before IS NULL THEN 'create'
+                    ELSE 'update' END,
+               coalesce(after, before)
+        FROM (
+            SELECT CASE WHEN o.here THEN row_to_json(o.old) END AS before,
+                   CASE WHEN n.here THEN row_to_json(n.new) END AS after,
+                   o.here AND n.here AND o.old *= n.new AS same
+            FROM (SELECT old_rows AS old, true AS here, %1$s FROM old_rows) AS o
+            FULL JOIN (SELECT new_rows AS new, true AS here, %2$s FROM new_rows) AS n ON %3$s
+        ) AS pair
+        WHERE same IS NOT TRUE
+        ORDER BY after IS NOT NULL
+    $sql$,
+    coalesce(string_agg(format('old_rows.%I AS k%s', part, place), ', '), 'true AS k'),
+    coalesce(string_agg(format('new_rows.%I AS k%s', part, place), ', '), 'false AS k'),
+    coalesce(string_agg(format('o.k%1$s = n.k%1$s', place), ' AND '), 'o.k = n.k'))
+    FROM unnest(key) WITH ORDINALITY AS parts (part, place)
+$$;
+
+-- Puts the capture triggers on a table, its events named `topic:create` and so on. Idempotent:
+-- called again it takes a changed key or topic over.
+CREATE FUNCTION feed.watch(relation regclass, topic text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
+AS $watch$
+DECLARE
+    key name[] := feed.key_of(relation);
+    kind record;
+    on_update text := format('capture_update_%s', relation::oid);
+BEGIN
+    SELECT relkind, relpersistence, relhassubclass, relispartition,
+           EXISTS (SELECT FROM pg_inherits WHERE inhrelid = relation) AS inherits
+    INTO STRICT kind FROM pg_class WHERE oid = relation;
+    IF topic IS NULL OR topic !~ '^[a-z][a-z0-9_-]{0,62}$' OR topic = 'feed' THEN
+        RAISE EXCEPTION 'The topic % cannot be used: take a lower-case word of letters, digits, _ and -, other than feed.',
+            quote_nullable(topic) USING ERRCODE = 'invalid_parameter_value';
+    ELSIF kind.relkind <> 'r' OR kind.relpersistence <> 'p' THEN
+        RAISE EXCEPTION '% cannot be watched: only ordinary, permanent tables can.', relation
+            USING ERRCODE = 'wrong_object_type';
+    ELSIF kind.relispartition OR kind.inherits OR kind.relhassubclass THEN
+        RAISE EXCEPTION '% cannot be watched: it shares its rows with another table (partition or inheritance).', relation
+            USING ERRCODE = 'wrong_object_type';
+    ELSIF key IS NULL THEN
+        RAISE EXCEPTION '% cannot be watched: it has no primary key, and without one an update cannot be told from a delete and an insert.', relation
+            USING ERRCODE = 'invalid_table_definition', HINT = 'Add a primary key first.';
+    END IF;
+    PERFORM feed.unwatch(relation);
+
+    -- One function a table, so that its statement is planned once and not at every UPDATE. If the
+    -- key has changed since, the statement is made anew: slower, but the user's write goes on.
+    EXECUTE format($create$
+        CREATE FUNCTION feed.%1$I() RETURNS trigger
+        LANGUAGE plpgsql SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO'
+        SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = '1'
+        AS $body$
+        DECLARE
+            logged bigint;
+        BEGIN
+            IF feed.key_of(TG_RELID) = %2$L::name[] THEN
+                %3$s;
+            ELSE
+                EXECUTE feed.update_statement(feed.key_of(TG_RELID)) USING TG_ARGV[0];
+            END IF;
+            GET DIAGNOSTICS logged = ROW_COUNT;
+            IF logged > 0 THEN
+                PERFORM feed.ring();
+            END IF;
+            RETURN NULL;
+        END
+        $body$
+    $create$, on_update, key, replace(feed.update_statement(key), '$1', 'TG_ARGV[0]'));
+    EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', on_update);
+
+    EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_insert(%L)', relation, topic);
+    EXECUTE format('CREATE TRIGGER feed_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows '
+                   'NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION feed.%I(%L)',
+                   relation, on_update, topic);
+    EXECUTE format('CREATE TRIGGER feed_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS old_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_delete(%L)', relation, topic);
+    EXECUTE format('CREATE TRIGGER feed_truncate AFTER TRUNCATE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_truncate(%L)', relation, topic);
+    -- ALWAYS: also for sessions that have set session_replication_role to replica.
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER feed_insert, '
+                   'ENABLE ALWAYS TRIGGER feed_update, ENABLE ALWAYS TRIGGER feed_delete, '
+                   'ENABLE ALWAYS TRIGGER feed_truncate', relation);
+END
+$watch$;
+
+-- Takes the capture triggers off a table; changes already logged stay. Not an error where there
+-- are none.
+CREATE FUNCTION feed.unwatch(relation regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
+AS $$
+DECLARE
+    trigger record;
+BEGIN
+    FOR trigger IN
+        SELECT tgname, proname, proname LIKE 'capture\_update\_%' AS generated
+        FROM pg_trigger
+        JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace AND NOT tgisinternal
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', trigger.tgname, relation);
+        IF trigger.generated THEN
+            EXECUTE format('DROP FUNCTION feed.%I()', trigger.proname);
+        END IF;
+    END LOOP;
+END
+$$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA feed FROM PUBLIC;
