@@ -21,7 +21,7 @@ SESSION = {
     "extra_float_digits": "1",
 }
 
-# What is raised when the database is away, going away, starting, full or too slow. Not the caller's fault.
+# Raised when the database is away, going away, starting, full or too slow: nobody's fault here.
 UNAVAILABLE: tuple[type[BaseException], ...] = (
     OSError,  # refused, reset, unreachable, and TimeoutError
     asyncpg.PostgresConnectionError,
@@ -52,7 +52,7 @@ async def connect(url: str, **options: Any) -> Connection:
 
 
 async def create_pool(settings: Settings) -> Pool:
-    """Make the pool for REST and replays. The database may be away: connections are made when used."""
+    """Make the pool for REST and replays. It connects when used, so the database may be away."""
     return await asyncpg.create_pool(
         settings.database_url,
         min_size=0,
@@ -74,7 +74,7 @@ async def inspect(url: str) -> int:
         reason = str(error) or type(error).__name__
         raise Refusal(f"The database cannot be reached: {reason.splitlines()[0]}.") from error
     try:
-        major = connection.get_server_version().major
+        major: int = connection.get_server_version().major
     finally:
         await asyncio.wait_for(connection.close(), CONNECT_TIMEOUT_S)
     if major < OLDEST_SUPPORTED:

@@ -98,7 +98,7 @@ def log_level(text: str) -> str:
 
 
 def setting(default: object, read: Callable[[str], object], help: str, shown: str = "") -> Any:
-    """A field of Settings: its default, its reader, what it is for, and how the default is shown."""
+    """A field of Settings: default, reader, what it is for, and the default as one would write it."""
     return field(default=default, metadata={"read": read, "help": help, "shown": shown})
 
 
@@ -109,7 +109,7 @@ class Settings:
     host: str = setting("127.0.0.1", host, "address to listen on")
     port: int = setting(8000, number(0, 65535), "port to listen on; 0 takes a free one")
     database_url: str | None = setting(
-        None, postgres_url, "the Postgres database (15 or later); without it an embedded one is used"
+        None, postgres_url, "the Postgres to use, 15 or later; without it, an embedded one"
     )
     data_dir: Path = setting(
         Path(".data"), directory, "where the embedded Postgres keeps its data", ".data"

