@@ -1,6 +1,5 @@
 """Connections to Postgres, all alike, and what it means when there is none."""
 
-import asyncio
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -34,8 +33,8 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.InvalidAuthorizationSpecificationError,
 )
 
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = asyncpg.Connection
+Pool: TypeAlias = asyncpg.Pool
 
 
 class Refusal(Exception):
@@ -61,24 +60,3 @@ async def create_pool(settings: Settings) -> Pool:
         command_timeout=STATEMENT_TIMEOUT_S + 1,  # for a server that does not answer at all
         server_settings=SESSION | {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"},
     )
-
-
-async def inspect(url: str) -> int:
-    """Look at the database once, before starting: reachable, not too old. Returns its version.
-
-    Raises Refusal.
-    """
-    try:
-        connection = await connect(url)
-    except (*UNAVAILABLE, asyncpg.PostgresError, ValueError) as error:
-        reason = str(error) or type(error).__name__
-        raise Refusal(f"The database cannot be reached: {reason.splitlines()[0]}.") from error
-    try:
-        major: int = connection.get_server_version().major
-    finally:
-        await asyncio.wait_for(connection.close(), CONNECT_TIMEOUT_S)
-    if major < OLDEST_SUPPORTED:
-        raise Refusal(
-            f"The database runs Postgres {major}; Tablecast needs {OLDEST_SUPPORTED} or later."
-        )
-    return major

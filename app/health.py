@@ -2,22 +2,24 @@
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from app.problems import Problem
+from app.problems import Unavailable
+from app.resource import resource
+
+NO_STORE = {"Cache-Control": "no-store"}
 
 
 async def healthz(_: Request) -> Response:
     """Alive: the event loop answers."""
-    return JSONResponse({"status": "alive"})
+    return JSONResponse({"status": "alive"}, headers=NO_STORE)
 
 
 async def readyz(request: Request) -> Response:
     """Listening and caught up; 503 with the reason otherwise."""
     trouble = request.app.state.feed.trouble()
     if trouble is not None:
-        raise Problem(503, trouble)
-    return JSONResponse({"status": "ready"})
+        raise Unavailable(trouble)
+    return JSONResponse({"status": "ready"}, headers=NO_STORE)
 
 
-routes = [Route("/healthz", healthz), Route("/readyz", readyz)]
+routes = [resource("/healthz", get=healthz), resource("/readyz", get=readyz)]

@@ -1,0 +1,202 @@
+"""The OpenAPI 3.1 document of the HTTP API. A test fuzzes the running server from it."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.problems import PROBLEM_JSON, ProblemDetails
+from app.resource import resource
+from app.things import (
+    COLLECTION,
+    HIGHEST_ID,
+    JSON,
+    LOWEST_ID,
+    PAGE_LIMIT,
+    Name,
+    NewThing,
+    ThingChanges,
+)
+
+Json = dict[str, Any]
+Id = Annotated[int, Meta(ge=LOWEST_ID, le=HIGHEST_ID)]
+Limit = Annotated[int, Meta(ge=1, le=PAGE_LIMIT)]
+
+
+class Thing(msgspec.Struct):
+    """A thing, as Postgres renders the row."""
+
+    id: Id
+    name: Name
+    info: str
+    created_at: Annotated[str, Meta(description="Date and time with zone, in ISO 8601.")]
+
+
+class Health(msgspec.Struct):
+    """How the server is."""
+
+    status: str
+
+
+def body(struct: type[msgspec.Struct]) -> Json:
+    """The content of a request or an answer that is one JSON object."""
+    return {JSON: {"schema": reference(struct)}}
+
+
+def reference(struct: type[msgspec.Struct]) -> Json:
+    return {"$ref": f"#/components/schemas/{struct.__name__}"}
+
+
+def header(description: str, required: bool = True) -> Json:
+    return {"description": description, "required": required, "schema": {"type": "string"}}
+
+
+def parameter(where: str, name: str, type_: Any, description: str, required: bool = False) -> Json:
+    return {
+        "in": where,
+        "name": name,
+        "required": required,
+        "schema": msgspec.json.schema(type_),
+        "description": description,
+    }
+
+
+def problems(*statuses: int) -> Json:
+    """The error answers of an operation, beside its good ones."""
+    return {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
+
+
+def problem(description: str, **headers: Json) -> Json:
+    content = {PROBLEM_JSON: {"schema": reference(ProblemDetails)}}
+    return {"description": description, "headers": headers, "content": content}
+
+
+LIST_THINGS = {
+    "operationId": "listThings",
+    "summary": "The things by id",
+    "parameters": [
+        parameter("query", "limit", Limit, "The most things to answer with. Without it: all."),
+        parameter("query", "after", Id, "Only things with a greater id."),
+    ],
+    "responses": {
+        "200": {
+            "description": "The things.",
+            "headers": {
+                "Feed-Offset": header(
+                    "Where Socket.IO continues exactly from this list: `io({auth: {since: ...}})`."
+                ),
+                "Link": header('`<...>; rel="next"` if there are more things.', required=False),
+            },
+            "content": {JSON: {"schema": {"type": "array", "items": reference(Thing)}}},
+        },
+        **problems(422, 503),
+    },
+}
+
+CREATE_THING = {
+    "operationId": "createThing",
+    "summary": "Create a thing",
+    "description": "Unknown fields are refused.",
+    "requestBody": {"required": True, "content": body(NewThing)},
+    "responses": {
+        "201": {
+            "description": "The new thing.",
+            "headers": {"Location": header("The path of the new thing.")},
+            "content": body(Thing),
+        },
+        **problems(400, 409, 413, 415, 422, 503),
+    },
+}
+
+
+def one_thing(suffix: str, name: Json) -> Json:
+    """The operations on one thing, whose address holds its name in one of two ways."""
+    the_thing = {"description": "The thing.", "content": body(Thing)}
+    return {
+        "parameters": [name],
+        "get": {
+            "operationId": f"readThing{suffix}",
+            "summary": "One thing",
+            "responses": {"200": the_thing, **problems(404, 422, 503)},
+        },
+        "patch": {
+            "operationId": f"updateThing{suffix}",
+            "summary": "Change a thing",
+            "description": "Fields left out stay; `{}` changes nothing; unknown fields are refused.",
+            "requestBody": {"required": True, "content": body(ThingChanges)},
+            "responses": {"200": the_thing, **problems(400, 404, 409, 413, 415, 422, 503)},
+        },
+        "delete": {
+            "operationId": f"deleteThing{suffix}",
+            "summary": "Delete a thing",
+            "responses": {"204": {"description": "It is gone."}, **problems(404, 409, 422, 503)},
+        },
+    }
+
+
+IN_PATH = parameter(
+    "path", "name", Name, "The name, percent-encoded; a slash is `%2F`.", required=True
+)
+IN_QUERY = parameter(
+    "query",
+    "name",
+    Name,
+    "The name. Needed for `.` and `..`, which URL parsers take out of a path.",
+    required=True,
+)
+
+HEALTH = {"description": "It is so.", "content": body(Health)}
+HEALTHZ = {
+    "operationId": "isAlive",
+    "summary": "Whether the server is alive",
+    "responses": {"200": HEALTH},
+}
+READYZ = {
+    "operationId": "isReady",
+    "summary": "Whether the server listens to the database and is caught up",
+    "responses": {"200": HEALTH, **problems(503)},
+}
+
+DOCUMENT: Json = {
+    "openapi": "3.1.0",
+    "info": {
+        "title": "Tablecast",
+        "version": "1",
+        "description": "The rows of a table. Who listens over Socket.IO sees each change at once.",
+    },
+    "paths": {
+        COLLECTION: {"get": LIST_THINGS, "post": CREATE_THING},
+        f"{COLLECTION}/{{name}}": one_thing("", IN_PATH),
+        f"{COLLECTION}/": one_thing("ByQuery", IN_QUERY),
+        "/healthz": {"get": HEALTHZ},
+        "/readyz": {"get": READYZ},
+    },
+    "components": {
+        "schemas": msgspec.json.schema_components(
+            [Thing, NewThing, ThingChanges, ProblemDetails, Health],
+            ref_template="#/components/schemas/{name}",
+        )[1],
+        "responses": {
+            "400": problem("The body is not JSON in UTF-8."),
+            "404": problem("There is no thing with this name."),
+            "409": problem("The name is taken, or the database has another reason to refuse."),
+            "413": problem("The body is too large."),
+            "415": problem("The body is not announced as JSON."),
+            "422": problem("A value does not fit; `field` says which."),
+            "503": problem(
+                "The database is away.", **{"Retry-After": header("How many seconds to wait.")}
+            ),
+        },
+    },
+}
+ENCODED = msgspec.json.format(msgspec.json.encode(DOCUMENT), indent=2)
+
+
+async def openapi(_: Request) -> Response:
+    """GET the document."""
+    return Response(ENCODED, media_type=JSON)
+
+
+routes = [resource("/openapi.json", get=openapi)]

@@ -1,0 +1,90 @@
+"""Errors as clients see them: problem+json (RFC 9457), with a sentence that says what to change."""
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+PROBLEM_JSON = "application/problem+json"
+RETRY_AFTER_S = 1
+
+
+class ProblemDetails(msgspec.Struct, kw_only=True):
+    """The body of every error answer."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    field: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Problem(HTTPException):
+    """Raised to answer with an error: status, sentence, and the field it is about, if any."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        field: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail, headers)
+        self.field = field
+
+
+class Unavailable(Problem):
+    """The database is away or too slow: 503, try again soon."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def problem_response(error: HTTPException) -> Response:
+    """The answer for an error, Starlette's own included."""
+    details = ProblemDetails(
+        title=HTTPStatus(error.status_code).phrase, status=error.status_code, detail=error.detail
+    )
+    if isinstance(error, Problem) and error.field is not None:
+        details.field = error.field
+    return Response(
+        msgspec.json.encode(details),
+        error.status_code,
+        {"Cache-Control": "no-store", **(error.headers or {})},
+        PROBLEM_JSON,
+    )
+
+
+async def http_error(request: Request, error: HTTPException) -> Response:
+    """Answer a `Problem`, or what Starlette raised without knowing what we would say about it."""
+    if isinstance(error, Problem):
+        return problem_response(error)
+    if error.status_code == 404:
+        return problem_response(Problem(404, "There is nothing at this address."))
+    if error.status_code == 405:
+        # Starlette's StaticFiles refuses a method without saying which ones it knows.
+        allow = (error.headers or {}).get("Allow", "GET, HEAD")
+        detail = f"{request.method} is not possible here, only {allow}."
+        return problem_response(Problem(405, detail, headers={"Allow": allow}))
+    return problem_response(error)
+
+
+async def client_gone(_: Request, __: ClientDisconnect) -> Response:
+    """The client left while sending its body: nobody reads this answer."""
+    return problem_response(Problem(400, "The body ended too early."))
+
+
+async def unforeseen(_: Request, __: Exception) -> Response:
+    """A mistake of ours. Starlette raises it again after this answer, and the server logs it."""
+    return problem_response(Problem(500, "This is a mistake in the server, and in its log."))
+
+
+exception_handlers: dict[Any, Any] = {
+    HTTPException: http_error,
+    ClientDisconnect: client_gone,
+    Exception: unforeseen,
+}
