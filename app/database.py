@@ -31,6 +31,11 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.ReadOnlySQLTransactionError,  # a standby: its primary went elsewhere
     asyncpg.InvalidCatalogNameError,  # the database is being restored under its name
     asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.TransactionRollbackError,  # a deadlock, which another try gets past
+    asyncpg.ObjectNotInPrerequisiteStateError,  # a standby, or a lock that was not to be had
+    asyncpg.UndefinedTableError,  # a dump is being restored
+    asyncpg.UndefinedFunctionError,
+    asyncpg.InvalidSchemaNameError,
 )
 
 Connection: TypeAlias = asyncpg.Connection
@@ -50,6 +55,13 @@ async def connect(url: str, **options: Any) -> Connection:
     return await asyncpg.connect(url, **{"timeout": CONNECT_TIMEOUT_S} | options)
 
 
+async def keep_session(_: Connection) -> None:
+    """A used connection goes back to the pool as it is: nobody changes the session of one.
+
+    asyncpg would reset it, which is another round trip to the server for every statement.
+    """
+
+
 async def create_pool(settings: Settings) -> Pool:
     """Make the pool for REST and replays. It connects when used, so the database may be away."""
     return await asyncpg.create_pool(
@@ -57,6 +69,7 @@ async def create_pool(settings: Settings) -> Pool:
         min_size=0,
         max_size=settings.pool_size,
         timeout=CONNECT_TIMEOUT_S,
+        reset=keep_session,
         command_timeout=STATEMENT_TIMEOUT_S + 1,  # for a server that does not answer at all
         server_settings=SESSION | {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"},
     )

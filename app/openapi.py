@@ -124,7 +124,7 @@ def one_thing(suffix: str, name: Json) -> Json:
         "patch": {
             "operationId": f"updateThing{suffix}",
             "summary": "Change a thing",
-            "description": "Fields left out stay; `{}` changes nothing; unknown fields are refused.",
+            "description": "What is left out stays; `{}` changes nothing. Unknown fields: 422.",
             "requestBody": {"required": True, "content": body(ThingChanges)},
             "responses": {"200": the_thing, **problems(400, 404, 409, 413, 415, 422, 503)},
         },
