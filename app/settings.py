@@ -21,7 +21,10 @@ def number(low: int, high: int) -> Callable[[str], int]:
     """A reader of whole numbers from `low` to `high`."""
 
     def read(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9_]{1,20}", text) or not low <= int(text) <= high:
+        if (
+            not re.fullmatch(r"-?[0-9]{1,3}(_?[0-9]{1,3}){0,6}", text)
+            or not low <= int(text) <= high
+        ):
             raise ValueError(f"it must be a whole number from {low} to {high}")
         return int(text)
 
@@ -98,7 +101,7 @@ def log_level(text: str) -> str:
 
 
 def setting(default: object, read: Callable[[str], object], help: str, shown: str = "") -> Any:
-    """A field of Settings: default, reader, what it is for, and the default as one would write it."""
+    """A field of Settings: default, reader, what it is for, the default as one would write it."""
     return field(default=default, metadata={"read": read, "help": help, "shown": shown})
 
 

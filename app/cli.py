@@ -1,0 +1,207 @@
+"""The command: serve, migrate, psql."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any, NoReturn
+
+import asyncpg
+import click
+import uvloop
+
+from app.database import OLDEST_SUPPORTED, UNAVAILABLE, Refusal, connect
+from app.migration import migrate, newest_revision, revision
+from app.postgres import binary, embedded
+from app.settings import SettingError, Settings, flag, variable
+
+REFUSED, WRONG_USE = 1, 2
+EXAMPLE = "INSERT INTO things (name) VALUES ('hello')"
+SAMPLES = """
+    INSERT INTO public.things (name, info) VALUES
+        ('apple', 'edit me: every open page follows'),
+        ('pear', 'or change me with psql'),
+        ('plum 🟣', 'names may hold anything that Postgres text can')
+"""
+
+
+def options(*names: str) -> Callable[[Callable[..., None]], Callable[[], None]]:
+    """Give a command these settings as options, or all of them; it is called with Settings."""
+
+    def decorate(run: Callable[..., None]) -> Callable[[], None]:
+        def command(*given: Any, **values: Any) -> None:
+            texts = {
+                option.name: values.pop(option.name)
+                for option in fields(Settings)
+                if option.name in values
+            }
+            environ = dict(os.environ) | {
+                name.upper(): text for name, text in texts.items() if text is not None
+            }
+            run(Settings.read(environ), *given, **values)
+
+        command.__name__, command.__doc__ = run.__name__, run.__doc__
+        command.__click_params__ = getattr(run, "__click_params__", [])  # type: ignore[attr-defined]
+        decorated: Callable[..., None] = command
+        for option in reversed(fields(Settings)):
+            if not names or option.name in names:
+                default = option.metadata["shown"] or option.default
+                shown = "" if default is None else f" [default: {default}]"
+                text = f"{option.metadata['help']}{shown} [env: {variable(option)}]"
+                decorated = click.option(flag(option), option.name, help=text)(decorated)
+        return decorated
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tablecast")
+def tablecast() -> None:
+    """Show the rows of a Postgres table in browsers and keep them true."""
+
+
+@tablecast.command()
+@options()
+@click.option("--migrate", "migrating", is_flag=True, help="first bring the database up to date")
+def serve(settings: Settings, migrating: bool) -> None:
+    """Serve the page, the API and the live feed.
+
+    The embedded database is made, migrated and filled with a few samples by itself; one that
+    DATABASE_URL names only with --migrate.
+    """
+    from app.serving import serve as serve_until_stopped  # the other commands do without
+
+    log_to_stderr(settings.log_level.upper())
+    with database(settings) as url:
+        if migrating and settings.database_url:
+            migrate(url)
+        uvloop.run(check(url))
+
+        def say(address: str) -> None:
+            where = shlex.quote(url) if settings.database_url is None else '"$DATABASE_URL"'
+            click.echo(f"Tablecast is at {address}")
+            click.echo(f'Change its table:  psql {where} -c "{EXAMPLE}"')
+            click.echo("No psql? Use:      .venv/bin/tablecast psql")
+
+        try:
+            uvloop.run(serve_until_stopped(replace(settings, database_url=url), say))
+        except OSError as error:
+            raise Refusal(listening_problem(settings, error)) from error
+
+
+@tablecast.command("migrate")
+@options("database_url", "data_dir")
+def migrate_command(settings: Settings) -> None:
+    """Bring the database up to date. Safe to run twice, even at once."""
+    with database(settings) as url:
+        migrate(url)
+        click.echo("The database is up to date.")
+
+
+@tablecast.command(context_settings={"ignore_unknown_options": True})
+@options("database_url", "data_dir")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
+    """Open psql on the database; ARGUMENTS are psql's own, such as -c "SELECT 1"."""
+    with database(settings) as url:
+        signal.signal(signal.SIGINT, lambda *_: None)  # in psql it cancels a query
+        sys.exit(subprocess.run([binary("psql"), url, *arguments]).returncode)
+
+
+@contextlib.contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """The URL of the chosen database; an embedded one is made ready and runs during the block."""
+    if settings.database_url is not None:
+        yield settings.database_url
+        return
+    with embedded(settings.data_dir) as url:
+        fresh = asyncio.run(current(url)) is None
+        migrate(url)
+        if fresh:
+            asyncio.run(execute(url, SAMPLES))
+        yield url
+
+
+def log_to_stderr(level: str) -> None:
+    """Log our own messages from this level on, and what libraries warn of."""
+    logging.basicConfig(
+        level=max(level, "WARNING", key=logging.getLevelNamesMapping().__getitem__),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("tablecast").setLevel(level)
+
+
+async def current(url: str) -> str | None:
+    """The revision of the database at `url`. Raises Refusal."""
+    try:
+        connection = await connect(url)
+    except (*UNAVAILABLE, asyncpg.PostgresError, ValueError) as error:
+        reason = (str(error) or "it does not answer").splitlines()[0].rstrip(".")
+        raise Refusal(f"The database cannot be reached: {reason}.") from error
+    try:
+        major = connection.get_server_version().major
+        if major < OLDEST_SUPPORTED:
+            raise Refusal(
+                f"The database runs Postgres {major}; Tablecast needs {OLDEST_SUPPORTED} or later."
+            )
+        return await revision(connection)
+    finally:
+        connection.terminate()
+
+
+async def check(url: str) -> None:
+    """Raise Refusal unless the database can be served as it is."""
+    found = await current(url)
+    if found is None:
+        raise Refusal("The database is not migrated yet: run `tablecast migrate` first.")
+    if found != newest_revision():
+        raise Refusal(
+            f"The database is at revision {found}, this version of Tablecast needs"
+            f" {newest_revision()}: run `tablecast migrate` with the newer of the two."
+        )
+
+
+async def execute(url: str, statement: str) -> None:
+    """Run one statement."""
+    connection = await connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def listening_problem(settings: Settings, error: OSError) -> str:
+    """Why the address cannot be had, in a sentence."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {settings.port} on {settings.host} is taken: choose another with PORT or --port."
+        )
+    reason = error.strerror or str(error)
+    return f"Cannot listen on {settings.host}, port {settings.port}: {reason}."
+
+
+def main() -> NoReturn:
+    """Run the command and end the process: 0, or a sentence on standard error and another code."""
+    try:
+        sys.exit(tablecast.main(standalone_mode=False))
+    except KeyboardInterrupt:
+        sys.exit(0)  # asked to stop before there was anything to stop
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(WRONG_USE)
+    except click.Abort:
+        sys.exit(0)
+    except (SettingError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else error
+        click.echo(f"tablecast: {message}", err=True)
+        sys.exit(WRONG_USE)
+    except Refusal as error:
+        click.echo(f"tablecast: {error}", err=True)
+        sys.exit(REFUSED)

@@ -1,0 +1,117 @@
+"""Fixtures: a database of its own for every test, and the real server on it."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.database import Connection, connect
+from app.migration import migrate
+from app.postgres import Server
+from tests.support.postgres import clone, in_thread, private_server, shared_server, template
+from tests.support.server import RunningServer
+
+# How the first process of a test run tells its workers (pytest-xdist) where the server is.
+SHARED_URL, RUN = "TABLECAST_TEST_SERVER", "TABLECAST_TEST_RUN"
+SETTINGS = ("HOST", "PORT", "DATABASE_URL", "DATA_DIR", "ALLOWED_ORIGINS", "LOG_LEVEL")
+
+shared = contextlib.ExitStack()
+shared_name = ""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global shared_name
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    os.environ[SHARED_URL], shared_name = shared.enter_context(shared_server())
+    os.environ[RUN] = uuid.uuid4().hex[:8]
+    for name in SETTINGS:  # a server under test takes only what its test gives it
+        os.environ.pop(name, None)
+
+
+def pytest_report_header() -> str:
+    return f"postgres: {shared_name}"
+
+
+def pytest_unconfigure() -> None:
+    shared.close()
+
+
+@pytest.fixture(scope="session")
+def server_url() -> str:
+    """The shared Postgres server, as one who may create databases."""
+    return os.environ[SHARED_URL]
+
+
+@pytest.fixture(scope="session")
+def migrated_template(server_url: str) -> str:
+    """The name of a migrated, empty database to clone."""
+    return template(server_url, f"template_{os.environ[RUN]}")
+
+
+@pytest.fixture
+def database_url(server_url: str, migrated_template: str) -> Iterator[str]:
+    """A migrated, empty database for this test alone."""
+    with clone(server_url, migrated_template) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    """A database for this test alone, not migrated."""
+    with clone(server_url, "template0") as url:
+        yield url
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[Connection]:
+    """A connection to the test's database."""
+    opened = await connect(database_url)
+    try:
+        yield opened
+    finally:
+        opened.terminate()
+
+
+@pytest.fixture
+def start_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers on the test's database: `start_server(PING_INTERVAL=1)`.
+
+    `database_url=` names another database.
+    """
+    servers: list[RunningServer] = []
+
+    def start(*, database_url: str = database_url, **settings: object) -> RunningServer:
+        server = RunningServer(database_url, tmp_path / f"server{len(servers)}.log", **settings)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def server(start_server: Callable[..., RunningServer]) -> RunningServer:
+    """The real server on the test's database."""
+    return start_server()
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[Callable[..., Server]]:
+    """Starts Postgres servers that the test may stop, kill and restart; their database is migrated.
+
+    Options are Postgres settings: `private_postgres(max_prepared_transactions=10)`.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(**options: str | int) -> Server:
+            server = stack.enter_context(private_server(**options))
+            in_thread(migrate, server.url)
+            return server
+
+        yield start

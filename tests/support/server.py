@@ -1,0 +1,82 @@
+"""The real server in a process of its own, as `tablecast serve` starts it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+TABLECAST = Path(sys.executable).parent / "tablecast"
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 15
+
+
+class RunningServer:
+    """`tablecast serve` on a free port. `settings` are environment variables, such as PORT."""
+
+    def __init__(self, database_url: str, log: Path, **settings: object) -> None:
+        given = {name: str(value) for name, value in settings.items()}
+        self.env = os.environ | {"DATABASE_URL": database_url, "PORT": "0"} | given
+        self.log_path = log
+        self.url = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, the same after a restart."""
+        return urlsplit(self.url).port or 80
+
+    @property
+    def log(self) -> str:
+        """All that the server has logged so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start, and return when requests are answered. Raises RuntimeError with the log."""
+        with self.log_path.open("a") as log:
+            process = subprocess.Popen(
+                [TABLECAST, "serve"], env=self.env, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self._process = process
+        assert process.stdout is not None
+        alarm = threading.Timer(START_TIMEOUT_S, process.kill)
+        alarm.start()
+        line = process.stdout.readline()
+        alarm.cancel()
+        if "http://" not in line:
+            self.kill()
+            raise RuntimeError(f"the server did not start: {line}{self.log}")
+        self.url = line.split()[-1]
+        self.env["PORT"] = str(self.port)
+
+    def stop(self, with_signal: signal.Signals = signal.SIGINT) -> int:
+        """Ask the server to stop, wait until it has, and return its exit code."""
+        if self._process is None:
+            return 0
+        self._process.send_signal(with_signal)
+        try:
+            return self._process.wait(STOP_TIMEOUT_S)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+
+    def restart(self) -> None:
+        """Stop and start again, on the same port."""
+        self.stop()
+        self.start()

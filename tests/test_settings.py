@@ -1,0 +1,98 @@
+"""Settings: each from its variable, none of them wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from app.settings import SettingError, Settings
+
+
+def test_nothing_set_gives_the_defaults() -> None:
+    """Somebody sets nothing, and empty variables count as nothing."""
+    assert Settings.read({}) == Settings()
+    assert Settings.read({"PORT": "", "DATABASE_URL": " "}) == Settings()
+
+
+def test_every_setting_can_be_given() -> None:
+    """Somebody sets everything, with units."""
+    assert Settings.read(
+        {
+            "HOST": "0.0.0.0",
+            "PORT": "9000",
+            "DATABASE_URL": "postgresql://me:secret@db.example.org:5433/shop?sslmode=require",
+            "DATA_DIR": "/var/lib/tablecast",
+            "POOL_SIZE": "3",
+            "FEED_RETENTION": "7d",
+            "FEED_MAX_CHANGES": "1_000",
+            "PING_INTERVAL": "500ms",
+            "PING_TIMEOUT": "1.5",
+            "CLIENT_BUFFER": "64KiB",
+            "CLIENT_STALL": "2m",
+            "ALLOWED_ORIGINS": "https://example.org, http://localhost:3000",
+            "LOG_LEVEL": "WARNING",
+        }
+    ) == Settings(
+        host="0.0.0.0",
+        port=9000,
+        database_url="postgresql://me:secret@db.example.org:5433/shop?sslmode=require",
+        data_dir=Path("/var/lib/tablecast"),
+        pool_size=3,
+        feed_retention=7 * 86400,
+        feed_max_changes=1000,
+        ping_interval=0.5,
+        ping_timeout=1.5,
+        client_buffer=65536,
+        client_stall=120,
+        allowed_origins=("https://example.org", "http://localhost:3000"),
+        log_level="warning",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HOST", "two words"),
+        ("HOST", "http://localhost"),
+        ("PORT", "70000"),
+        ("PORT", "-1"),
+        ("PORT", "http"),
+        ("PORT", "8000.5"),
+        ("PORT", "1_"),
+        ("PORT", "٣"),
+        ("DATA_DIR", __file__),
+        ("POOL_SIZE", "0"),
+        ("FEED_RETENTION", "soon"),
+        ("FEED_RETENTION", "0"),
+        ("FEED_RETENTION", "24 hours"),
+        ("FEED_RETENTION", "99999d"),
+        ("FEED_RETENTION", "nan"),
+        ("FEED_MAX_CHANGES", "0"),
+        ("PING_INTERVAL", "-1"),
+        ("PING_TIMEOUT", "1e9"),
+        ("CLIENT_BUFFER", "1"),
+        ("CLIENT_BUFFER", "1MB"),
+        ("CLIENT_STALL", "inf"),
+        ("ALLOWED_ORIGINS", "example.org"),
+        ("ALLOWED_ORIGINS", "https://example.org/path"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_is_a_sentence(name: str, value: str) -> None:
+    """Somebody sets one variable wrongly and is told which, what it was and what it must be."""
+    with pytest.raises(SettingError) as caught:
+        Settings.read({name: value})
+    message = str(caught.value)
+    assert message.startswith(
+        f"{name} (or --{name.lower().replace('_', '-')}) is {value!r}, but it"
+    )
+    assert message.endswith(".")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "postgresql://u:secret@h:x/d", "secret"])
+def test_a_wrong_database_url_is_not_repeated(url: str) -> None:
+    """Somebody mistypes DATABASE_URL; the password in it stays out of the message."""
+    with pytest.raises(SettingError) as caught:
+        Settings.read({"DATABASE_URL": url})
+    assert str(caught.value).startswith("DATABASE_URL (or --database-url) is wrong: it ")
+    assert "secret" not in str(caught.value)
