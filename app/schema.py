@@ -46,9 +46,7 @@ change = Table(
     metadata,
     Column("xid", Xid8, primary_key=True, server_default=text("pg_current_xact_id()")),
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    Column(
-        "at", DateTime(timezone=True), nullable=False, server_default=text("clock_timestamp()")
-    ),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=text("clock_timestamp()")),
     Column("topic", Text, nullable=False),
     Column("op", Text, nullable=False),
     Column("row", JSON),

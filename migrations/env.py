@@ -37,6 +37,4 @@ given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    asyncio.run(
-        connect_and_run(context.config.attributes.get("url") or os.environ["DATABASE_URL"])
-    )
+    asyncio.run(connect_and_run(context.config.attributes.get("url") or os.environ["DATABASE_URL"]))

@@ -30,8 +30,9 @@ BUSY_WITHIN_S = 0.040
 LOOK_S = 1.0
 PROBE_S = 5.0
 HELD_BACK_S = 10.0
-READ_TIMEOUT_S = 60.0
+READ_TIMEOUT_S = 15.0
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+DEAF = "notifications do not reach the listening connection (a transaction-mode pooler between?)"
 # Not ready when the last complete read is older.
 BEHIND_S = 5.0
 
@@ -79,19 +80,25 @@ class Feed:
                     )
                     session.callback(reader.terminate)
                     await self._begin(reader)
+                    self._set_trouble(DEAF if listener.deaf else None)
                     self._listener = listener
                     failures = 0
                     await self._follow(listener, reader)
-            except UNAVAILABLE as error:
+            except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 reason = f"the database cannot be reached: {error or type(error).__name__}"
-                if reason != self._trouble:
-                    logger.warning("%s; trying again", reason)
-                self._trouble = reason
+                self._set_trouble(reason)
             finally:
                 self._listener = None
                 self.leading = False
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
             failures += 1
+
+    def _set_trouble(self, trouble: str | None) -> None:
+        if trouble and trouble != self._trouble:
+            logger.warning("%s; trying again", trouble)
+        elif self._trouble and not trouble:
+            logger.info("listening")
+        self._trouble = trouble
 
     def trouble(self) -> str | None:
         """Why the feed is not listening and caught up, in one sentence; None when it is."""
@@ -120,7 +127,6 @@ class Feed:
         """Take up the history where it was left, or begin at now."""
         if self.position is None or await log.current_epoch(reader) != self.epoch:
             await self._restart(reader)
-        self._trouble = None
 
     async def _restart(self, reader: asyncpg.Connection) -> None:
         if self.position is not None:
@@ -149,6 +155,7 @@ class Feed:
             if now >= next_probe:
                 next_probe = now + PROBE_S
                 await listener.probe()
+                self._set_trouble(DEAF if listener.deaf else None)
                 if listener.leading:
                     await self._name_who_holds_back(reader)
 
@@ -167,23 +174,25 @@ class Feed:
             elif not await listener.fall_asleep():
                 pause = KEPT_AWAKE_POLL_S if listener.bell_works else SILENT_POLL_S
                 rang = await listener.wait(min(pause, until_look))
-            # else: asleep from now on; read once more
+            else:
+                rang = False  # asleep from now on; read once more
 
     async def _read_all(self, reader: asyncpg.Connection) -> bool:
         """Read and publish everything up to now; whether there was anything."""
-        assert self.position is not None and self.epoch is not None
+        assert self.position is not None
+        moved = False
         try:
             page = await log.read(reader, Offset(self.position))
+            while True:
+                moved = moved or bool(page.changes)
+                if page.changes or page.until.position != self.position:
+                    self._audience.publish(page)
+                if page.until.until is None:
+                    break
+                page = await log.read(reader, page.until)
         except HistoryLost:
             await self._restart(reader)
             return False
-        moved = bool(page.changes)
-        if moved or page.until.position != self.position:
-            self._audience.publish(page)
-        if page.until.until is not None:
-            async for page in log.read_rest(reader, page.until):
-                self._audience.publish(page)
-                await asyncio.sleep(0)  # let others run between the pages of a long batch
         self.position = page.until.position
         self._read_at = time.monotonic()
         async with self._looked:

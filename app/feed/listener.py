@@ -19,23 +19,21 @@ from app.database import connect
 
 CHANNEL = "feed"
 
-# Advisory locks; the first number is Tablecast's own ("TACO" + 16 bits would be a guess: it is
-# just a constant shared with migrations/sql/capture.sql).
+# Advisory locks; the first number is Tablecast's own, as in migrations/sql/capture.sql.
 LOCKS = 1413563213
 SLEEPING = 1
 LEADING = 2
 PRESENT = 3  # held shared by every node
 
 COMMAND_TIMEOUT_S = 5.0
-ECHO_TIMEOUT_S = 5.0
-
-
-class Deaf(ConnectionError):
-    """What the connection sends to itself does not come back."""
+ECHO_TIMEOUT_S = 2.0
 
 
 class Listener:
-    """One session that listens. Any failure of a method means: close it and open another."""
+    """One session that listens. Any failure of a method means: close it and open another.
+
+    `deaf`: what it sends to itself does not come back, so no bell can be relied on.
+    """
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -46,21 +44,23 @@ class Listener:
         self.asleep = False
         self.leading = False
         self.accompanied = False
-        self.bell_works = True
+        self.deaf = True
+        self._writers_ring = True
 
     @classmethod
     async def open(cls, url: str) -> "Listener":
-        """Connect, listen, and believe it only when a notification to itself comes back."""
+        """Connect and listen. Raises one of UNAVAILABLE."""
         connection = await connect(url, command_timeout=COMMAND_TIMEOUT_S)
         listener = cls(connection)
         try:
             connection.add_termination_listener(lambda _: listener._bell.set())
             await connection.add_listener(CHANNEL, listener._heard)
-            await listener.probe()
+            await listener._hear_itself()
             # Where two-phase commit is enabled writers cannot ring (feed.ring says why).
             setting = await connection.fetchval("SHOW max_prepared_transactions")
-            listener.bell_works = setting == "0"
-            await connection.execute("SELECT pg_advisory_lock_shared($1, $2)", LOCKS, PRESENT)
+            listener._writers_ring = setting == "0"
+            if not listener.deaf:
+                await connection.execute("SELECT pg_advisory_lock_shared($1, $2)", LOCKS, PRESENT)
         except BaseException:
             listener.close()
             raise
@@ -97,20 +97,33 @@ class Listener:
         return True
 
     async def probe(self) -> None:
-        """Send a notification to itself and wait for it. Raises Deaf if it does not come.
+        """See whether the last probe came back, and send the next one.
 
         It notices what no keepalive can: a pooler that hands every transaction to another session
         swallows LISTEN without an error.
         """
+        self.deaf = not self._echo.is_set()
+        if self.deaf:
+            await self.wake_up()
+        await self._send_probe()
+
+    async def _send_probe(self) -> None:
         self._echo.clear()
         await self._connection.execute("SELECT pg_notify($1, $2)", CHANNEL, self._token)
+
+    async def _hear_itself(self) -> None:
+        await self._send_probe()
         try:
             async with asyncio.timeout(ECHO_TIMEOUT_S):
                 await self._echo.wait()
         except TimeoutError:
-            raise Deaf(
-                "notifications do not reach this connection (a transaction-mode pooler between?)"
-            ) from None
+            pass
+        self.deaf = not self._echo.is_set()
+
+    @property
+    def bell_works(self) -> bool:
+        """Whether a writer's commit would be heard if this node slept."""
+        return self._writers_ring and not self.deaf
 
     async def fall_asleep(self) -> bool:
         """Try to; not possible while a transaction that has written changes is open."""
@@ -126,6 +139,8 @@ class Listener:
 
     async def take_part(self) -> None:
         """Lead if nobody does, and see whether other nodes are there."""
+        if self.deaf and not self.leading:
+            return  # behind such a pooler the lock would stay with a session of another
         if not self.leading:
             self.leading = await self._try_lock(LEADING)
         if self.leading:

@@ -1,6 +1,6 @@
 """Every query on the log: positions in, pages out."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -8,35 +8,55 @@ import asyncpg
 from app.feed.offset import Epoch, Offset, Position
 
 PAGE_ROWS = 5_000
+FEW_TRANSACTIONS = 32
 PAGE_BYTES = 1024 * 1024  # as stored: long rows are compressed, several-fold at most
-
-# A batch too long for one page is streamed from here on by a cursor: sorted once, not page by page.
-# How many rows at once follows their length.
-FIRST_FETCH_ROWS = 100
-CURSOR_ROWS = 2_000
 
 # What is between two positions: not visible in $1 (two index searches, whatever the size of the
 # log and however long some transaction stays open), visible in $2 (NULL: now), behind change $3.
 # At most $4 rows and about $5 bytes. The first row, with id 0, is the header: the position read up
 # to and whether the log continues from $1, both from the very snapshot the rows are from.
+#
+# The primary key gives the changes of one transaction in order. So while the transactions are few
+# (`written` stops at $6) each is entered where the page begins; a million rows of one COPY are not
+# sorted anew for every page. Many transactions are read whole, and sorted.
 READ = """
-WITH bounds AS MATERIALIZED (
-    SELECT $1::text::pg_snapshot AS since,
-           coalesce($2::text::pg_snapshot, feed.position()) AS until
+WITH RECURSIVE bounds AS MATERIALIZED (
+    SELECT pg_snapshot_xmax(since) AS low, pg_snapshot_xmax(until) AS high, since, until,
+           ARRAY(SELECT pg_snapshot_xip(since)) AS running
+    FROM (SELECT $1::text::pg_snapshot AS since,
+                 coalesce($2::text::pg_snapshot, feed.position()) AS until) AS positions
+),
+written AS (
+    (SELECT xid FROM feed.change
+     WHERE xid >= (SELECT low FROM bounds) AND xid < (SELECT high FROM bounds)
+     ORDER BY xid LIMIT 1)
+    UNION ALL
+    SELECT (SELECT xid FROM feed.change
+            WHERE xid > written.xid AND xid < (SELECT high FROM bounds) ORDER BY xid LIMIT 1)
+    FROM written WHERE xid IS NOT NULL
+),
+few AS MATERIALIZED (SELECT array_agg(xid) AS xids FROM (SELECT xid FROM written LIMIT $6) AS w),
+unread AS (
+    SELECT one.* FROM few, unnest(xids || (SELECT running FROM bounds)) AS of (xid), LATERAL (
+        SELECT * FROM feed.change
+        WHERE change.xid = of.xid AND id > $3 ORDER BY id LIMIT $4
+    ) AS one
+    WHERE (SELECT cardinality(xids) < $6 FROM few) IS NOT FALSE
+    UNION ALL
+    SELECT * FROM feed.change
+    WHERE xid >= (SELECT low FROM bounds) AND xid < (SELECT high FROM bounds) AND id > $3
+      AND (SELECT cardinality(xids) >= $6 FROM few)
+    UNION ALL
+    SELECT * FROM feed.change
+    WHERE xid = ANY ((SELECT running FROM bounds)::xid8[]) AND id > $3
+      AND (SELECT cardinality(xids) >= $6 FROM few)
 ),
 page AS (
     SELECT id, topic, op, row, at,
            sum(pg_column_size(row)) OVER (ORDER BY id) AS bytes,
            coalesce(pg_column_size(row), 0) AS size
-    FROM (
-        SELECT * FROM feed.change
-        WHERE xid >= (SELECT pg_snapshot_xmax(since) FROM bounds)
-          AND xid < (SELECT pg_snapshot_xmax(until) FROM bounds)
-        UNION ALL
-        SELECT * FROM feed.change
-        WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(since) FROM bounds))
-    ) AS unread
-    WHERE pg_visible_in_snapshot(xid, (SELECT until FROM bounds)) AND id > $3
+    FROM unread
+    WHERE pg_visible_in_snapshot(xid, (SELECT until FROM bounds))
     ORDER BY id
     LIMIT $4
 )
@@ -49,24 +69,6 @@ SELECT id, topic, op,
        (extract(epoch FROM at) * 1000)::bigint, coalesce(bytes, 0) >= $5
 FROM page
 WHERE coalesce(bytes, 0) - size < $5
-ORDER BY id
-"""
-
-# The same for the rest of a batch, all of it, for a cursor.
-READ_REST = """
-SELECT id, topic, op,
-       CASE op WHEN 'destroy' THEN coalesce((row -> 'name')::text, row::text) ELSE row::text END
-           AS body,
-       (extract(epoch FROM at) * 1000)::bigint AS at
-FROM (
-    SELECT * FROM feed.change
-    WHERE xid >= pg_snapshot_xmax($1::text::pg_snapshot)
-      AND xid < pg_snapshot_xmax($2::text::pg_snapshot)
-    UNION ALL
-    SELECT * FROM feed.change
-    WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
-) AS unread
-WHERE pg_visible_in_snapshot(xid, $2::text::pg_snapshot) AND id > $3
 ORDER BY id
 """
 
@@ -139,7 +141,13 @@ async def read(
     if since.until is not None:
         until = since.until
     header, *rows = await connection.fetch(
-        READ, str(since.position), until and str(until), since.id, PAGE_ROWS, PAGE_BYTES
+        READ,
+        str(since.position),
+        str(until) if until else None,
+        since.id,
+        PAGE_ROWS,
+        PAGE_BYTES,
+        FEW_TRANSACTIONS,
     )
     _, position, continues, _, now, _ = header
     if continues != "true":
@@ -155,43 +163,17 @@ async def read(
     )
 
 
-async def read_rest(connection: asyncpg.Connection, since: Offset) -> AsyncIterator[Page]:
-    """Stream what is left of a batch behind an offset within it, page by page."""
-    assert since.until is not None
-    async with connection.transaction(readonly=True):
-        cursor = await connection.cursor(
-            READ_REST, str(since.position), str(since.until), since.id
-        )
-        size = FIRST_FETCH_ROWS
-        rows = await cursor.fetch(size)
-        while True:
-            chars = sum(len(row["body"] or "") for row in rows)
-            more = len(rows) == size
-            size = max(1, min(CURSOR_ROWS, size * PAGE_BYTES // max(chars, 1)))
-            following = await cursor.fetch(size) if more else []
-            until = (
-                Offset(since.position, since.until, rows[-1]["id"])
-                if following
-                else Offset(since.until)
-            )
-            at = rows[-1]["at"] if rows else 0
-            yield Page(since, until, [Change(*row[:4]) for row in rows], at, at)
-            if not following:
-                return
-            since, rows = until, following
-
-
 async def holding_back(connection: asyncpg.Connection, seconds: float) -> list[asyncpg.Record]:
     """The transactions whose changes wait for a commit longer than so many seconds."""
-    return await connection.fetch(HOLDING_BACK, seconds)
+    holders: list[asyncpg.Record] = await connection.fetch(HOLDING_BACK, seconds)
+    return holders
 
 
-async def prune(
-    connection: asyncpg.Connection, retention: float, keep: int, step: int
-) -> int:
+async def prune(connection: asyncpg.Connection, retention: float, keep: int, step: int) -> int:
     """Delete at most `step` changes older than `retention` seconds or more than `keep` changes
     back; returns how many went.
     """
-    return await connection.fetchval(
+    deleted: int = await connection.fetchval(
         "SELECT feed.prune(make_interval(secs => $1), $2, $3)", retention, keep, step
     )
+    return deleted

@@ -27,6 +27,8 @@ logger = logging.getLogger("tablecast.sockets")
 
 # Replays read through the pool that also serves REST; the rest of it is REST's.
 READS_AT_ONCE = 2
+# What ends a replay; the client comes back, and is told.
+GONE: tuple[type[BaseException], ...] = (HistoryLost, *UNAVAILABLE)
 # Parts that lie ready are sent together, up to so many bytes.
 JOINED_BYTES = 256 * 1024
 
@@ -120,9 +122,7 @@ class Broadcast:
         if not (resumes and recovered):
             pid = secrets.token_urlsafe(12)
         connection.write(
-            frames.welcome(
-                connection.sid, pid, recovered, self._epoch.format(offset or self._end)
-            )
+            frames.welcome(connection.sid, pid, recovered, self._epoch.format(offset or self._end))
         )
         if offset is None or offset == self._end:
             self._live.add(client)
@@ -177,7 +177,7 @@ class Broadcast:
                 offset = parts[-1].until
         except TimeoutError:
             client.connection.cut("it takes nothing")
-        except (HistoryLost, *UNAVAILABLE) as reason:
+        except GONE as reason:
             client.connection.cut(str(reason))
 
     async def _read(self, offset: Offset) -> Part:

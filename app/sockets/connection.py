@@ -48,8 +48,12 @@ class WebSocketTransport(Protocol):
 LENT_TRANSPORT = "tablecast.websocket"  # the key among the scope's extensions
 
 
-class Connection(AsyncSocket):
+class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no types
     """One Engine.IO session."""
+
+    connected: bool
+    upgrading: bool
+    closed: bool
 
     def __init__(self, server: Any, sid: str) -> None:
         super().__init__(server, sid)

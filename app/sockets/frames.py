@@ -79,4 +79,3 @@ def changes(page: Page, epoch: Epoch) -> Frames:
         else f'{EVENT}["{change.topic}:{change.op}","{offset}"]'
         for change, offset in zip(page.changes, offsets, strict=True)
     )
-

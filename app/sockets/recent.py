@@ -18,9 +18,7 @@ class Part:
     def __init__(self, page: Page, epoch: Epoch) -> None:
         self.since = page.since
         self.until = page.until
-        self.bytes = sum(
-            OVERHEAD_BYTES + len(change.body or "") for change in page.changes
-        )
+        self.bytes = sum(OVERHEAD_BYTES + len(change.body or "") for change in page.changes)
         self._page = page
         self._epoch = epoch
 

@@ -27,7 +27,7 @@ JOIN_TIMEOUT_S = 10.0
 INBOUND_BYTES = 100_000
 
 
-class Server(engineio.AsyncServer):
+class Server(engineio.AsyncServer):  # type: ignore[misc]  # python-engineio has no types
     """Sessions by both transports, and the one namespace `/`."""
 
     def __init__(
