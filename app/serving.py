@@ -28,7 +28,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if not self.close_sent:
-            self.scope["extensions"][LENT_TRANSPORT] = self  # type: ignore[assignment,index]
+            self.scope["extensions"][LENT_TRANSPORT] = self  # type: ignore[assignment]
 
     def write_frames(self, frames: bytes) -> None:
         """Write whole frames; nothing once the connection is closing."""

@@ -24,7 +24,7 @@ WITH RECURSIVE bounds AS MATERIALIZED (
     SELECT pg_snapshot_xmax(since) AS low, pg_snapshot_xmax(until) AS high, since, until,
            ARRAY(SELECT pg_snapshot_xip(since)) AS running
     FROM (SELECT $1::text::pg_snapshot AS since,
-                 coalesce($2::text::pg_snapshot, feed.position()) AS until) AS positions
+                 coalesce($2::text::pg_snapshot, feed.position()) AS until) AS p
 ),
 written AS (
     (SELECT xid FROM feed.change
@@ -72,7 +72,7 @@ WHERE coalesce(bytes, 0) - size < $5
 ORDER BY id
 """
 
-# Transactions that have written changes and not ended for $1 seconds; pid is NULL for prepared ones.
+# Transactions that have written changes and not ended for $1 seconds; a prepared one has no pid.
 HOLDING_BACK = """
 SELECT lock.pid, usename, application_name, state,
        extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds

@@ -26,7 +26,7 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read Postgres's own `pg_snapshot` text, `xmin:xmax:xip,...`; InvalidOffset if it is none."""
+        """Read Postgres's `pg_snapshot` text, `xmin:xmax:xip,...`; InvalidOffset if it is none."""
         try:
             xmin_text, xmax_text, xip_text = text.split(":")
             xmin, xmax = int(xmin_text), int(xmax_text)

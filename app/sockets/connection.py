@@ -268,7 +268,7 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         else:
             self.queue.put_nowait(None if self.upgraded else Packet(CLOSE))
 
-    async def close(self, wait: bool = True, abort: bool = False, reason: str = "") -> None:
+    async def close(self, *_: object, reason: str = "", **__: object) -> None:
         """python-engineio's own way to end a session."""
         self.cut(reason or self.server.reason.SERVER_DISCONNECT)
 

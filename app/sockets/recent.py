@@ -1,4 +1,4 @@
-"""Pages sent or replayed lately, by the offset they begin at: most returning clients need no query."""
+"""Parts sent lately, by the offset they begin at: most returning clients need no query."""
 
 from functools import cached_property
 

@@ -46,7 +46,7 @@ class Server(engineio.AsyncServer):  # type: ignore[misc]  # python-engineio has
             cors_allowed_origins="*" if "*" in allowed_origins else list(allowed_origins) or None,
             async_handlers=False,
             monitor_clients=False,  # every connection has its own timers
-            logger=logging.getLogger("tablecast.engineio"),
+            logger=logging.getLogger("engineio.server"),
         )
         self._broadcast = broadcast
 
