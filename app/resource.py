@@ -5,26 +5,41 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from app.problems import Problem
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def resource(path: str, **handlers: Handler) -> Route:
-    """A route that gives each method (`get=`, `post=`, ...) to its handler.
+class Resource:
+    """An ASGI application that gives each method (`get=`, `post=`, ...) to its handler.
 
-    HEAD goes to GET's handler (the server leaves the body out), OPTIONS is answered from the list
-    of methods, and any other method is refused by Starlette: 405 with `Allow`.
+    HEAD goes to GET's handler (the server leaves the body out), OPTIONS and every other method are
+    answered here. A Starlette route with a list of methods would not do: what it does not list
+    falls through to the page's files, which refuse it in their own name.
     """
-    by_method = {method.upper(): handler for method, handler in handlers.items()}
-    if "GET" in by_method:
-        by_method["HEAD"] = by_method["GET"]
 
-    async def options(_: Request) -> Response:
-        return Response(status_code=204, headers={"Allow": ", ".join(sorted(by_method))})
+    def __init__(self, **handlers: Handler) -> None:
+        self._handlers = {method.upper(): handler for method, handler in handlers.items()}
+        if "GET" in self._handlers:
+            self._handlers["HEAD"] = self._handlers["GET"]
+        self._handlers["OPTIONS"] = self._options
+        self._allow = {"Allow": ", ".join(sorted(self._handlers))}
 
-    by_method["OPTIONS"] = options
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._handlers.get(scope["method"], self._refuse)
+        response = await handler(Request(scope, receive, send))
+        await response(scope, receive, send)
 
-    async def dispatch(request: Request) -> Response:
-        return await by_method[request.method](request)
+    async def _options(self, _: Request) -> Response:
+        return Response(status_code=204, headers=self._allow)
 
-    return Route(path, dispatch, methods=list(by_method))
+    async def _refuse(self, request: Request) -> Response:
+        detail = f"{request.method} is not possible here, only {self._allow['Allow']}."
+        raise Problem(405, detail, headers=self._allow)
+
+
+def resource(path: str, **handlers: Handler) -> Route:
+    """A route that answers every method at its path; `get=`, `post=`, ... with these handlers."""
+    return Route(path, Resource(**handlers))
