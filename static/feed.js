@@ -44,7 +44,7 @@
  */
 
 const LIST_TIMEOUT_MS = 30_000;
-const FIRST_RETRY_MS = 250;
+const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 5_000;
 // The server does not mark the end of a replay: it has ended with the first change that was written since we are
 // back (known with timing), or when nothing has come for so long.

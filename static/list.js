@@ -35,7 +35,8 @@ export class ThingList {
   #rows = new Map(); // key -> element
   #due = new Map(); // key -> operation to flash, or null
   #frame = 0;
-  #current = null; // the one row whose buttons the Tab key reaches
+  #current = null; // the one row whose buttons the Tab key reaches: the one visited last, or the first
+  #visited = null;
 
   /** `container` shows `items`, the Map of a Feed. */
   constructor(container, items) {
@@ -44,7 +45,10 @@ export class ThingList {
     this.#items = items;
     container.addEventListener('click', (event) => this.#clicked(event));
     container.addEventListener('keydown', (event) => this.#pressed(event));
-    container.addEventListener('focusin', (event) => this.#makeCurrent(event.target.closest('.thing')));
+    container.addEventListener('focusin', (event) => {
+      this.#visited = event.target.closest('.thing');
+      this.#makeCurrent(this.#visited);
+    });
   }
 
   /** All of `items` may be different now. */
@@ -84,7 +88,9 @@ export class ThingList {
     }
     if (this.#due.size) this.#schedule();
     this.#container.hidden = this.#rows.size === 0;
-    if (!this.#current?.isConnected || this.#current.inert) this.#makeCurrent(this.#staying(this.#chunks.first, 'next'));
+    const first = this.#staying(this.#chunks.first, 'next');
+    const visitedStays = this.#visited?.isConnected && !this.#visited.inert;
+    this.#makeCurrent(visitedStays ? this.#visited : first);
     this.onpainted();
   }
 
@@ -177,19 +183,16 @@ export class ThingList {
     const button = event.target.closest('button');
     const element = button?.closest('.thing');
     if (button?.classList.contains('edit')) this.#openEditor(element);
-    if (button?.classList.contains('delete')) this.#destroy(element, button);
+    if (button?.classList.contains('delete')) this.#destroy(element);
     if (button?.classList.contains('cancel')) this.#closeEditor(element);
   }
 
-  async #destroy(element, button) {
-    button.disabled = true;
+  async #destroy(element) {
     try {
       await destroy(this.#items.get(element.key).name);
     } catch (problem) {
       // A 404 says that somebody else was first: the row is about to go by itself.
       if (problem.status !== 404) complain(element.firstElementChild, problem);
-    } finally {
-      button.disabled = false;
     }
   }
 
@@ -233,16 +236,18 @@ export class ThingList {
 
   async #save(element, opened) {
     const { editor } = element;
+    const thing = this.#items.get(element.key);
+    if (!thing || editor.saving) return;
     const fields = {};
     for (const field of ['name', 'info']) {
       const { value } = editor.elements[field];
       if (value !== opened[field]) fields[field] = value;
     }
     complain(editor, null);
+    editor.saving = true;
     try {
-      editor.saving = true;
-      if (Object.keys(fields).length) await change(this.#items.get(element.key).name, fields);
-      this.#closeEditor(element);
+      if (Object.keys(fields).length) await change(thing.name, fields);
+      if (element.editor === editor) this.#closeEditor(element);
     } catch (problem) {
       complain(editor, problem);
     } finally {

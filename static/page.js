@@ -75,9 +75,9 @@ element('add').addEventListener('submit', async (event) => {
   event.preventDefault();
   const form = event.target;
   const { name, info } = form.elements;
-  const button = form.querySelector('button');
+  if (form.ariaBusy === 'true') return; // a second click before the first one is answered
+  form.ariaBusy = 'true';
   complain(form, null);
-  button.disabled = true;
   try {
     await create({ name: name.value, info: info.value });
     form.reset();
@@ -85,7 +85,7 @@ element('add').addEventListener('submit', async (event) => {
   } catch (problem) {
     complain(form, problem);
   } finally {
-    button.disabled = false;
+    form.ariaBusy = 'false';
   }
 });
 

@@ -1,0 +1,334 @@
+"""The page in a real browser: what is written anywhere appears in every window."""
+
+import asyncio
+
+import pytest
+from playwright.async_api import Locator, Page, Request, Route, expect
+
+from app.database import Connection
+from tests.end_to_end.conftest import OpenPage
+from tests.support.server import RunningServer
+
+PATIENCE_S = 15.0
+LOAD_SECONDS = 3.0
+LONGEST_TASK_MS = 500
+
+# Records what the browser calls a long task: the main thread busy for more than 50 ms.
+WATCH_LONG_TASKS = """
+    window.longTasks = [];
+    new PerformanceObserver((list) => {
+      for (const entry of list.getEntries()) window.longTasks.push(entry.duration);
+    }).observe({ type: 'longtask' });
+"""
+
+NINE = "INSERT INTO things (name) SELECT 'n' || n FROM generate_series(1, 9) n"
+
+# Names and infos of the rows, but for those that are just fading away.
+ROWS = """
+    [...document.querySelectorAll('.thing:not([inert]) .row')]
+      .map((row) => [row.children[0].textContent, row.children[1].textContent])
+"""
+
+# Follows the table with the page's own module beside the page, and keeps what it is told.
+FOLLOW = """
+    async () => {
+      const { io } = await import('/socket.io-client/socket.io.esm.min.js');
+      const { Feed } = await import('/feed.js');
+      const feed = new Feed({ io, list: '/api/things', topic: 'thing', timing: true });
+      window.told = [];
+      window.loads = [];
+      feed.onchange = ({ op, name }) => window.told.push(`${op} ${name}`);
+      feed.onload = (items) => window.loads.push(items.size);
+      window.feed = feed;
+      feed.start();
+    }
+"""
+
+
+@pytest.fixture
+async def windows(server: RunningServer, open_page: OpenPage) -> list[Page]:
+    """Two windows that are live."""
+    pages = [await open_page(server.url), await open_page(server.url)]
+    for page in pages:
+        await expect_state(page, "Live")
+    return pages
+
+
+async def expect_state(page: Page, words: str) -> None:
+    """Wait until the page says so of its connection."""
+    await expect(page.locator("#state")).to_contain_text(words, timeout=PATIENCE_S * 1000)
+
+
+def row(page: Page, name: str) -> Locator:
+    """The row of the thing with this name, not one that is just fading away."""
+    exact = page.locator(".row .name").get_by_text(name, exact=True)
+    return page.locator(".thing:not([inert])").filter(has=exact)
+
+
+async def table(connection: Connection) -> list[list[str]]:
+    found = await connection.fetch("SELECT name, info FROM things ORDER BY id")
+    return [[thing["name"], thing["info"]] for thing in found]
+
+
+async def expect_table(page: Page, connection: Connection) -> None:
+    """Wait until the page shows what the table holds, newest first."""
+    await expect_value(page, ROWS, (await table(connection))[::-1])
+
+
+async def expect_value(page: Page, expression: str, wanted: object) -> None:
+    """Wait until a JavaScript expression has this value on the page."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
+    while (value := await page.evaluate(expression)) != wanted:
+        assert asyncio.get_running_loop().time() < deadline, (expression, value, wanted)
+        await asyncio.sleep(0.05)
+
+
+async def test_sql_changes_reach_every_window(windows: list[Page], connection: Connection) -> None:
+    """Somebody inserts, updates, renames, deletes and truncates by SQL; two windows follow."""
+    await connection.execute(
+        "INSERT INTO things (name, info) VALUES ('apple', 'red'), ('pear', '')"
+    )
+    for page in windows:
+        await expect(row(page, "apple").locator(".info")).to_have_text("red")
+        await expect(row(page, "pear")).to_be_visible()
+
+    await connection.execute("UPDATE things SET info = 'green' WHERE name = 'apple'")
+    for page in windows:
+        await expect(row(page, "apple").locator(".info")).to_have_text("green")
+
+    await connection.execute("UPDATE things SET name = 'quince' WHERE name = 'pear'")
+    for page in windows:
+        await expect(row(page, "quince")).to_be_visible()
+        await expect(row(page, "pear")).to_have_count(0)
+        await expect(page.locator("#recent li").first).to_contain_text("pear → quince")
+
+    await connection.execute("DELETE FROM things WHERE name = 'apple'")
+    for page in windows:
+        await expect(row(page, "apple")).to_have_count(0)
+        await expect_table(page, connection)
+
+    await connection.execute("TRUNCATE things")
+    for page in windows:
+        await expect(page.locator(".thing")).to_have_count(0)
+        await expect(page.locator("#notice")).to_contain_text("No things yet")
+        ops = page.locator("#recent .op")
+        await expect(ops).to_have_text(
+            ["truncate", "destroy", "update", "update", "create", "create"]
+        )
+        await expect(page.locator("#recent .when").first).to_contain_text(" ms")
+
+
+async def test_names_handed_from_row_to_row(windows: list[Page], connection: Connection) -> None:
+    """One statement hands every name to the next row, others change a key; the page stays true."""
+    await connection.execute(NINE)
+    # From here on the table is scanned from the highest id down, so that names can move up.
+    for id in range(9, 0, -1):
+        await connection.execute("UPDATE things SET info = '-' WHERE id = $1", id)
+    await connection.execute("UPDATE things SET name = 'n' || substr(name, 2)::int + 1")
+    await connection.execute("DELETE FROM things WHERE name = 'n4'")
+    await connection.execute("UPDATE things SET id = DEFAULT WHERE name = 'n6'")
+    await connection.execute("UPDATE things SET id = DEFAULT")
+    await connection.execute("DELETE FROM things WHERE name = 'n7'")
+    await expect_table(windows[0], connection)
+
+
+async def test_a_name_is_never_markup(windows: list[Page], connection: Connection) -> None:
+    """Somebody names a thing like an image that runs a script; both windows show its text."""
+    name = "<img src=x onerror=\"document.title='broken'\"><b>bold</b>"
+    await connection.execute("INSERT INTO things (name, info) VALUES ($1, $1)", name)
+    for page in windows:
+        await expect(row(page, name).locator(".info")).to_have_text(name)
+        await expect(page.locator("#recent .name").first).to_have_text(name)
+        assert await page.locator(".thing img, .thing b, #recent img, #recent b").count() == 0
+        assert await page.title() == "Tablecast"
+
+
+async def test_a_person_adds_edits_and_deletes(windows: list[Page], connection: Connection) -> None:
+    """A person adds, edits in place and deletes in one window; the other window follows."""
+    here, there = windows
+    odd = "a/b ?#%41 ü 🍐"
+    for name in ("fig", odd, "."):
+        await here.get_by_label("Name").fill(name)
+        await here.get_by_label("Info").fill("sweet")
+        await here.get_by_role("button", name="Add").click()
+        await expect(row(there, name).locator(".info")).to_have_text("sweet")
+        await expect(here.get_by_label("Name")).to_have_value("")
+
+    for name in (odd, "."):
+        await row(here, name).get_by_role("button", name="Edit").click()
+        editor = here.locator(".editor")
+        await expect(editor.get_by_label("Name")).to_be_focused()
+        await editor.get_by_label("Info").fill("sour")
+        await editor.get_by_label("Info").press("Enter")
+        await expect(editor).to_have_count(0)
+        await expect(row(there, name).locator(".info")).to_have_text("sour")
+
+    for name in (odd, "."):
+        await row(here, name).get_by_role("button", name="Delete").click()
+        await expect(row(there, name)).to_have_count(0)
+    assert await table(connection) == [["fig", "sweet"]]
+    await expect_table(here, connection)
+
+
+async def test_what_is_refused_is_said_where_one_typed(
+    windows: list[Page], connection: Connection
+) -> None:
+    """A person types a taken, an empty and a too long name; a sentence stands beside it."""
+    page = windows[0]
+    await connection.execute("INSERT INTO things (name) VALUES ('fig'), ('date')")
+    await expect(row(page, "date")).to_be_visible()
+
+    form = page.locator("#add")
+    for name, words in (("fig", "has this name"), ("", "1 to 200"), ("x" * 201, "1 to 200")):
+        await form.get_by_label("Name").fill(name)
+        await form.get_by_label("Name").press("Enter")
+        await expect(form.get_by_role("alert")).to_contain_text(words)
+        await expect(form.get_by_label("Name")).to_have_attribute("aria-invalid", "true")
+        await expect(form.get_by_label("Name")).to_have_value(name)
+
+    await row(page, "date").get_by_role("button", name="Edit").click()
+    editor = page.locator(".editor")
+    for name, words in (("fig", "has this name"), ("", "1 to 200")):
+        await editor.get_by_label("Name").fill(name)
+        await editor.get_by_role("button", name="Save").click()
+        await expect(editor.get_by_role("alert")).to_contain_text(words)
+    await editor.press("Escape")
+    await expect(editor).to_have_count(0)
+    assert await table(connection) == [["fig", ""], ["date", ""]]
+
+
+async def test_an_editor_survives_what_others_do(
+    windows: list[Page], connection: Connection
+) -> None:
+    """A person types in an editor while others change and delete that thing; no word is lost."""
+    page = windows[0]
+    await connection.execute("INSERT INTO things (name) VALUES ('fig'), ('date')")
+    await row(page, "fig").get_by_role("button", name="Edit").click()
+    editor = page.locator(".editor")
+    await editor.get_by_label("Info").fill("half a sent")
+
+    await connection.execute("UPDATE things SET name = 'Fig' WHERE name = 'fig'")
+    await expect(editor.get_by_role("status")).to_contain_text("it became: Fig")
+    await editor.get_by_label("Info").press_sequentially("ence")
+    await editor.get_by_role("button", name="Save").click()
+    await expect(row(page, "Fig").locator(".info")).to_have_text("half a sentence")
+
+    await row(page, "Fig").get_by_role("button", name="Edit").click()
+    await connection.execute("DELETE FROM things WHERE name = 'Fig'")
+    await expect(editor.get_by_role("status")).to_contain_text("it was deleted")
+    await expect(editor.get_by_role("button", name="Save")).to_be_disabled()
+    await editor.get_by_role("button", name="Cancel").click()
+    await expect_table(page, connection)
+
+
+async def test_the_keyboard_suffices(windows: list[Page], connection: Connection) -> None:
+    """A person adds, walks the rows with arrow keys, deletes and edits without a mouse."""
+    page = windows[0]
+    await connection.execute(NINE)
+    await expect(row(page, "n9")).to_be_visible()
+    await page.locator("#things-title").focus()
+    for key in ("Tab", "ArrowDown", "ArrowDown"):
+        await page.keyboard.press(key)
+    await expect(page.get_by_role("button", name="Edit n7")).to_be_focused()
+    await expect(page.locator("#things [tabindex='0']")).to_have_count(2)
+    for key in ("Tab", "Enter"):
+        await page.keyboard.press(key)
+    await expect(row(page, "n7")).to_have_count(0)
+    await expect(page.get_by_role("button", name="Delete n6")).to_be_focused()
+    for key in ("Shift+Tab", "End", "Enter"):
+        await page.keyboard.press(key)
+    await page.keyboard.type("first")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("button", name="Edit first")).to_be_focused()
+    await expect_table(page, connection)
+
+
+async def test_the_page_outlives_the_server(
+    server: RunningServer, windows: list[Page], connection: Connection
+) -> None:
+    """The server is killed and started again amid writes; nothing is lost or doubled."""
+    page, other = windows
+    await other.evaluate(FOLLOW)
+    await expect_value(other, "window.feed.state.name", "live")
+    await connection.execute("INSERT INTO things (name) VALUES ('before')")
+    await expect(row(page, "before")).to_be_visible()
+
+    server.kill()
+    await expect_state(page, "Reconnecting")
+    await page.get_by_label("Name").fill("not now")
+    await page.get_by_role("button", name="Add").click()
+    await expect(page.locator("#add-problem")).to_contain_text("cannot be reached")
+    for n in range(20):
+        await connection.execute("INSERT INTO things (name) VALUES ($1)", f"during {n}")
+    await asyncio.to_thread(server.start)
+    await expect_state(page, "caught up 20 changes")
+    for n in range(20):
+        await connection.execute("INSERT INTO things (name) VALUES ($1)", f"after {n}")
+
+    for window in windows:
+        await expect_table(window, connection)
+    names = [name for name, _ in await table(connection)]
+    await expect_value(other, "window.told", [f"create {name}" for name in names])
+    assert await other.evaluate("window.loads") == [0]
+    await expect_state(page, "Live")
+
+
+async def test_a_foreign_offset_is_mended_by_loading_anew(
+    server: RunningServer, open_page: OpenPage, connection: Connection
+) -> None:
+    """The server cannot continue from the list's offset; the module loads again, with no gap."""
+    await connection.execute("INSERT INTO things (name) VALUES ('old')")
+    page = await open_page(server.url)
+    await expect_state(page, "Live")
+    spoilt: list[str] = []
+
+    async def spoil(route: Route, request: Request) -> None:
+        answer = await route.fetch()
+        headers = dict(answer.headers)
+        if not spoilt:
+            spoilt.append(headers["feed-offset"])
+            headers["feed-offset"] = "another-history.1"
+            await connection.execute(
+                "INSERT INTO things (name) VALUES ('missing from the first list')"
+            )
+        await route.fulfill(response=answer, headers=headers)
+
+    await page.route("**/api/things", spoil)
+    await page.evaluate(FOLLOW)
+    await expect_value(page, "window.feed.state.name", "live")
+    await connection.execute("INSERT INTO things (name) VALUES ('new')")
+    await expect_value(page, "window.told", ["create new"])
+    assert await page.evaluate("window.loads") == [1, 2]
+
+
+async def test_five_thousand_things_stay_smooth(
+    server: RunningServer, open_page: OpenPage, connection: Connection
+) -> None:
+    """A thousand changes per second strike 5,000 things while a person scrolls; nothing freezes."""
+    await connection.execute(
+        "INSERT INTO things (name, info) SELECT 'thing ' || n, '-' FROM generate_series(1, 5000) n"
+    )
+    page = await open_page(server.url)
+    await expect_state(page, "Live")
+    await expect(page.locator(".thing")).to_have_count(5000)
+    await page.evaluate(WATCH_LONG_TASKS)
+
+    async def write() -> None:
+        end = asyncio.get_running_loop().time() + LOAD_SECONDS
+        batch = 0
+        while (now := asyncio.get_running_loop().time()) < end:
+            batch += 1
+            await connection.execute(
+                "UPDATE things SET info = $1 || id WHERE id % 100 = $2", f"{batch}.", batch % 100
+            )
+            await connection.execute("INSERT INTO things (name) VALUES ($1)", f"new {batch}")
+            await asyncio.sleep(0.05 - (asyncio.get_running_loop().time() - now))
+
+    writing = asyncio.create_task(write())
+    await page.mouse.move(400, 500)
+    while not writing.done():
+        await page.mouse.wheel(0, 900)
+        await page.wait_for_timeout(100)
+    await writing
+    await expect_table(page, connection)
+    assert max(await page.evaluate("window.longTasks"), default=0) < LONGEST_TASK_MS
