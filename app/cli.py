@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
-import asyncpg
 import click
 import uvloop
 
-from app.database import OLDEST_SUPPORTED, UNAVAILABLE, Refusal, connect
-from app.migration import migrate, newest_revision, revision
+from app.database import Refusal, connect
+from app.migration import check, migrate
 from app.postgres import binary, embedded
 from app.settings import SettingError, Settings, flag, variable
 
@@ -82,7 +81,7 @@ def serve(settings: Settings, migrating: bool) -> None:
     with database(settings) as url:
         if migrating and settings.database_url:
             migrate(url)
-        uvloop.run(check(url))
+        asyncio.run(check(url))
 
         def say(address: str) -> None:
             where = shlex.quote(url) if settings.database_url is None else '"$DATABASE_URL"'
@@ -101,7 +100,8 @@ def serve(settings: Settings, migrating: bool) -> None:
 def migrate_command(settings: Settings) -> None:
     """Bring the database up to date. Safe to run twice, even at once."""
     with database(settings) as url:
-        migrate(url)
+        if settings.database_url:
+            migrate(url)
         click.echo("The database is up to date.")
 
 
@@ -122,9 +122,7 @@ def database(settings: Settings) -> Iterator[str]:
         yield settings.database_url
         return
     with embedded(settings.data_dir) as url:
-        fresh = asyncio.run(current(url)) is None
-        migrate(url)
-        if fresh:
+        if migrate(url) is None:  # it was empty
             asyncio.run(execute(url, SAMPLES))
         yield url
 
@@ -136,36 +134,6 @@ def log_to_stderr(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("tablecast").setLevel(level)
-
-
-async def current(url: str) -> str | None:
-    """The revision of the database at `url`. Raises Refusal."""
-    try:
-        connection = await connect(url)
-    except (*UNAVAILABLE, asyncpg.PostgresError, ValueError) as error:
-        reason = (str(error) or "it does not answer").splitlines()[0].rstrip(".")
-        raise Refusal(f"The database cannot be reached: {reason}.") from error
-    try:
-        major = connection.get_server_version().major
-        if major < OLDEST_SUPPORTED:
-            raise Refusal(
-                f"The database runs Postgres {major}; Tablecast needs {OLDEST_SUPPORTED} or later."
-            )
-        return await revision(connection)
-    finally:
-        connection.terminate()
-
-
-async def check(url: str) -> None:
-    """Raise Refusal unless the database can be served as it is."""
-    found = await current(url)
-    if found is None:
-        raise Refusal("The database is not migrated yet: run `tablecast migrate` first.")
-    if found != newest_revision():
-        raise Refusal(
-            f"The database is at revision {found}, this version of Tablecast needs"
-            f" {newest_revision()}: run `tablecast migrate` with the newer of the two."
-        )
 
 
 async def execute(url: str, statement: str) -> None:

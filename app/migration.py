@@ -1,5 +1,6 @@
 """Bringing a database up to date, and telling whether it is."""
 
+import asyncio
 from pathlib import Path
 
 import asyncpg
@@ -9,9 +10,69 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
-from app.database import UNAVAILABLE, Connection, Refusal
+from app.database import OLDEST_SUPPORTED, UNAVAILABLE, Refusal, connect
 
 ROOT = Path(__file__).parent.parent
+FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
+
+
+def migrate(url: str) -> str | None:
+    """Run the migrations that the database lacks; at once from two places, they run once.
+
+    Returns the revision it was at, None if it was new. Not to be called from a coroutine: alembic
+    starts its own event loop. Raises Refusal.
+    """
+    before = asyncio.run(revision(url))
+    try:
+        command.upgrade(configuration(url), "head")
+    except (*FAILURES, DBAPIError, CommandError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        raise Refusal(f"The database cannot be migrated: {reason(cause)}.") from error
+    return before
+
+
+async def check(url: str) -> None:
+    """Raise Refusal unless the database can be served as it is."""
+    found, needed = await revision(url), newest_revision()
+    if found is None:
+        raise Refusal("The database is not migrated yet: run `tablecast migrate` first.")
+    if found != needed:
+        raise Refusal(
+            f"The database is at revision {found} and this version of Tablecast needs {needed}:"
+            " run `tablecast migrate` with the newer one."
+        )
+
+
+async def revision(url: str) -> str | None:
+    """The revision the database is at; None if it was never migrated.
+
+    Raises Refusal if it cannot be reached or is too old.
+    """
+    try:
+        connection = await connect(url)
+    except FAILURES as error:
+        raise Refusal(f"The database cannot be reached: {reason(error)}.") from error
+    try:
+        major = connection.get_server_version().major
+        if major < OLDEST_SUPPORTED:
+            raise Refusal(
+                f"The database runs Postgres {major}; Tablecast needs {OLDEST_SUPPORTED} or later."
+            )
+        if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
+            return None
+        found: str | None = await connection.fetchval(
+            "SELECT version_num FROM public.alembic_version"
+        )
+        return found
+    except FAILURES as error:
+        raise Refusal(f"The database cannot be read: {reason(error)}.") from error
+    finally:
+        connection.terminate()
+
+
+def newest_revision() -> str | None:
+    """The revision this version of Tablecast works with."""
+    return ScriptDirectory.from_config(configuration("")).get_current_head()
 
 
 def configuration(url: str) -> Config:
@@ -21,27 +82,9 @@ def configuration(url: str) -> Config:
     return config
 
 
-def migrate(url: str) -> None:
-    """Run the migrations that the database lacks; at once from two places, they run once.
-
-    Not to be called from a coroutine: alembic starts its own event loop. Raises Refusal.
-    """
-    try:
-        command.upgrade(configuration(url), "head")
-    except (*UNAVAILABLE, asyncpg.PostgresError, DBAPIError, CommandError) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise Refusal(f"The database cannot be migrated: {reason.rstrip('.')}.") from error
-
-
-async def revision(connection: Connection) -> str | None:
-    """The revision a database is at; None if it was never migrated."""
-    if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
-        return None
-    found: str | None = await connection.fetchval("SELECT version_num FROM public.alembic_version")
-    return found
-
-
-def newest_revision() -> str | None:
-    """The revision this version of Tablecast works with."""
-    return ScriptDirectory.from_config(configuration("")).get_current_head()
+def reason(error: BaseException | None) -> str:
+    """What an error says, as the end of a sentence."""
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

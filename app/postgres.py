@@ -18,6 +18,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from app.database import Refusal
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
+POLL_S = 0.01
 USER = DATABASE = "tablecast"
 ADDRESS = "127.0.0.1"
 # Postgres refuses to run as root. This user is everywhere and owns nothing.
@@ -57,6 +59,7 @@ class Server:
         self.data = self.directory / "data"
         self.log = self.directory / "log"
         self.options = options
+        self._child: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -85,29 +88,18 @@ class Server:
         if self.pid is not None:
             return
         (self.data / "postmaster.pid").unlink(missing_ok=True)
-        for remember in (True, False, False):
-            port = self._free_port(remember)
-            options: dict[str, str | int] = {
-                "port": port,
-                "listen_addresses": ADDRESS,
-                "unix_socket_directories": "",
-            }
-            options |= self.options
-            given = " ".join(f"-c {name}={value}" for name, value in options.items())
-            (self.directory / "port").write_text(str(port))
-            started = self._run(
-                "pg_ctl", "start", "-w", "-t", START_TIMEOUT_S, "-D", self.data, "-l", self.log,
-                "-o", given,
-            )  # fmt: skip
-            if started.returncode == 0:
+        for remember in (True, False, False):  # a port that is free now may be taken in a moment
+            if self._start_on(self._free_port(remember)):
                 return
         lines = self.log.read_text(errors="replace").strip().splitlines() or ["it says nothing"]
         raise Refusal(f"The embedded Postgres does not start: {lines[-1]} (see {self.log})")
 
     def stop(self) -> None:
         """Stop the server if it runs; whoever is connected is cut off."""
-        if self.pid is not None:
-            self._run("pg_ctl", "stop", "-w", "-t", STOP_TIMEOUT_S, "-m", "fast", "-D", self.data)
+        pid = self.pid
+        if pid is not None:
+            os.kill(pid, signal.SIGINT)  # what Postgres calls a fast shutdown
+            self._wait(psutil.Process(pid))
 
     def restart(self) -> None:
         """Stop and start again, on the same port."""
@@ -123,8 +115,42 @@ class Server:
         processes = [postmaster, *postmaster.children()]
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+                process.kill()
+        self._wait(*processes)
+
+    def _start_on(self, port: int) -> bool:
+        """Start on this port; whether that succeeded."""
+        (self.directory / "port").write_text(str(port))
+        settings = {"port": port, "listen_addresses": ADDRESS, "unix_socket_directories": ""}
+        given = [f"--{name}={value}" for name, value in (settings | self.options).items()]
+        with self.log.open("a") as log:
+            self._child = subprocess.Popen(
+                [binary("postgres"), "-D", str(self.data), *given],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self._surroundings(),
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._child.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(FileNotFoundError):
+                if (self.data / "postmaster.pid").read_text().split()[-1:] == ["ready"]:
+                    return True
+            time.sleep(POLL_S)
+        self._child.kill()
+        self._child.wait()
+        return False
+
+    def _wait(self, *processes: psutil.Process) -> None:
+        """Wait until these have ended. Not all are our children, so some stay as zombies."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                    time.sleep(POLL_S)
+        if self._child is not None:
+            self._child.poll()
 
     def _create(self) -> None:
         """Make the data directory, whole or not at all."""
@@ -151,25 +177,25 @@ class Server:
     def _run(
         self, program: str, *arguments: object, text: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run a Postgres program to its end, as a user it accepts."""
-        as_user: dict[str, Any] = {}
+        """Run a Postgres program to its end."""
+        return subprocess.run(
+            [binary(program), *map(str, arguments)],
+            input=text,
+            capture_output=True,
+            text=True,
+            **self._surroundings(),
+        )
+
+    def _surroundings(self) -> dict[str, Any]:
+        """How every Postgres program is run: here, undisturbed, as a user it accepts."""
+        surroundings: dict[str, Any] = {
+            "cwd": self.directory,
+            "env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+        }
         if os.geteuid() == 0:
             user = pwd.getpwnam(UNPRIVILEGED)
-            as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        with (self.directory / "output").open("w+") as output:  # the server would keep a pipe open
-            done = subprocess.run(
-                [binary(program), *map(str, arguments)],
-                input=text,
-                stdout=subprocess.DEVNULL,
-                stderr=output,
-                text=True,
-                cwd=self.directory,
-                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
-                **as_user,
-            )
-            output.seek(0)
-            done.stderr = output.read()
-        return done
+            surroundings |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        return surroundings
 
     def _let_unprivileged_in(self) -> None:
         """Give the unprivileged user this directory, and the way to it and to the programs."""

@@ -40,6 +40,13 @@ def pytest_unconfigure() -> None:
     shared.close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        uses_database = "server_url" in getattr(item, "fixturenames", ())
+        if uses_database and "end_to_end" not in item.path.parts:
+            item.add_marker("database")
+
+
 @pytest.fixture(scope="session")
 def server_url() -> str:
     """The shared Postgres server, as one who may create databases."""
@@ -84,8 +91,11 @@ def start_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Ru
     """
     servers: list[RunningServer] = []
 
-    def start(*, database_url: str = database_url, **settings: object) -> RunningServer:
-        server = RunningServer(database_url, tmp_path / f"server{len(servers)}.log", **settings)
+    def start(
+        *arguments: str, database_url: str = database_url, **settings: object
+    ) -> RunningServer:
+        log = tmp_path / f"server{len(servers)}.log"
+        server = RunningServer(database_url, log, *arguments, **settings)
         servers.append(server)
         server.start()
         return server

@@ -16,7 +16,8 @@ STOP_TIMEOUT_S = 15
 class RunningServer:
     """`tablecast serve` on a free port. `settings` are environment variables, such as PORT."""
 
-    def __init__(self, database_url: str, log: Path, **settings: object) -> None:
+    def __init__(self, database_url: str, log: Path, *arguments: str, **settings: object) -> None:
+        self.command = [str(TABLECAST), "serve", *arguments]
         given = {name: str(value) for name, value in settings.items()}
         self.env = os.environ | {"DATABASE_URL": database_url, "PORT": "0"} | given
         self.log_path = log
@@ -43,7 +44,7 @@ class RunningServer:
         """Start, and return when requests are answered. Raises RuntimeError with the log."""
         with self.log_path.open("a") as log:
             process = subprocess.Popen(
-                [TABLECAST, "serve"], env=self.env, stdout=subprocess.PIPE, stderr=log, text=True
+                self.command, env=self.env, stdout=subprocess.PIPE, stderr=log, text=True
             )
         self._process = process
         assert process.stdout is not None

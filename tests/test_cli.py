@@ -1,0 +1,269 @@
+"""The command, as a person at a terminal meets it."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import pytest
+
+from app.database import Connection
+from app.postgres import Server, binary, embedded
+from tests.support.old_postgres import server_of_version
+from tests.support.postgres import with_database
+from tests.support.server import TABLECAST, RunningServer
+
+LIMIT_S = 60
+
+
+def tablecast(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [TABLECAST, *arguments],
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A directory for an embedded database (pytest's own are closed to other users)."""
+    with TemporaryDirectory(prefix="tablecast-data-") as directory:
+        yield Path(directory)
+
+
+def refusal(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """What the command said when it refused: one sentence, and nothing else."""
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("tablecast: ")
+    return done.stderr.removeprefix("tablecast: ").strip()
+
+
+@contextmanager
+def serving(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """`tablecast serve` on an embedded database: the process, its address, its psql line."""
+    process = subprocess.Popen(
+        [TABLECAST, "serve", "--port", "0", "--data-dir", str(data_dir)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().split()[-1]
+            psql_line = process.stdout.readline()
+            yield process, address, psql_line
+        finally:
+            process.kill()
+
+
+def names(address: str) -> list[str]:
+    """The names of all things."""
+    return [thing["name"] for thing in httpx.get(f"{address}/api/things").json()]
+
+
+def test_first_start_second_start_and_the_end(data_dir: Path) -> None:
+    """Somebody starts Tablecast with nothing there, writes with psql, stops it, starts it again."""
+    with serving(data_dir) as (process, address, psql_line):
+        assert "psql postgresql://" in psql_line
+        samples = names(address)
+        assert len(samples) == 3
+        insert = "INSERT INTO things (name) VALUES ('mine')"
+        done = tablecast("psql", "--data-dir", str(data_dir), "-c", insert)
+        assert (done.returncode, done.stdout) == (0, "INSERT 0 1\n")
+        assert names(address) == [*samples, "mine"]
+        asked = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT_S) == 0
+        assert time.monotonic() - asked < 2
+    assert Server(data_dir / "postgres").pid is None
+
+    started = time.monotonic()
+    with serving(data_dir) as (process, address, same_psql_line):
+        assert time.monotonic() - started < 5
+        assert names(address) == [*samples, "mine"]
+        assert same_psql_line == psql_line
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0
+
+
+def test_the_printed_psql_line_works(data_dir: Path) -> None:
+    """Somebody pastes the line that was printed into a shell."""
+    with serving(data_dir) as (_, address, psql_line):
+        assert "hello" not in names(address)
+        line = psql_line[psql_line.index("psql ") :]
+        path = f"{Path(binary('psql')).parent}:{os.environ['PATH']}"
+        subprocess.run(line, shell=True, check=True, timeout=LIMIT_S, env={"PATH": path})
+        assert "hello" in names(address)
+
+
+def test_the_embedded_server_ends_with_a_killed_process(data_dir: Path) -> None:
+    """Tablecast is killed outright; its embedded server stops by itself."""
+    postgres = Server(data_dir / "postgres")
+    with serving(data_dir) as (process, _, _):
+        assert postgres.pid is not None
+        process.kill()
+        process.wait(LIMIT_S)
+        deadline = time.monotonic() + LIMIT_S
+        while postgres.pid is not None:
+            assert time.monotonic() < deadline, "the embedded server is still there"
+            time.sleep(0.05)
+
+
+def test_two_users_of_one_embedded_server(data_dir: Path) -> None:
+    """Two processes use one embedded database at once; the first to leave does not stop it."""
+    postgres = Server(data_dir / "postgres")
+    with embedded(data_dir) as first:
+        with embedded(data_dir) as second:
+            assert first == second
+        assert postgres.pid is not None
+        assert tablecast("psql", "--data-dir", str(data_dir), "-c", "SELECT 1").returncode == 0
+        assert postgres.pid is not None
+    assert postgres.pid is None
+
+
+def test_a_deep_directory_with_odd_characters(data_dir: Path) -> None:
+    """Somebody keeps the data far down, in a directory with spaces, quotes and a long name."""
+    directory = data_dir / 'it\'s a "deep" $HOME' / ("d" * 100) / "данные"
+    done = tablecast("psql", "-Atc", "SELECT count(*) FROM things", DATA_DIR=str(directory))
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
+def test_a_server_that_died_is_started_again(data_dir: Path) -> None:
+    """The machine lost power; the next start finds what was left behind and goes on."""
+    insert = "INSERT INTO things (name) VALUES ('kept')"
+    with embedded(data_dir):
+        assert tablecast("psql", "-c", insert, DATA_DIR=str(data_dir)).returncode == 0
+        Server(data_dir / "postgres").kill()
+    select = "SELECT name FROM things WHERE name = 'kept'"
+    assert tablecast("psql", "-Atc", select, DATA_DIR=str(data_dir)).stdout == "kept\n"
+
+
+def test_a_wrong_option_is_refused() -> None:
+    """Somebody mistypes an option, a value, a command."""
+    assert "--prot" in refusal(tablecast("serve", "--prot", "1"), 2)
+    assert refusal(tablecast("serve", "--port", "x"), 2).startswith("PORT (or --port) is 'x'")
+    assert refusal(tablecast("serve", PORT="x"), 2).startswith("PORT (or --port) is 'x'")
+    assert "server" in refusal(tablecast("server"), 2)
+
+
+def test_an_option_wins_over_the_environment(database_url: str) -> None:
+    """Somebody has a wrong PORT in the environment and gives a right one."""
+    done = tablecast("migrate", "--database-url", database_url, DATABASE_URL="nonsense")
+    assert (done.returncode, done.stdout) == (0, "The database is up to date.\n")
+
+
+def test_help_names_every_setting() -> None:
+    """Somebody asks for help."""
+    done = tablecast("serve", "--help")
+    assert done.returncode == 0
+    for name in ("HOST", "PORT", "DATABASE_URL", "FEED_RETENTION", "CLIENT_BUFFER", "LOG_LEVEL"):
+        assert name in done.stdout
+
+
+def test_a_taken_port_is_refused(database_url: str) -> None:
+    """Somebody starts a second server on the port of the first."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        message = refusal(tablecast("serve", "--port", port, DATABASE_URL=database_url))
+    assert message == (f"Port {port} on 127.0.0.1 is taken: choose another with PORT or --port.")
+
+
+def test_an_address_of_another_machine_is_refused(database_url: str) -> None:
+    """Somebody asks to listen on an address that is not this machine's, or no address at all."""
+    for host in ("192.0.2.1", "no-such-host.invalid"):
+        message = refusal(tablecast("serve", "--host", host, DATABASE_URL=database_url))
+        assert message.startswith(f"Cannot listen on {host}, port 8000: ")
+
+
+def test_an_unreachable_database_is_refused() -> None:
+    """Somebody names a database where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"postgresql://127.0.0.1:{free.getsockname()[1]}/x"
+    for command in ("serve", "migrate"):
+        message = refusal(tablecast(command, DATABASE_URL=url))
+        assert message.startswith("The database cannot be reached: ")
+        assert message.endswith(".")
+
+
+def test_a_silent_database_is_refused() -> None:
+    """Somebody names an address that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x"
+        message = refusal(tablecast("serve", DATABASE_URL=url))
+    assert message.startswith("The database cannot be reached: ")
+
+
+def test_a_missing_database_is_refused(server_url: str) -> None:
+    """Somebody names a database that the server does not have."""
+    message = refusal(tablecast("serve", DATABASE_URL=with_database(server_url, "nowhere")))
+    assert message == 'The database cannot be reached: database "nowhere" does not exist.'
+
+
+def test_an_old_database_is_refused() -> None:
+    """Somebody names a Postgres 14 (played by a socket that says so, as none is at hand)."""
+    with server_of_version("14.19") as url:
+        message = refusal(tablecast("serve", DATABASE_URL=url))
+    assert message == "The database runs Postgres 14; Tablecast needs 15 or later."
+
+
+def test_an_unmigrated_database_is_refused_then_migrated(empty_database_url: str) -> None:
+    """Somebody serves a database before migrating it; migrating it twice at once mends that."""
+    message = refusal(tablecast("serve", "--port", "0", DATABASE_URL=empty_database_url))
+    assert message == "The database is not migrated yet: run `tablecast migrate` first."
+    environ = os.environ | {"DATABASE_URL": empty_database_url}
+    both = [
+        subprocess.Popen([TABLECAST, "migrate"], env=environ, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.communicate(timeout=LIMIT_S)[1] == ""
+        assert process.returncode == 0
+
+
+def test_serve_can_migrate(
+    empty_database_url: str, start_server: Callable[..., RunningServer]
+) -> None:
+    """Somebody serves an empty database with --migrate; a real database gets no samples."""
+    server = start_server("--migrate", database_url=empty_database_url)
+    assert names(server.url) == []
+
+
+async def test_a_database_of_another_version_is_refused(
+    connection: Connection, database_url: str
+) -> None:
+    """A newer Tablecast has migrated the database; this one says so instead of serving it."""
+    await connection.execute("UPDATE alembic_version SET version_num = '9999_future'")
+    for command in ("serve", "migrate"):
+        done = await asyncio.to_thread(tablecast, command, DATABASE_URL=database_url)
+        assert "9999_future" in refusal(done)
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_in_time(server: RunningServer, with_signal: int) -> None:
+    """Somebody stops the server while a client is connected."""
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("/healthz").status_code == 200
+        with client.stream("GET", "/socket.io/", params={"EIO": 4, "transport": "polling"}):
+            asked = time.monotonic()
+            assert server.stop(signal.Signals(with_signal)) == 0
+            assert time.monotonic() - asked < 2
+    assert "Traceback" not in server.log
+
+
+def test_the_version_can_be_asked() -> None:
+    """Somebody asks which version this is."""
+    done = tablecast("--version")
+    assert (done.returncode, done.stdout) == (0, f"tablecast, version {version('tablecast')}\n")
