@@ -1,11 +1,13 @@
 """The page in a real browser: what is written anywhere appears in every window."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from playwright.async_api import Locator, Page, Request, Route, expect
 
 from app.database import Connection
+from app.postgres import Server
 from tests.end_to_end.conftest import OpenPage
 from tests.support.server import RunningServer
 
@@ -271,6 +273,32 @@ async def test_the_page_outlives_the_server(
     await expect_value(other, "window.told", [f"create {name}" for name in names])
     assert await other.evaluate("window.loads") == [0]
     await expect_state(page, "Live")
+
+
+async def test_a_database_that_is_away_is_said_calmly(
+    private_postgres: Callable[..., Server],
+    start_server: Callable[..., RunningServer],
+    open_page: OpenPage,
+) -> None:
+    """Postgres stops under an open page; it and a new one say so, and recover by themselves."""
+    postgres = private_postgres()
+    server = start_server(database_url=postgres.url)
+    page = await open_page(server.url)
+    await expect_state(page, "Live")
+
+    await asyncio.to_thread(postgres.stop)
+    await page.get_by_label("Name").fill("fig")
+    await page.get_by_role("button", name="Add").click()
+    await expect(page.locator("#add-problem")).to_contain_text("try again soon")
+    late = await open_page(server.url)
+    await expect(late.locator("#notice")).to_contain_text("The database is away for the moment")
+    await expect_state(late, "Waiting for the server")
+
+    await asyncio.to_thread(postgres.start)
+    await expect_state(late, "Live")
+    await page.get_by_role("button", name="Add").click()
+    await expect(row(page, "fig")).to_be_visible(timeout=PATIENCE_S * 1000)
+    await expect(row(late, "fig")).to_be_visible(timeout=PATIENCE_S * 1000)
 
 
 async def test_a_foreign_offset_is_mended_by_loading_anew(
