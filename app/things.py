@@ -232,7 +232,7 @@ async def _fetch(request: Request, statement: str, *arguments: object) -> asyncp
         try:
             return await connection.fetchrow(statement, *arguments)
         finally:
-            await pool.release(connection)
+            await pool.release(connection, timeout=POOL_TIMEOUT_S)
     except UNAVAILABLE as error:
         raise Unavailable("The database does not answer now; try again soon.") from error
     except asyncpg.UniqueViolationError as error:

@@ -1,0 +1,69 @@
+"""The OpenAPI document says what the server does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from app import health, openapi, things
+from tests.support.server import RunningServer
+
+SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
+EXAMPLES_PER_OPERATION = 40
+FUZZING_TIMEOUT_S = 120
+
+
+async def test_the_document_is_served(server: RunningServer) -> None:
+    """Somebody fetches the document from another tool."""
+    async with httpx.AsyncClient() as client:
+        response = await client.get(f"{server.url}/openapi.json")
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.json() == openapi.DOCUMENT
+    assert response.json()["openapi"] == "3.1.0"
+
+
+async def test_the_document_names_every_method(server: RunningServer) -> None:
+    """Somebody compares what an address says it can do with what the document says."""
+    async with httpx.AsyncClient() as client:
+        for path, operations in openapi.DOCUMENT["paths"].items():
+            allowed = (await client.options(server.url + path)).headers["Allow"].split(", ")
+            documented = {method.upper() for method in operations} - {"PARAMETERS"}
+            assert set(allowed) == documented | {"HEAD", "OPTIONS"}
+
+
+def test_the_document_names_every_address() -> None:
+    """Somebody looks for a route that the document forgot."""
+    routed = {route.path_format for route in [*things.routes, *health.routes]}
+    assert routed == openapi.DOCUMENT["paths"].keys() - {f"{things.COLLECTION}/"}
+
+
+def test_fuzzing_finds_nothing(server: RunningServer, tmp_path: Path) -> None:
+    """Schemathesis tries to get an answer that the document does not promise."""
+    finished = subprocess.run(
+        [
+            SCHEMATHESIS,
+            "run",
+            f"{server.url}/openapi.json",
+            "--checks=all",
+            f"--max-examples={EXAMPLES_PER_OPERATION}",
+            "--seed=1",
+            "--request-timeout=10",
+            "--no-color",
+        ],
+        cwd=tmp_path,  # it keeps notes where it runs
+        timeout=FUZZING_TIMEOUT_S,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout
+    assert f"Tested: {count_operations()}" in finished.stdout, finished.stdout
+    assert "Traceback" not in server.log
+
+
+def count_operations() -> int:
+    """How many operations the document has."""
+    return sum(
+        method != "parameters" for path in openapi.DOCUMENT["paths"].values() for method in path
+    )
