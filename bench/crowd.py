@@ -2,7 +2,7 @@
 
 A server that is measured must be the slow side, so the crowd does the least a client can do: it
 shakes hands, answers heartbeats, and counts events by scanning what it reads, without parsing
-it. One client among them, the probe, reads frame by frame and notes each event's age.
+it. One client among them, the probe, also notes how old events are when it has read them.
 
 The parent gives orders as JSON lines (see `Crowd`), the child answers each with one line.
 """
@@ -27,10 +27,8 @@ KEPT_BYTES = 512  # of the end of the stream: holds the last event, with its off
 MARK = b'42["thing:create"'
 PING = b"\x81\x012"
 PONG = b"\x81\x81\0\0\0\x003"  # client frames are masked; a mask of zeros leaves the text readable
-TRUNCATED_FRAME = -1
 
 OFFSET = re.compile(rb'"([^"\\]*)"\]$')
-EVENT = re.compile(rb'"id":(\d+),"name":"([^"]*)".*"created_at":"([^"]*)"')
 
 
 class Client:
@@ -95,57 +93,35 @@ class Client:
 
 
 class Probe(Client):
-    """A client that reads every frame and notes what it is and how old."""
+    """A client that also notes how old events are when it has read them, and which they are."""
 
-    __slots__ = ("ages", "ids", "pending", "singles")
+    __slots__ = ("ages", "ids", "mark", "pattern")
 
-    def __init__(self, ready_mark: bytes, auth: bytes = b"") -> None:
-        super().__init__(ready_mark, auth)
-        self.pending = bytearray()
+    def __init__(self, ready_mark: bytes, names: str) -> None:
+        super().__init__(ready_mark)
+        self.mark = f'"name":"{names}'.encode()
+        self.pattern = re.compile(
+            rb'"id":(\d+),%s[^"]*","info":"[^"]*","created_at":"([^"]*)"' % re.escape(self.mark)
+        )
         self.forget()
 
     def forget(self) -> None:
         """Start noting anew."""
         self.ids = array("q")
         self.ages = array("d")
-        self.singles: list[tuple[float, float]] = []
-
-    def begin(self, stream: bytes) -> int:
-        """Note the events in what was read while joining."""
-        self.pending = bytearray()
-        return self._take(stream.partition(b"\r\n\r\n")[2])
 
     def read(self, buffer: bytearray, end: int) -> int:
-        """Note the events completed by `buffer[KEPT_BYTES:end]`."""
-        return self._take(buffer[KEPT_BYTES:end])
-
-    def _take(self, data: bytes | bytearray) -> int:
+        """Count, and note the events that end in `buffer[KEPT_BYTES:end]`."""
         now = time.time()
-        pending = self.pending
-        pending += data
-        found = position = 0
-        while True:
-            start, stop = _frame(pending, position)
-            if start == TRUNCATED_FRAME:
-                break
-            position = stop
-            if pending.startswith(MARK, start):
-                found += 1
-                self._note(now, pending, start, stop)
-            elif pending.startswith(b"2", start) and stop - start == 1:
-                self.socket.sendall(PONG)
-        del pending[:position]
-        self.count += found
+        start = KEPT_BYTES - len(self.tail)
+        found = super().read(buffer, end)
+        if buffer.find(self.mark, start, end) >= 0:
+            for event in self.pattern.finditer(buffer, start, end):
+                if event.end() > KEPT_BYTES:  # else it was noted with the tail
+                    self.ids.append(int(event[1]))
+                    written = datetime.fromisoformat(event[2].decode())
+                    self.ages.append(now - written.timestamp())
         return found
-
-    def _note(self, now: float, data: bytearray, start: int, stop: int) -> None:
-        event = EVENT.search(data, start, stop)
-        assert event is not None, data[start:stop]
-        age = now - datetime.fromisoformat(event[3].decode()).timestamp()
-        self.ids.append(int(event[1]))
-        self.ages.append(age)
-        if event[2].startswith(b"single"):
-            self.singles.append((now, age))
 
 
 class Child:
@@ -203,8 +179,9 @@ class Child:
                 self.port = order["port"]
                 ready_mark = order["ready_mark"].encode()
                 self.to_connect = [Client(ready_mark) for _ in range(order["clients"])]
-                if order["probe"]:
-                    self.probe = self.to_connect[len(self.to_connect) // 2] = Probe(ready_mark)
+                if order["probe"] is not None:
+                    self.probe = Probe(ready_mark, order["probe"])
+                    self.to_connect[len(self.to_connect) // 2] = self.probe
                 self.connecting = True
             case "reconnect":
                 self.to_connect, self.lost = self.lost, []
@@ -224,9 +201,7 @@ class Child:
                 assert self.probe is not None
                 self.answer(
                     ages=list(self.probe.ages),
-                    singles=self.probe.singles,
-                    distinct=len(set(self.probe.ids)),
-                    noted=len(self.probe.ids),
+                    ids=list(self.probe.ids),
                 )
                 self.probe.forget()
 
@@ -305,8 +280,13 @@ class Crowd:
                 process.kill()
             await process.wait()
 
-    async def connect(self, port: int, clients: int, ready_mark: str, probe: bool = False) -> None:
-        """Connect so many clients; returns when each has read the mark that says it has joined."""
+    async def connect(
+        self, port: int, clients: int, ready_mark: str, probe: str | None = None
+    ) -> None:
+        """Connect so many clients; returns when each has read the mark that says it has joined.
+
+        With `probe`, one of them notes the events of the rows whose names begin so.
+        """
         self.clients += clients
         await self._order(
             do="connect", port=port, clients=clients, ready_mark=ready_mark, probe=probe
@@ -334,9 +314,16 @@ class Crowd:
         """How many clients have lost their connection."""
         return int((await self._order(do="lost"))["lost"])
 
-    async def noted(self) -> dict[str, Any]:
-        """What the probe has noted since the last time it was asked."""
-        return await self._order(do="noted")
+    async def ages(self) -> dict[int, float]:
+        """What the probe has noted since the last time it was asked: seconds by id.
+
+        RuntimeError if it read one of the rows twice.
+        """
+        noted = await self._order(do="noted")
+        ages = dict(zip(noted["ids"], noted["ages"], strict=True))
+        if len(ages) < len(noted["ids"]):
+            raise RuntimeError("the probe read a row twice")
+        return ages
 
     async def _order(self, **order: Any) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -353,28 +340,6 @@ def _client_frame(text: bytes) -> bytes:
     if len(text) < 126:
         return b"\x81" + bytes([0x80 | len(text)]) + b"\0\0\0\0" + text
     return b"\x81\xfe" + len(text).to_bytes(2, "big") + b"\0\0\0\0" + text
-
-
-def _frame(data: bytearray, position: int) -> tuple[int, int]:
-    """Where the payload of the frame at a position starts and stops."""
-    available = len(data) - position
-    if available < 2:
-        return TRUNCATED_FRAME, 0
-    size = data[position + 1]
-    start = position + 2
-    if size == 126:
-        if available < 4:
-            return TRUNCATED_FRAME, 0
-        size = data[position + 2] << 8 | data[position + 3]
-        start = position + 4
-    elif size == 127:
-        if available < 10:
-            return TRUNCATED_FRAME, 0
-        size = int.from_bytes(data[position + 2 : position + 10], "big")
-        start = position + 10
-    if start + size > len(data):
-        return TRUNCATED_FRAME, 0
-    return start, start + size
 
 
 if __name__ == "__main__":

@@ -86,7 +86,9 @@ def ready_mark(peer: Peer) -> str:
 
 
 @asynccontextmanager
-async def stage(lab: Lab, peer: Peer, clients: int, probe: bool = False) -> AsyncIterator[Stage]:
+async def stage(
+    lab: Lab, peer: Peer, clients: int, probe: str | None = None
+) -> AsyncIterator[Stage]:
     """Set a stage; tear it down at the end."""
     async with (
         lab.postgres.clone(peer.template, f"stage_{peer.name}") as database,

@@ -30,7 +30,7 @@ async def run(lab: Lab) -> list[Figure]:
         name = peer.name
         if name == "python":
             continue  # it would need minutes
-        async with stage(lab, peer, 1, probe=True) as on:
+        async with stage(lab, peer, 1, probe="single ") as on:
             on.server.reset_peak()
             before = on.server.peak_bytes()
             enough = asyncio.Event()
@@ -41,16 +41,14 @@ async def run(lab: Lab) -> list[Figure]:
             await on.delivered(ROWS)
             arrived[name] = time.time() - committed
             enough.set()
-            await on.delivered(await writing)
+            singles = await writing
+            await on.delivered(len(singles))
             await on.crowd.check(on.written)
             took[name] = committed - begin
             growth[name] = (on.server.peak_bytes() - before) / 1e6
-            noted = await on.crowd.noted()
-            if not noted["noted"] == noted["distinct"] == on.written:
-                raise RuntimeError(f"{name}: of {on.written} rows not each was read once")
-            singles = [(read - age, age * 1e3) for read, age in noted["singles"]]
-            during[name] = max(age for written, age in singles if written < committed)
-            after[name] = max((age for written, age in singles if written >= committed), default=0)
+            ages = await on.crowd.ages()
+            during[name] = max(ages[id] for id, at in singles.items() if at < committed) * 1e3
+            after[name] = max(ages[id] for id, at in singles.items() if at >= committed) * 1e3
     plain.append(await copy_to_plain(lab, data))
     limit = statistics.mean(plain)
     copied = Figure("bulk", f"COPY of {ROWS:,} rows", "s", took, limit=limit, limit_is="no trigger")
@@ -85,13 +83,14 @@ async def copy(connection: "asyncpg.Connection[asyncpg.Record]", data: bytes) ->
     await connection.copy_to_table("things", source=io.BytesIO(data), columns=["name"])
 
 
-async def write_singles(on: Stage, enough: asyncio.Event) -> int:
-    """Be the somebody else: insert a row now and then until it is enough; how many."""
-    written = 0
+async def write_singles(on: Stage, enough: asyncio.Event) -> dict[int, float]:
+    """Be the somebody else: insert a row now and then until it is enough; when, by id."""
+    written: dict[int, float] = {}
+    insert = "INSERT INTO things (name) VALUES ($1) RETURNING id"
     async with on.postgres.connect(on.database) as connection:
         while not enough.is_set():
-            await connection.execute("INSERT INTO things (name) VALUES ($1)", f"single {written}")
-            written += 1
+            at = time.time()
+            written[await connection.fetchval(insert, f"single {len(written)}")] = at
             with suppress(TimeoutError):
                 await asyncio.wait_for(enough.wait(), SINGLE_EVERY_SECONDS)
     return written

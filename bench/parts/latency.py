@@ -29,7 +29,7 @@ async def run(lab: Lab) -> list[Figure]:
     rates: dict[str, list[float]] = {peer.name: [] for peer in lab.peers}
     async with AsyncExitStack() as stack:
         stages = [
-            await stack.enter_async_context(stage(lab, peer, CLIENTS, probe=True))
+            await stack.enter_async_context(stage(lab, peer, CLIENTS, probe=""))
             for peer in lab.peers
         ]
         for _ in range(ROUNDS):
@@ -40,7 +40,9 @@ async def run(lab: Lab) -> list[Figure]:
                         lab.postgres, each.database, CONNECTIONS, seconds=SECONDS, per_second=rate
                     )
                     await each.delivered(written.rows)
-                    noted = (await each.crowd.noted())["ages"]
+                    noted = (await each.crowd.ages()).values()
+                    if len(noted) != written.rows:
+                        raise RuntimeError(f"{name}: the probe missed rows")
                     for percent in (50, 99):
                         ages[rate, percent][name].append(percentile(noted, percent) * 1e3)
                     oldest[name] = max(oldest[name], max(noted) * 1e3)
