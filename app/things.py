@@ -1,6 +1,7 @@
 """The REST resource `/api/things`: reads and writes the table, and knows nothing of who watches."""
 
 import asyncio
+import logging
 import re
 from typing import Annotated, TypeVar
 from urllib.parse import quote, unquote_to_bytes
@@ -15,6 +16,8 @@ from starlette.responses import Response
 from app.database import UNAVAILABLE, Pool
 from app.problems import Problem, Unavailable
 from app.resource import resource
+
+logger = logging.getLogger("tablecast")
 
 COLLECTION = "/api/things"
 JSON = "application/json"
@@ -37,7 +40,7 @@ READ = """
     SELECT row_to_json(things)::text FROM public.things WHERE name = $1
 """
 CREATE = """
-    INSERT INTO public.things (name, info) VALUES ($1, $2) RETURNING row_to_json(things)::text
+    INSERT INTO public.things (name, info) VALUES ($1, $2) RETURNING row_to_json(things)::text, name
 """
 UPDATE = """
     UPDATE public.things SET name = coalesce($2, name), info = coalesce($3, info) WHERE name = $1
@@ -110,8 +113,9 @@ async def create_thing(request: Request) -> Response:
     """POST a new thing: 201 and the thing, or 409 if the name is taken."""
     thing = await _body(request, new_thing)
     created = await _fetch(request, CREATE, thing.name, thing.info)
-    assert created is not None
-    return _json(created[0], 201, {"Location": address_of(thing.name)})
+    if created is None:
+        raise Problem(409, "The database refuses this: a trigger on the table dropped it.")
+    return _json(created[0], 201, {"Location": address_of(created["name"])})
 
 
 async def read_thing(request: Request) -> Response:
@@ -234,6 +238,7 @@ async def _fetch(request: Request, statement: str, *arguments: object) -> asyncp
         finally:
             await pool.release(connection, timeout=POOL_TIMEOUT_S)
     except UNAVAILABLE as error:
+        logger.warning("the database does not answer: %r", error)
         raise Unavailable("The database does not answer now; try again soon.") from error
     except asyncpg.UniqueViolationError as error:
         raise Problem(409, "Another thing has this name; choose another.", field="name") from error

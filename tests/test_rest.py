@@ -15,6 +15,8 @@ from app.things import BODY_LIMIT_BYTES
 from tests.support.postgres import clone
 from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.database
+
 ODD_NAMES = [
     "plain",
     "with space",
@@ -342,6 +344,13 @@ async def test_constraints_of_others_refuse_with_a_sentence(
         assert "parts" in problem(await client.delete("/api/things/a"), 409)["detail"]
         created = await client.post("/api/things", json={"name": "b"})
         assert "no more things" in problem(created, 409)["detail"]
+        await sql.execute(
+            """CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+               AS $$ BEGIN RETURN NULL; END $$;
+               CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON things
+               FOR EACH ROW EXECUTE FUNCTION refuse()"""
+        )
+        problem(await client.post("/api/things", json={"name": "b"}), 409)
     finally:
         await sql.execute("DROP TABLE parts; DROP FUNCTION refuse CASCADE")
 
