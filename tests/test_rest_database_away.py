@@ -92,7 +92,6 @@ async def test_a_stopped_database_comes_back(
     assert "Traceback" not in server.log
 
 
-@pytest.mark.slow
 async def test_a_database_behind_a_dead_network(
     database_url: str, start_server: Callable[..., RunningServer]
 ) -> None:
