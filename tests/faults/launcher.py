@@ -1,0 +1,35 @@
+"""Runs `tablecast` with its arguments, watched: at SIGUSR1 it writes how many tasks it has.
+
+SABOTAGE in the environment names a safety to be switched off first (tests/faults/sabotage.py).
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import app.cli
+import app.serving
+from app.settings import Settings
+from tests.faults import sabotage
+
+TASKS_FILE = Path(os.environ["TASKS_FILE"])
+serve = app.serving.serve
+
+
+async def watched(settings: Settings, started: Callable[[str], None]) -> None:
+    def count() -> None:
+        new = TASKS_FILE.with_suffix(".new")
+        new.write_text(str(len(asyncio.all_tasks())))
+        new.rename(TASKS_FILE)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, count)
+    await serve(settings, started)
+
+
+if __name__ == "__main__":
+    app.serving.serve = watched
+    if name := os.environ.get("SABOTAGE"):
+        sabotage.KINDS[name]()
+    app.cli.main()

@@ -1,0 +1,384 @@
+"""The oracle: writers write, clients watch, faults strike; then everything is compared."""
+
+import asyncio
+import contextlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from app.migration import migrate
+from app.postgres import Server
+from tests.faults.checker import THE_END, Findings, Log, Reader, Snapshot, snapshot
+from tests.faults.faults import Fault, Faults
+from tests.faults.nodes import ROOT, Node
+from tests.faults.writers import Pace, RestWriter, SlowWriter, SqlWriter
+from tests.support.postgres import private_server
+from tests.support.proxy import Proxy
+
+HERE = Path(__file__).parent
+# Durable, as in earnest: a server that is killed must not lose what it has shown.
+POSTGRES = {"max_connections": 60, "shared_buffers": "256MB", "max_wal_size": "4GB"}
+SAMPLE_S = 5.0
+DELIVERY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+OVERLAP = 10_000  # transaction ids that a crash may have given out again
+
+WEBSOCKET, POLLING, BOTH = ["websocket"], ["polling"], ["polling", "websocket"]
+CLIENTS: tuple[tuple[str, list[str]], ...] = (
+    ("official", WEBSOCKET), ("official", POLLING), ("official", BOTH), ("bare", WEBSOCKET),
+    ("page", WEBSOCKET), ("page", POLLING), ("python", WEBSOCKET), ("python", POLLING),
+)  # fmt: skip
+
+# A second record of what was written, row by row, by other means than the product's.
+AUDIT = """
+CREATE TABLE audit (
+    n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, xid xid8 DEFAULT pg_current_xact_id(),
+    op text, id bigint, name text, info text, created_at timestamptz
+);
+CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        INSERT INTO audit (op) VALUES ('truncate');
+    ELSIF TG_OP = 'UPDATE' AND OLD.id = NEW.id THEN
+        IF OLD IS DISTINCT FROM NEW THEN
+            INSERT INTO audit (op, id, name, info, created_at)
+            VALUES ('update', NEW.id, NEW.name, NEW.info, NEW.created_at);
+        END IF;
+    ELSE
+        IF TG_OP <> 'INSERT' THEN
+            INSERT INTO audit (op, id, name, info, created_at)
+            VALUES ('destroy', OLD.id, OLD.name, OLD.info, OLD.created_at);
+        END IF;
+        IF TG_OP <> 'DELETE' THEN
+            INSERT INTO audit (op, id, name, info, created_at)
+            VALUES ('create', NEW.id, NEW.name, NEW.info, NEW.created_at);
+        END IF;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER audit_rows AFTER INSERT OR UPDATE OR DELETE ON things
+FOR EACH ROW EXECUTE FUNCTION audit();
+CREATE TRIGGER audit_truncate AFTER TRUNCATE ON things
+FOR EACH STATEMENT EXECUTE FUNCTION audit();
+"""
+
+# What one record has and the other has not: each row's changes of a transaction, in their order.
+AUDITED = """
+WITH logged AS MATERIALIZED (
+    SELECT xid, op, row ->> 'id' AS id, row ->> 'name' AS name, row ->> 'info' AS info,
+           (row ->> 'created_at')::timestamptz AS created_at,
+           row_number() OVER (PARTITION BY xid, row ->> 'id' ORDER BY id) AS place
+    FROM feed.change
+), audited AS MATERIALIZED (
+    SELECT xid, op, id::text, name, info, created_at,
+           row_number() OVER (PARTITION BY xid, id ORDER BY n) AS place
+    FROM audit
+)
+SELECT (SELECT count(*) FROM (SELECT * FROM logged EXCEPT ALL SELECT * FROM audited) AS more)
+     + (SELECT count(*) FROM (SELECT * FROM audited EXCEPT ALL SELECT * FROM logged) AS less)
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to happen: for so many seconds, so many changes a second, faults after pauses of at
+    most so many seconds (None: no faults), on so many nodes, of which `spared` are never killed.
+    """
+
+    seed: int
+    seconds: float
+    rate: float = 600
+    pause: float | None = 2.0
+    nodes: int = 2
+    spared: int = 0
+    clients: Sequence[tuple[str, list[str]]] = CLIENTS
+
+
+@dataclass
+class Report:
+    """What came of it."""
+
+    changes: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    clients: dict[str, Findings] = field(default_factory=dict)
+    miscaptured: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> Findings:
+        return sum(self.clients.values(), Findings())
+
+    def red(self) -> int:
+        return self.total.red() + self.miscaptured + len(self.problems)
+
+    def __str__(self) -> str:
+        lines = [f"{self.changes} changes; miscaptured {self.miscaptured}; {self.total}"]
+        lines += [f"  fault: {name}: {count}" for name, count in sorted(self.faults.items())]
+        lines += [f"  {name}: {findings}" for name, findings in self.clients.items()]
+        lines += [f"  {note}" for note in self.total.notes + self.problems]
+        return "\n".join(lines)
+
+
+class Oracle:
+    """One run. `async with` it, `run` it, then ask for the `verdict`."""
+
+    def __init__(self, plan: Plan, directory: Path, sabotage: str = "") -> None:
+        self.plan = plan
+        self.directory = directory
+        self.report = Report()
+        self.nodes = [Node(f"n{n}", directory, sabotage) for n in range(plan.nodes)]
+        self.pace = Pace(plan.rate)
+        self.postgres: Server
+        self.faults: Faults
+        self._chance = random.Random(plan.seed)
+        self._log = Log()
+        self._readers: list[Reader] = []
+        self._files: list[Any] = []
+        self._fronts: list[Proxy] = []
+        self._watchers: list[asyncio.subprocess.Process] = []
+        self._writing: list[asyncio.Task[None]] = []
+        self._others: list[asyncio.Task[None]] = []
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> "Oracle":
+        async with contextlib.AsyncExitStack() as stack:
+            self.postgres = await asyncio.to_thread(
+                stack.enter_context, private_server(**POSTGRES)
+            )
+            await asyncio.to_thread(migrate, self.postgres.url)
+            async with self._admin() as connection:
+                await connection.execute(AUDIT)
+            await self._start_nodes(stack)
+            await self._start_clients(stack)
+            self.faults = Faults(
+                random.Random(self._chance.random()), self.postgres, self.nodes, self._fronts,
+                [watcher.pid for watcher in self._watchers], self.nodes[: self.plan.spared],
+            )  # fmt: skip
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await end([*self._writing, *self._others])
+        finally:
+            await self._stack.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _admin(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
+        connection = await asyncpg.connect(self.postgres.url, timeout=10, command_timeout=300)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def _start_nodes(self, stack: contextlib.AsyncExitStack) -> None:
+        for node in self.nodes:
+            ready = asyncio.Event()
+            task = asyncio.create_task(node.run(self.postgres.url, ready), name=node.name)
+            stack.push_async_callback(end, [task])
+            await first(task, ready.wait())
+
+    async def _start_clients(self, stack: contextlib.AsyncExitStack) -> None:
+        programs: dict[str, list[dict[str, Any]]] = {}
+        for number, (kind, transports) in enumerate(self.plan.clients):
+            name = f"{number} {kind} {'+'.join(transports)}"
+            file = self.directory / f"{name.replace(' ', '-')}.jsonl"
+            file.touch()
+            node = self.nodes[number % len(self.nodes)]
+            front = await stack.enter_async_context(Proxy("127.0.0.1", node.server.port))
+            self._fronts.append(front)
+            self._readers.append(Reader(name, self._log))
+            self._files.append(stack.enter_context(file.open("rb")))
+            programs.setdefault("page" if kind == "page" else kind.replace("bare", "official"), []).append(
+                {"kind": kind, "url": f"http://127.0.0.1:{front.port}", "transports": transports, "file": str(file)}
+            )
+        for kind, clients in programs.items():
+            command = [sys.executable, "-m", "tests.faults.watch"]
+            if kind != "python":
+                command = [node_program(), "--no-warnings", "watch.mjs"]
+            watcher = await asyncio.create_subprocess_exec(
+                *command, json.dumps(clients), stdin=subprocess.PIPE,
+                cwd=ROOT if kind == "python" else HERE,
+            )  # fmt: skip
+            stack.push_async_callback(self._kill_watcher, watcher)
+            self._watchers.append(watcher)
+
+    async def _kill_watcher(self, watcher: asyncio.subprocess.Process) -> None:
+        if watcher.returncode is None:
+            watcher.kill()
+            await watcher.wait()
+
+    # The run
+
+    async def run(self) -> None:
+        """Let them all loose for the planned time."""
+        self.start_writers()
+        self._others = [asyncio.create_task(self._measure(), name="measure")]
+        if self.plan.pause is not None:
+            for group in (self.faults.on_servers, self.faults.on_clients):
+                self._others.append(asyncio.create_task(self._strike(group), name="faults"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.plan.seconds):
+                await first(*self._writing, *self._others)
+
+    def start_writers(self) -> None:
+        url, chance = self.postgres.url, self._chance
+        writers: list[SqlWriter | RestWriter] = [
+            SqlWriter(number, url, random.Random(chance.random()), self.pace) for number in range(5)
+        ]
+        writers += [SlowWriter(9, url, random.Random(chance.random()), self.pace)] * 2
+        urls = [node.url for node in self.nodes]
+        writers.append(RestWriter(urls, random.Random(chance.random()), self.pace))
+        self._writing = [asyncio.create_task(writer.run(), name="writer") for writer in writers]
+
+    async def _strike(self, faults: dict[str, Fault]) -> None:
+        """Strike in random order, each fault as often as the others."""
+        assert self.plan.pause is not None
+        while True:
+            for name in self._chance.sample(list(faults), len(faults)):
+                await asyncio.sleep(self._chance.uniform(0, self.plan.pause))
+                self.report.faults[name] += 1
+                await faults[name]()
+
+    async def _measure(self) -> None:
+        while True:
+            for node in self.nodes:
+                node.sample()
+            await asyncio.sleep(SAMPLE_S)
+
+    async def check(self) -> None:
+        """Compare what came so far."""
+        async with self._admin() as connection:
+            await self._read_log(connection)
+        await self._read_clients()
+
+    async def _read_log(self, connection: "asyncpg.Connection[Any]") -> Snapshot:
+        """Read what is certain: transactions that had ended, and so had all before them."""
+        since = max(self._log.known_below - OVERLAP, 0)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            now = snapshot(await connection.fetchval("SELECT pg_current_snapshot()::text"))
+            below = min(now.open, default=now.end)
+            rows = await connection.fetch(
+                "SELECT xid::text::bigint, id, op, row FROM feed.change"
+                " WHERE xid >= $1::bigint::text::xid8 AND xid < $2::bigint::text::xid8",
+                since, below,
+            )  # fmt: skip
+        decode = msgspec.json.decode
+        self._log.add((xid, id, op, row and decode(row)) for xid, id, op, row in rows)
+        self._log.known_below = below
+        self.report.changes = self._log.count
+        return now
+
+    async def _read_clients(self) -> bool:
+        """Read what the clients have written down since the last time; whether there was any."""
+        found = False
+        for reader, file in zip(self._readers, self._files, strict=True):
+            for count, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    file.seek(-len(line), 1)  # still being written
+                    break
+                found = True
+                reader.take(msgspec.json.decode(line))
+                if count % 1000 == 0:
+                    await asyncio.sleep(0)
+            reader.judge()
+            self.report.clients[reader.name] = reader.findings
+        return found
+
+    # The end
+
+    async def verdict(self) -> Report:
+        """Mend everything, let the clients catch up, and compare all of it."""
+        await end([*self._writing, *self._others])
+        await self._mend()
+        async with self._admin() as connection:
+            await connection.execute("INSERT INTO things (name) VALUES ($1)", THE_END)
+            await self._let_clients_finish(connection)
+            async with asyncio.timeout(DELIVERY_TIMEOUT_S):
+                while (now := await self._read_log(connection)).open:
+                    await asyncio.sleep(0.1)
+            table = await connection.fetchval(
+                "SELECT coalesce(json_agg(things), '[]')::text FROM public.things"
+            )
+            self.report.miscaptured = await connection.fetchval(AUDITED)
+        rows = msgspec.json.decode(table)
+        for reader in self._readers:
+            self.report.clients[reader.name] = reader.finish(now, rows)
+        return self.report
+
+    async def _mend(self) -> None:
+        for proxy in [*self._fronts, *(node.database for node in self.nodes)]:
+            proxy.pass_on()
+        if self.postgres.pid is None:
+            await asyncio.to_thread(self.postgres.start)
+        for node in self.nodes:
+            if not node.running():
+                await node.start()
+            if not await node.ready():
+                self.report.problems.append(f"{node.name} does not get ready")
+
+    async def _let_clients_finish(self, connection: "asyncpg.Connection[Any]") -> None:
+        """Wait until each has read to the end, tell them to stop, and read the rest."""
+        try:
+            async with asyncio.timeout(DELIVERY_TIMEOUT_S):
+                while not all([reader.reached_end for reader in self._readers]):
+                    await self._read_clients()
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            late = [reader.name for reader in self._readers if not reader.reached_end]
+            self.report.problems.append(f"did not come to the end: {', '.join(late)}")
+        for watcher in self._watchers:
+            assert watcher.stdin is not None
+            watcher.stdin.close()
+        for watcher in self._watchers:
+            if code := await asyncio.wait_for(watcher.wait(), STOP_TIMEOUT_S):
+                self.report.problems.append(f"a client ended with {code}")
+        await self._read_clients()
+
+
+def node_program() -> str:
+    """Node.js: the machine's, or the one that `make setup` brought. RuntimeError without any."""
+    beside = Path(sys.executable).parent
+    found = shutil.which("node") or shutil.which("node", path=beside)
+    if found is None:
+        raise RuntimeError("The oracle needs node: run `make setup`.")
+    return found
+
+
+async def first(*awaitables: Any) -> None:
+    """Wait for one of them, and raise what it raises."""
+    tasks = [asyncio.ensure_future(each) for each in awaitables]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they are gone."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+
+
+async def consult(plan: Plan, directory: Path, sabotage: str = "") -> Report:
+    """A whole run."""
+    async with Oracle(plan, directory, sabotage) as oracle:
+        await oracle.run()
+        return await oracle.verdict()
+
+
+def elapsed(since: float) -> str:
+    seconds = time.monotonic() - since
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"

@@ -1,0 +1,84 @@
+/**
+ * Watches a server with JavaScript clients and writes down all they get, a JSON line each:
+ *
+ *   ["list", offset, rows]                            a list loaded from REST
+ *   ["hello", recovered, offset, socket.recovered]    a connection was accepted
+ *   [operation, what, offset]                         a change
+ *   ["state", rows]                                   what a page's feed.js holds at the end
+ *
+ * Argument: a JSON array of {kind, url, transports, file}; kind is `official` (list, then stream),
+ * `bare` (a plain io(), without any list) or `page` (static/feed.js). Ends when standard input does.
+ */
+
+import { createWriteStream } from 'node:fs';
+import { io } from 'socket.io-client';
+import { Feed } from '../../static/feed.js';
+
+const RECONNECTION = { reconnectionDelay: 200, reconnectionDelayMax: 1000, timeout: 5000 };
+const LIST_TIMEOUT_MS = 10_000;
+
+function note(socket, write, change) {
+  socket.on('feed:hello', ({ recovered }, offset) => write(['hello', recovered, offset, socket.recovered]));
+  if (!change) return;
+  for (const op of ['create', 'update', 'destroy']) socket.on(`thing:${op}`, (what, offset) => change([op, what, offset]));
+  socket.on('thing:truncate', (offset) => change(['truncate', null, offset]));
+}
+
+function bare({ url, transports }, write) {
+  const socket = io(url, { transports, forceNew: true, ...RECONNECTION });
+  note(socket, write, write);
+  return { stop: () => socket.disconnect() };
+}
+
+function official(options, write) {
+  const { url, transports } = options;
+  let socket;
+  async function load() {
+    const answer = await fetch(`${url}/api/things`, { signal: AbortSignal.timeout(LIST_TIMEOUT_MS) }).catch(() => null);
+    const rows = answer?.ok ? await answer.json().catch(() => null) : null;
+    if (!rows) return setTimeout(load, RECONNECTION.reconnectionDelay);
+    const since = answer.headers.get('Feed-Offset');
+    write(['list', since, rows]);
+    socket = io(url, { path: '/socket.io-client', transports, forceNew: true, auth: { since }, ...RECONNECTION });
+    note(socket, write, write);
+    socket.on('feed:hello', ({ recovered }) => {
+      if (recovered) return;
+      socket.off();
+      socket.disconnect();
+      load();
+    });
+  }
+  load();
+  return { stop: () => socket?.disconnect() };
+}
+
+function page({ url, transports }, write) {
+  const watched = (address, options) => {
+    const socket = io(address, { ...options, ...RECONNECTION, transports });
+    note(socket, write);
+    return socket;
+  };
+  const feed = new Feed({ io: watched, list: '/api/things', topic: 'thing', server: url });
+  feed.onload = (items) => write(['list', feed.offset, [...items.values()]]);
+  feed.onchange = ({ op, row, name, offset }) => write([op, row ?? name, offset]);
+  feed.start();
+  return {
+    stop() {
+      write(['state', [...feed.items.values()]]);
+      feed.stop();
+    },
+  };
+}
+
+const kinds = { bare, official, page };
+const clients = JSON.parse(process.argv[2]).map((options) => {
+  const file = createWriteStream(options.file);
+  const client = kinds[options.kind](options, (entry) => file.write(`${JSON.stringify(entry)}\n`));
+  return { client, file };
+});
+process.stdin.on('end', async () => {
+  for (const { client } of clients) client.stop();
+  await Promise.all(clients.map(({ file }) => new Promise((done) => file.end(done))));
+  process.exit();
+});
+process.stdin.resume();

@@ -1,0 +1,62 @@
+"""Watches a server with Python clients and writes down all they get, as watch.mjs does.
+
+Argument: a JSON array of {url, transports, file}. Ends when standard input does.
+"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from tests.support.python_client import Thing, Things
+
+
+class Watcher(Things):
+    """Writes down every event before it is folded."""
+
+    def __init__(self, url: str, transports: list[str], file: TextIO) -> None:
+        super().__init__(url, transports)
+        self._file = file
+
+    def on_list(self, things: list[Thing], offset: str) -> None:
+        self._write("list", offset, things)
+        super().on_list(things, offset)
+
+    def on_event(self, event: str, *arguments: Any) -> None:
+        *what, offset = arguments
+        if event == "feed:hello":
+            self._write("hello", what[0]["recovered"], offset, None)
+        elif event.startswith("thing:"):
+            self._write(event.removeprefix("thing:"), what[0] if what else None, offset)
+        super().on_event(event, *arguments)
+
+    def stop(self) -> None:
+        self._write("state", list(self.items.values()))
+
+    def _write(self, *entry: Any) -> None:
+        text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
+        self._file.write(f"{text}\n")
+        self._file.flush()
+
+
+async def main() -> None:
+    watchers = []
+    for client in json.loads(sys.argv[1]):
+        file = Path(client["file"]).open("a", encoding="utf-8")  # noqa: SIM115
+        watchers.append(Watcher(client["url"], client["transports"], file))
+    following = [asyncio.create_task(watcher.follow()) for watcher in watchers]
+    ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
+    await asyncio.wait([ended, *following], return_when=asyncio.FIRST_COMPLETED)
+    for task in following:
+        task.cancel()
+    failures = await asyncio.gather(*following, return_exceptions=True)
+    for watcher in watchers:
+        watcher.stop()
+    for failure in failures:
+        if isinstance(failure, Exception):
+            raise failure
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
