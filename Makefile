@@ -12,7 +12,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 .PHONY: run setup test check format matrix bench soak lock clean
 
 run: .venv/stamp-run node_modules/stamp  ## start Tablecast on http://127.0.0.1:8000
-	@$(BIN)/tablecast serve --migrate
+	@# At a terminal Ctrl-C is for Tablecast alone (set -m): make would turn a clean end into an error.
+	@test -t 0 && set -m; $(BIN)/tablecast serve --migrate
 
 setup: .venv/stamp-test node_modules/stamp  ## what run and test need, without starting anything
 
