@@ -109,7 +109,7 @@ def container(image: str) -> Iterator[str]:
     """The URL of a Postgres in a container of this image."""
     # The reaper is one more image to pull; the block below removes the container.
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
-    from testcontainers.postgres import PostgresContainer
+    from testcontainers.community.postgres import PostgresContainer
 
     settings = " ".join(f"-c {name}={value}" for name, value in SHARED_SETTINGS.items())
     with PostgresContainer(image, driver=None).with_command(f"postgres {settings}") as postgres:
