@@ -158,7 +158,13 @@ export class Feed {
     socket.on(`${topic}:destroy`, (name, offset) => this.#remove(name, offset));
     socket.on(`${topic}:truncate`, (offset) => this.#clear(offset));
     socket.on('connect_error', () => this.#lost(socket));
-    socket.on('disconnect', () => this.#lost(socket));
+    socket.on('disconnect', () => {
+      // Each connection resets the client's waiting time, also one that the server ends before its hello, as it
+      // does while its database is away. So the time grows here.
+      socket.io.reconnectionDelay(waitingMs(this.#retries));
+      this.#retries += 1;
+      this.#lost(socket);
+    });
   }
 
   #close() {
@@ -178,7 +184,6 @@ export class Feed {
     this.#writtenAt = null;
     this.offset = offset;
     if (this.#wasLive) {
-      this.#missed = 0;
       this.#enter('returning');
       this.#awaitQuiet();
     } else {
@@ -189,7 +194,7 @@ export class Feed {
   async #reload() {
     // The live stream that comes with this refusal begins at another moment than the list will: drop it.
     this.#close();
-    this.#reloaded = this.#wasLive;
+    this.#reloaded ||= this.#wasLive;
     this.#wasLive = false;
     this.#enter('loading');
     if (this.#refusals > 0) await pause(this.#refusals);
@@ -225,6 +230,7 @@ export class Feed {
     clearTimeout(this.#quiet);
     if (this.#reloaded) details.reloaded = true;
     this.#reloaded = false;
+    this.#missed = 0;
     this.#wasLive = true;
     this.#enter('live', details);
   }
@@ -243,10 +249,13 @@ export class Feed {
   #put(op, row, offset) {
     const key = row[this.#options.key];
     const before = this.items.get(key);
-    if (before) this.#release(before);
+    const name = row[this.#options.name];
+    if (before?.[this.#options.name] !== name) {
+      if (before) this.#release(before);
+      this.#claim(row);
+    }
     this.items.set(key, row);
-    this.#claim(row);
-    this.#changed({ op, name: row[this.#options.name], row, before, offset });
+    this.#changed({ op, name, row, before, offset });
   }
 
   #remove(name, offset) {
@@ -301,8 +310,12 @@ export class Feed {
   }
 }
 
-/** Wait before try number `failures` + 1: twice as long each time, up to a limit, and never all pages at once. */
+/** How long to wait after so many failures: twice as long each time, up to a limit. */
+function waitingMs(failures) {
+  return Math.min(FIRST_RETRY_MS * 2 ** failures, LAST_RETRY_MS);
+}
+
+/** Wait before the next try, but not all pages for the same time. */
 function pause(failures) {
-  const ms = Math.min(FIRST_RETRY_MS * 2 ** failures, LAST_RETRY_MS);
-  return new Promise((resolve) => setTimeout(resolve, ms * (0.5 + Math.random())));
+  return new Promise((resolve) => setTimeout(resolve, waitingMs(failures) * (0.5 + Math.random())));
 }

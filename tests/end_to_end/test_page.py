@@ -1,6 +1,8 @@
 """The page in a real browser: what is written anywhere appears in every window."""
 
 import asyncio
+import os
+import shlex
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +11,7 @@ from playwright.async_api import Locator, Page, Request, Route, expect
 from app.database import Connection
 from app.postgres import Server
 from tests.end_to_end.conftest import OpenPage
-from tests.support.server import RunningServer
+from tests.support.server import TABLECAST, RunningServer
 
 PATIENCE_S = 15.0
 LOAD_SECONDS = 3.0
@@ -50,10 +52,10 @@ FOLLOW = """
 @pytest.fixture
 async def windows(server: RunningServer, open_page: OpenPage) -> list[Page]:
     """Two windows that are live."""
-    pages = [await open_page(server.url), await open_page(server.url)]
+    pages = await asyncio.gather(open_page(server.url), open_page(server.url))
     for page in pages:
         await expect_state(page, "Live")
-    return pages
+    return list(pages)
 
 
 async def expect_state(page: Page, words: str) -> None:
@@ -118,6 +120,29 @@ async def test_sql_changes_reach_every_window(windows: list[Page], connection: C
             ["truncate", "destroy", "update", "update", "create", "create"]
         )
         await expect(page.locator("#recent .when").first).to_contain_text(" ms")
+
+
+async def test_the_line_for_a_terminal_works(
+    server: RunningServer, open_page: OpenPage, database_url: str
+) -> None:
+    """Somebody copies the page's psql line and runs it twice; two things appear."""
+    page = await open_page(server.url)
+    await expect_state(page, "Live")
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await page.get_by_role("button", name="Copy").click()
+    await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    line = await page.evaluate("navigator.clipboard.readText()")
+    program, _, arguments = line.partition(" ")
+    assert program == ".venv/bin/tablecast"
+    for count in (1, 2):
+        shell = await asyncio.create_subprocess_shell(
+            f"{shlex.quote(str(TABLECAST))} {arguments}",
+            stdout=asyncio.subprocess.DEVNULL,
+            env=os.environ | {"DATABASE_URL": database_url},
+        )
+        assert await shell.wait() == 0
+        await expect(page.locator(".thing")).to_have_count(count)
+    await expect(page.locator(".thing .name").first).to_contain_text("psql at ")
 
 
 async def test_names_handed_from_row_to_row(windows: list[Page], connection: Connection) -> None:
