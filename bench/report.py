@@ -105,10 +105,14 @@ def as_svg(results: dict[str, Any]) -> str:
     for figure in figures:
         values = figure["values"]
         largest = max([*values.values(), figure["limit"] or 0])
-        more = "more is better" if _more_is_better(figure) else "less is better"
+        what, _, detail = figure["what"].partition(", ")
+        better = "more is better" if figure["unit"] == "/s" else "less is better"
+        detail = f"{detail}, {better}" if detail else better
         middle = y + bar * len(values) / 2
-        body.append(f'<text x="{left - 12}" y="{middle}" class="what">{_sentence(figure)}</text>')
-        body.append(f'<text x="{left - 12}" y="{middle + 13}" class="small">{more}</text>')
+        body.append(f'<text x="{left - 12}" y="{middle}" class="what">{escape(what)}</text>')
+        body.append(
+            f'<text x="{left - 12}" y="{middle + 13}" class="small">{escape(detail)}</text>'
+        )
         height = bar * len(values)
         if figure["limit"]:
             x = left + width * figure["limit"] / largest
@@ -173,22 +177,15 @@ def _cells(figure: dict[str, Any]) -> list[str]:
 
 
 def _number(value: float, unit: str) -> str:
-    if value >= 100:
+    if value >= 1e6:
+        number = f"{value / 1e6:.1f} million"
+    elif value >= 100:
         number = f"{value:,.0f}"
     elif value >= 10:
         number = f"{value:.1f}"
     else:
         number = f"{value:.2f}"
     return f"{number} {unit}".replace(" /s", "/s").strip()
-
-
-def _sentence(figure: dict[str, Any]) -> str:
-    """What was measured, short enough for the picture."""
-    return escape(figure["what"].replace("server CPU per delivery", "CPU per delivery"))
-
-
-def _more_is_better(figure: dict[str, Any]) -> bool:
-    return bool(figure["unit"] == "/s")
 
 
 def _where(result: dict[str, Any]) -> tuple[str, str, str]:

@@ -9,9 +9,9 @@ from bench.lab import Figure, Lab, at_least, medians, ready_mark, write_singly
 from bench.servers import Peer, running
 
 CONNECTIONS = (1, 8, 32)
-SECONDS = 4
-ROUNDS = 2
-SETTLE_SECONDS = 1.0
+SECONDS = 3
+ROUNDS = 3
+SETTLE_SECONDS = 0.5
 LEAST_OF_CLASSIC = 3.0
 LEAST_OF_PLAIN = 0.65
 
