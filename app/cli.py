@@ -5,7 +5,6 @@ import contextlib
 import errno
 import logging
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -84,10 +83,11 @@ def serve(settings: Settings, migrating: bool) -> None:
         asyncio.run(check(url))
 
         def say(address: str) -> None:
-            where = shlex.quote(url) if settings.database_url is None else '"$DATABASE_URL"'
+            where = '"$DATABASE_URL"' if settings.database_url else url  # it may hold a password
             click.echo(f"Tablecast is at {address}")
             click.echo(f'Change its table:  psql {where} -c "{EXAMPLE}"')
-            click.echo("No psql? Use:      .venv/bin/tablecast psql")
+            if not settings.database_url:
+                click.echo("Without a psql:    .venv/bin/tablecast psql")
 
         try:
             uvloop.run(serve_until_stopped(replace(settings, database_url=url), say))

@@ -1,6 +1,7 @@
 """Bringing a database up to date, and telling whether it is."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import asyncpg
@@ -12,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.database import OLDEST_SUPPORTED, UNAVAILABLE, Refusal, connect
 
+ALEMBIC = threading.Lock()  # it keeps what it is doing in globals
 ROOT = Path(__file__).parent.parent
 FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
 
@@ -24,7 +26,8 @@ def migrate(url: str) -> str | None:
     """
     before = asyncio.run(revision(url))
     try:
-        command.upgrade(configuration(url), "head")
+        with ALEMBIC:
+            command.upgrade(configuration(url), "head")
     except (*FAILURES, DBAPIError, CommandError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         raise Refusal(f"The database cannot be migrated: {reason(cause)}.") from error

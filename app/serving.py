@@ -1,10 +1,11 @@
 """The HTTP server: uvicorn, lending the application its WebSocket transports."""
 
 import asyncio
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -35,9 +36,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.handshake_complete and not (self.close_sent or self.transport.is_closing()):
             self.transport.write(frames)
 
-    def unsent_bytes(self) -> int:
-        """What the client's side has not taken."""
-        return self.transport.get_write_buffer_size()
+    def offer_frames(self, frames: bytes, limit_bytes: int) -> bool:
+        """Write whole frames unless the client has not taken more than so many bytes; whether they
+        were written.
+        """
+        transport = self.transport
+        if transport.get_write_buffer_size() > limit_bytes:
+            return False
+        if not (self.close_sent or transport.is_closing()):
+            transport.write(frames)
+        return True
 
     async def drained(self) -> None:
         """Wait until little is left unsent; at once where the connection is lost."""
@@ -78,6 +86,13 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def allow_many_clients() -> None:
+    """Every client takes a file descriptor: take as many as the system gives."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS may show more than it gives
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; OSError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -89,6 +104,7 @@ async def serve(settings: Settings, started: Callable[[str], None]) -> None:
 
     Raises OSError if the address is taken or cannot be had.
     """
+    allow_many_clients()
     app = create_app(settings)
     config = uvicorn.Config(
         app,

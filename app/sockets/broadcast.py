@@ -84,16 +84,10 @@ class Broadcast:
         if not page.changes:
             return
         for client in list(self._live):
-            if client.connection.overfull(self._client_buffer):
+            sent = part.timed_frames if client.timing else part.frames
+            if not client.connection.offer(sent, self._client_buffer):
                 self._live.discard(client)
                 self._start_catching_up(client, page.since)
-            else:
-                self._send(client, part)
-
-    def _send(self, client: Client, part: Part) -> None:
-        if client.timing:
-            client.connection.write(part.timing)
-        client.connection.write(part.frames)
 
     def cut_all(self, reason: str) -> None:
         """End every connection; by their offsets the clients continue elsewhere or later."""
@@ -173,7 +167,7 @@ class Broadcast:
                     return
                 parts = self._recent.run(offset, JOINED_BYTES) or [await self._read(offset)]
                 for part in parts:
-                    self._send(client, part)
+                    client.connection.write(part.timed_frames if client.timing else part.frames)
                 offset = parts[-1].until
         except TimeoutError:
             client.connection.cut("it takes nothing")

@@ -40,7 +40,7 @@ class WebSocketTransport(Protocol):
     """What app/serving.py lends to the application: the way past ASGI's `send`."""
 
     def write_frames(self, frames: bytes) -> None: ...
-    def unsent_bytes(self) -> int: ...
+    def offer_frames(self, frames: bytes, limit_bytes: int) -> bool: ...
     async def drained(self) -> None: ...
     def abort(self) -> None: ...
 
@@ -91,11 +91,14 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         self._unsent_bytes += size(packet)
         self.queue.put_nowait(packet)
 
-    def overfull(self, limit_bytes: int) -> bool:
-        """Whether more is waiting for the client than it may have."""
-        if self._websocket is not None:
-            return self._websocket.unsent_bytes() > limit_bytes
-        return self._unsent_bytes > limit_bytes or self.queue.qsize() > QUEUED_PACKETS
+    def offer(self, frames: Frames, limit_bytes: int) -> bool:
+        """Send packets unless the client has left so much untaken; whether they were sent."""
+        if self._websocket is not None:  # first, and at once: this is the hot path
+            return self._websocket.offer_frames(frames.websocket, limit_bytes)
+        if self._unsent_bytes > limit_bytes or self.queue.qsize() > QUEUED_PACKETS:
+            return False
+        self.write(frames)
+        return True
 
     async def drained(self) -> None:
         """Wait until the client has taken (nearly) all that waits for it."""

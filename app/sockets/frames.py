@@ -38,6 +38,9 @@ class Frames:
         """As WebSocket frames, joined: one write for however many changes."""
         return b"".join(websocket_frame(b"4" + text.encode()) for text in self._texts)
 
+    def __add__(self, other: "Frames") -> "Frames":
+        return Frames(self._texts + other._texts)
+
 
 def welcome(sid: str, pid: str, recovered: bool, offset: str) -> Frames:
     """The answer to CONNECT, and `feed:hello`: from here on the client has an offset. A client that

@@ -27,8 +27,9 @@ class Part:
         return frames.changes(self._page, self._epoch)
 
     @cached_property
-    def timing(self) -> Frames:
-        return frames.timing(self._page)
+    def timed_frames(self) -> Frames:
+        """For clients that asked when what comes was written."""
+        return frames.timing(self._page) + self.frames
 
 
 class Recent:
