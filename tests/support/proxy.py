@@ -1,0 +1,115 @@
+"""A TCP proxy to put between two parties, and to make a bad network of."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from urllib.parse import urlsplit, urlunsplit
+
+PIECE_BYTES = 64 * 1024
+
+
+class Proxy:
+    """Carries bytes to and from `host:port`, until told otherwise.
+
+    `forth` is the way from who connects to the target, `back` the other one.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target = host, port
+        self._forth, self._back = asyncio.Event(), asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
+        self.port = 0
+        self.accepted = 0  # connections so far
+        self.pass_on()
+
+    async def __aenter__(self) -> "Proxy":
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        tasks = list(self._connections)
+        self.cut()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5)
+
+    def __len__(self) -> int:
+        """How many connections there are now."""
+        return len(self._connections)
+
+    def pass_on(self) -> None:
+        """Carry everything, also what was held back."""
+        self._forth.set()
+        self._back.set()
+
+    def hold(self, *, forth: bool = True, back: bool = True) -> None:
+        """Be a black hole, in one direction or in both: nothing comes through, not even an end.
+        New connections are accepted, and hear nothing.
+        """
+        for way, held in ((self._forth, forth), (self._back, back)):
+            if held:
+                way.clear()
+            else:
+                way.set()
+
+    def cut(self) -> None:
+        """Reset every connection there is; new ones are carried as before."""
+        for task, writers in list(self._connections.items()):
+            for writer in writers:
+                writer.transport.abort()
+            task.cancel()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.accepted += 1
+        writers = self._connections[task] = [writer]
+        try:
+            await self._forth.wait()
+            target_reader, target_writer = await asyncio.open_connection(*self.target)
+            writers.append(target_writer)
+            ways = [
+                asyncio.create_task(self._carry(reader, target_writer, self._forth)),
+                asyncio.create_task(self._carry(target_reader, writer, self._back)),
+            ]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+        except (OSError, asyncio.CancelledError):
+            pass  # cut, or nobody there
+        finally:
+            for each in writers:
+                each.close()  # sends what was read before
+            del self._connections[task]
+
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: asyncio.Event
+    ) -> None:
+        try:
+            while piece := await reader.read(PIECE_BYTES):
+                await way.wait()
+                writer.write(piece)
+                await writer.drain()
+        except OSError:
+            pass  # the end of one side is the end of the other
+        await way.wait()
+
+
+@asynccontextmanager
+async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy before the server that `url` names, and the URL that leads through it."""
+    parts = urlsplit(url)
+    assert parts.hostname and parts.port
+    async with Proxy(parts.hostname, parts.port) as proxy:
+        credentials, at, _ = parts.netloc.rpartition("@")
+        netloc = f"{credentials}{at}127.0.0.1:{proxy.port}"
+        yield proxy, urlunsplit(parts._replace(netloc=netloc))
