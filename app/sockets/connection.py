@@ -61,6 +61,8 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         self._websocket: WebSocketTransport | None = None
         self._unsent_bytes = 0
         self._taken = asyncio.Event()
+        self._polling = False
+        self._last_poll = ""
         self._errors = 0
         self._inbound = 0
         self._inbound_since = self._loop.time()
@@ -108,6 +110,32 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         while self.queue.qsize() > POLL_PACKETS and not self.closed:
             self._taken.clear()
             await self._taken.wait()
+
+    async def handle_get_request(self, environ: dict[str, Any]) -> Any:
+        """A poll, or the way to a WebSocket. Raises EngineIOError, which answers 400.
+
+        A poll whose answer may not have arrived ends the session, because what it held would be
+        missing: when its connection ends first, and when the same poll comes again. (HTTP clients,
+        browsers too, repeat a GET by themselves if a kept connection breaks under it.)
+        """
+        if "HTTP_UPGRADE" in environ:
+            return await super().handle_get_request(environ)
+        query = environ["QUERY_STRING"]
+        if self._polling or ("&t=" in query and query == self._last_poll):
+            self.cut("a poll came twice")
+            raise EngineIOError("a poll came twice")
+        self._last_poll, self._polling = query, True
+        polled = asyncio.ensure_future(super().handle_get_request(environ))
+        gone = asyncio.ensure_future(environ["asgi.receive"]())
+        try:
+            await asyncio.wait([polled, gone], return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                self.cut(self.server.reason.TRANSPORT_CLOSE)
+            return await polled
+        finally:
+            self._polling = False
+            polled.cancel()
+            gone.cancel()
 
     async def poll(self) -> list[Packet]:
         """The next packets for the polling transport, or for a server that lends no transport;

@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -207,8 +206,9 @@ class Oracle:
             command = [sys.executable, "-m", "tests.faults.watch"]
             if kind != "python":
                 command = [node_program(), "--no-warnings", "watch.mjs"]
+            said = stack.enter_context((self.directory / f"watch-{kind}.log").open("w"))
             watcher = await asyncio.create_subprocess_exec(
-                *command, json.dumps(clients), stdin=subprocess.PIPE,
+                *command, json.dumps(clients), stdin=subprocess.PIPE, stdout=said, stderr=said,
                 cwd=ROOT if kind == "python" else HERE,
             )  # fmt: skip
             stack.push_async_callback(self._kill_watcher, watcher)
@@ -258,7 +258,7 @@ class Oracle:
             await asyncio.sleep(SAMPLE_S)
 
     async def check(self) -> None:
-        """Compare what came so far."""
+        """Compare what came so far. Raises OSError or asyncpg's own if Postgres is away."""
         async with self._admin() as connection:
             await self._read_log(connection)
         await self._read_clients()
@@ -379,6 +379,3 @@ async def consult(plan: Plan, directory: Path, sabotage: str = "") -> Report:
         return await oracle.verdict()
 
 
-def elapsed(since: float) -> str:
-    seconds = time.monotonic() - since
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"

@@ -15,7 +15,7 @@ Connection = asyncpg.Connection  # type: ignore[type-arg]
 
 ROLLED_BACK = 0.3
 MOST_ROWS = 2_000
-BURST_S = 2.0
+BURST_S = 5.0
 STATEMENT_TIMEOUT_S = 20
 ODD = ["plain", "a/b?c#d", "quo\"te'", "\\back", "line\nbreak", "tab\t\x01", "emoji 🟣", "ü", "</script>", "%41"]
 # What asyncpg raises when it is cut off, refused by a constraint, or in a deadlock.
@@ -105,7 +105,7 @@ class SqlWriter:
                         written += await self._statement(connection)
                 if rolled_back:
                     raise Rollback
-        self._pace.written += written
+            self._pace.written += written
 
     async def _statement(self, connection: Connection) -> int:
         kinds: list[tuple[int, Callable[[Connection], Awaitable[str]]]] = [

@@ -1,0 +1,94 @@
+"""`make soak`: the oracle for as long as asked.
+
+MINUTES (30), RATE (changes a second, 700) and SEED (drawn) are environment variables. Every
+minute it prints what was found so far, and at the end how the first server, which is never killed,
+has grown. Exit code 1 if anything was lost, doubled, out of order, or otherwise wrong.
+"""
+
+import asyncio
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.faults.nodes import Sample, slopes
+from tests.faults.oracle import Oracle, Plan, end
+from tests.faults.writers import EXPECTED
+
+WARM_UP = 1 / 3  # of the samples: caches fill
+
+
+def progress(oracle: Oracle, started: float) -> str:
+    """One line: how it stands."""
+    total = oracle.report.total
+    minutes, seconds = divmod(int(time.monotonic() - started), 60)
+    return (
+        f"{minutes:3}:{seconds:02} {oracle.report.changes:9,} changes"
+        f" {total.events:10,} events {oracle.report.faults.total():5} faults"
+        f" {total.sessions:6} sessions, lost {total.lost}, doubled {total.doubled},"
+        f" out of order {total.disordered}, refused {total.refused}, phantom {total.phantom}"
+    )
+
+
+def growth(samples: list[Sample]) -> str:
+    """How much a process held at the end, and what it gains an hour."""
+    settled = samples[int(len(samples) * WARM_UP) :]
+    if len(settled) < 3:
+        return "too short to tell"
+    last, gain = settled[-1], slopes(settled)
+    units = {"memory": 2**20}
+    return ", ".join(
+        f"{name} {getattr(last, name) / units.get(name, 1):.0f}"
+        f" ({gain[name] / units.get(name, 1):+.1f} an hour)"
+        for name in gain
+    )
+
+
+async def report_each_minute(oracle: Oracle, started: float) -> None:
+    while True:
+        await asyncio.sleep(60)
+        try:
+            await oracle.check()
+        except EXPECTED as error:
+            print(f"        Postgres is away just now: {error}")
+        print(progress(oracle, started), flush=True)
+
+
+async def soak(seed: int, minutes: float, rate: float) -> int:
+    directory = Path(tempfile.mkdtemp(prefix="tablecast-soak-"))
+    print(f"SEED={seed} MINUTES={minutes:g} RATE={rate:g}; what everybody saw is in {directory}")
+    started = time.monotonic()
+    plan = Plan(seed, minutes * 60, rate, spared=1)
+    async with Oracle(plan, directory) as oracle:
+        reporting = asyncio.create_task(report_each_minute(oracle, started), name="report")
+        try:
+            await oracle.run()
+        finally:
+            await end([reporting])
+        report = await oracle.verdict()
+    print(progress(oracle, started))
+    print(report)
+    for node in oracle.nodes:
+        life = max(node.lives, key=len)
+        print(f"{node.name}, {len(node.lives)} processes; the longest-lived: memory in MiB; {growth(life)}")
+    if report.red():
+        print("RED")
+        return 1
+    print("GREEN")
+    shutil.rmtree(directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(
+        asyncio.run(
+            soak(
+                int(os.environ.get("SEED") or random.randrange(10**6)),
+                float(os.environ.get("MINUTES") or 30),
+                float(os.environ.get("RATE") or 700),
+            )
+        )
+    )
