@@ -25,15 +25,40 @@ BEGIN
 END
 $$;
 
+-- A transition table with its virtual generated columns (Postgres 18), for a FROM clause: those are
+-- computed when a row is read, and a transition table has NULL in their place. The triggers have a
+-- second argument where feed.watch saw such columns; one added later shows only after another
+-- feed.watch (to look at every statement would make every write pay for it).
+CREATE FUNCTION feed.whole_rows(relation regclass, rows name) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('(SELECT %s FROM %I)',
+                  string_agg(CASE attgenerated
+                      WHEN 'v' THEN format('(%s) AS %I', pg_get_expr(adbin, adrelid), attname)
+                      ELSE quote_ident(attname) END, ', ' ORDER BY attnum), rows)
+    FROM pg_attribute
+    LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+    WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped
+$$;
+
 CREATE FUNCTION feed.capture_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO'
 SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = '1'
 AS $$
+DECLARE
+    logged bigint;
 BEGIN
-    INSERT INTO feed.change (topic, op, row)
-    SELECT TG_ARGV[0], 'create', row_to_json(new_rows.*) FROM new_rows;
-    IF FOUND THEN
+    IF TG_NARGS > 1 THEN
+        EXECUTE format('INSERT INTO feed.change (topic, op, row) '
+                       'SELECT $1, ''create'', row_to_json(whole.*) FROM %s AS whole',
+                       feed.whole_rows(TG_RELID, 'new_rows')) USING TG_ARGV[0];
+    ELSE
+        INSERT INTO feed.change (topic, op, row)
+        SELECT TG_ARGV[0], 'create', row_to_json(new_rows.*) FROM new_rows;
+    END IF;
+    GET DIAGNOSTICS logged = ROW_COUNT;
+    IF logged > 0 THEN
         PERFORM feed.ring();
     END IF;
     RETURN NULL;
@@ -45,10 +70,19 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO'
 SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = '1'
 AS $$
+DECLARE
+    logged bigint;
 BEGIN
-    INSERT INTO feed.change (topic, op, row)
-    SELECT TG_ARGV[0], 'destroy', row_to_json(old_rows.*) FROM old_rows;
-    IF FOUND THEN
+    IF TG_NARGS > 1 THEN
+        EXECUTE format('INSERT INTO feed.change (topic, op, row) '
+                       'SELECT $1, ''destroy'', row_to_json(whole.*) FROM %s AS whole',
+                       feed.whole_rows(TG_RELID, 'old_rows')) USING TG_ARGV[0];
+    ELSE
+        INSERT INTO feed.change (topic, op, row)
+        SELECT TG_ARGV[0], 'destroy', row_to_json(old_rows.*) FROM old_rows;
+    END IF;
+    GET DIAGNOSTICS logged = ROW_COUNT;
+    IF logged > 0 THEN
         PERFORM feed.ring();
     END IF;
     RETURN NULL;
@@ -79,7 +113,9 @@ $$;
 -- The statement that logs an UPDATE of rows with this key ($1 is the topic). Old and new rows are
 -- paired by key: a key that changed is a destroy and a create, destroys first; a row that did not
 -- change is no change. Without a key nothing can be paired: all old rows go, all new ones come.
-CREATE FUNCTION feed.update_statement(key name[]) RETURNS text
+CREATE FUNCTION feed.update_statement(
+    key name[], old_rows text DEFAULT 'old_rows', new_rows text DEFAULT 'new_rows'
+) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format($sql$
@@ -92,15 +128,17 @@ AS $$
             SELECT CASE WHEN o.here THEN row_to_json(o.old) END AS before,
                    CASE WHEN n.here THEN row_to_json(n.new) END AS after,
                    o.here AND n.here AND o.old *= n.new AS same
-            FROM (SELECT old_rows AS old, true AS here, %1$s FROM old_rows) AS o
-            FULL JOIN (SELECT new_rows AS new, true AS here, %2$s FROM new_rows) AS n ON %3$s
+            FROM (SELECT old_rows AS old, true AS here, %1$s FROM %4$s AS old_rows) AS o
+            FULL JOIN (SELECT new_rows AS new, true AS here, %2$s FROM %5$s AS new_rows) AS n
+                ON %3$s
         ) AS pair
         WHERE same IS NOT TRUE
         ORDER BY after IS NOT NULL
     $sql$,
     coalesce(string_agg(format('old_rows.%I AS k%s', part, place), ', '), 'true AS k'),
     coalesce(string_agg(format('new_rows.%I AS k%s', part, place), ', '), 'false AS k'),
-    coalesce(string_agg(format('o.k%1$s = n.k%1$s', place), ' AND '), 'o.k = n.k'))
+    coalesce(string_agg(format('o.k%1$s = n.k%1$s', place), ' AND '), 'o.k = n.k'),
+    old_rows, new_rows)
     FROM unnest(key) WITH ORDINALITY AS parts (part, place)
 $$;
 
@@ -113,6 +151,7 @@ DECLARE
     key name[] := feed.key_of(relation);
     kind record;
     on_update text := format('capture_update_%s', relation::oid);
+    arguments text := quote_nullable(topic);
 BEGIN
     SELECT relkind, relpersistence, relhassubclass, relispartition,
            EXISTS (SELECT FROM pg_inherits WHERE inhrelid = relation) AS inherits
@@ -131,9 +170,12 @@ BEGIN
             USING ERRCODE = 'invalid_table_definition', HINT = 'Add a primary key first.';
     END IF;
     PERFORM feed.unwatch(relation);
+    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = relation AND attgenerated = 'v') THEN
+        arguments := arguments || ', ''virtual''';
+    END IF;
 
     -- One function a table, so that its statement is planned once and not at every UPDATE. If the
-    -- key has changed since, the statement is made anew: slower, but the user's write goes on.
+    -- key has changed since, or columns are virtual, it is made anew: slower, but right.
     EXECUTE format($create$
         CREATE FUNCTION feed.%1$I() RETURNS trigger
         LANGUAGE plpgsql SECURITY DEFINER
@@ -143,7 +185,11 @@ BEGIN
         DECLARE
             logged bigint;
         BEGIN
-            IF feed.key_of(TG_RELID) = %2$L::name[] THEN
+            IF TG_NARGS > 1 THEN
+                EXECUTE feed.update_statement(
+                    feed.key_of(TG_RELID), feed.whole_rows(TG_RELID, 'old_rows'),
+                    feed.whole_rows(TG_RELID, 'new_rows')) USING TG_ARGV[0];
+            ELSIF feed.key_of(TG_RELID) = %2$L::name[] THEN
                 %3$s;
             ELSE
                 EXECUTE feed.update_statement(feed.key_of(TG_RELID)) USING TG_ARGV[0];
@@ -159,12 +205,12 @@ BEGIN
     EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', on_update);
 
     EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_insert(%L)', relation, topic);
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_insert(%s)', relation, arguments);
     EXECUTE format('CREATE TRIGGER feed_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows '
-                   'NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION feed.%I(%L)',
-                   relation, on_update, topic);
+                   'NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION feed.%I(%s)',
+                   relation, on_update, arguments);
     EXECUTE format('CREATE TRIGGER feed_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS old_rows '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_delete(%L)', relation, topic);
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_delete(%s)', relation, arguments);
     EXECUTE format('CREATE TRIGGER feed_truncate AFTER TRUNCATE ON %s '
                    'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_truncate(%L)', relation, topic);
     -- ALWAYS: also for sessions that have set session_replication_role to replica.
