@@ -51,6 +51,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Wait until little is left unsent; at once where the connection is lost."""
         await self.writable.wait()
 
+    def forget_handshake(self) -> None:
+        """Let go of the request and the response: nobody asks for them again."""
+        del self.request, self.response
+
     def abort(self) -> None:
         """Close without sending what is left."""
         self.transport.abort()

@@ -42,6 +42,7 @@ class WebSocketTransport(Protocol):
     def write_frames(self, frames: bytes) -> None: ...
     def offer_frames(self, frames: bytes, limit_bytes: int) -> bool: ...
     async def drained(self) -> None: ...
+    def forget_handshake(self) -> None: ...
     def abort(self) -> None: ...
 
 
@@ -239,7 +240,16 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         lent = environ["asgi.scope"].get("extensions", {}).get(LENT_TRANSPORT)
         if lent is None:
             return await super()._upgrade_websocket(environ)
-        return await WebSocket(lambda ws: self._serve(ws, lent), self.server)(environ)
+        scope = environ["asgi.scope"]
+
+        async def serve(ws: WebSocket) -> None:
+            # What only the handshake needed is most of what an idle client would cost.
+            environ.clear()
+            scope["headers"] = []
+            lent.forget_handshake()
+            await self._serve(ws, lent)
+
+        return await WebSocket(serve, self.server)(environ)
 
     async def _serve(self, ws: WebSocket, lent: WebSocketTransport) -> None:
         try:
