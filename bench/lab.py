@@ -12,8 +12,9 @@ from typing import Any
 
 import asyncpg
 
+from app.postgres import binary
 from bench.crowd import Crowd
-from bench.postgres import USER, Postgres
+from bench.postgres import Postgres
 from bench.servers import Peer, Server, running
 
 PGBENCH_SECONDS = 120
@@ -120,15 +121,13 @@ async def write_singly(
     per_second: int | None = None,
 ) -> Written:
     """Insert single rows with pgbench, for a time or a number of rows from each connection."""
-    argv = [str(postgres.bin / "pgbench"), "--no-vacuum", "--protocol=prepared"]
+    argv = [binary("pgbench"), "--no-vacuum", "--protocol=prepared"]
     argv += [f"--file={INSERT_SCRIPT}", f"--client={connections}", f"--jobs={min(connections, 2)}"]
     argv += [f"--time={seconds}"] if seconds else [f"--transactions={rows_each}"]
     argv += [f"--rate={per_second}"] if per_second else []
     process = await asyncio.create_subprocess_exec(
         *argv,
-        f"--host={postgres.socket_dir}",
-        f"--username={USER}",
-        database,
+        env=postgres.environment(database),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

