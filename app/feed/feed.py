@@ -16,16 +16,18 @@ from app.feed.offset import Epoch, Offset, Position
 
 logger = logging.getLogger("tablecast.feed")
 
-POLL_S = 0.003
+POLL_S = 0.005
 # With nobody to ring, the bell being off, polling must cost little.
 SILENT_POLL_S = 0.010
 # While an open transaction keeps the feed awake.
 KEPT_AWAKE_POLL_S = 0.030
 # Awake and nothing read for so long: try to sleep.
 TIRED_AFTER_S = 0.030
-# So many bells within so many seconds: poll instead of being rung.
+# So many bells in a row, each so soon after the feed began to wait: poll instead of being rung.
 BUSY_BELLS = 8
-BUSY_WITHIN_S = 0.040
+SOON_S = 0.0025
+# While busy, the other nodes are rung for no more often.
+RING_S = 0.010
 # Every node looks without any bell.
 LOOK_S = 1.0
 PROBE_S = 5.0
@@ -137,17 +139,19 @@ class Feed:
         self._audience.started(self.epoch, Offset(self.position))
 
     async def _follow(self, listener: Listener, reader: asyncpg.Connection) -> None:
-        next_look = next_probe = 0.0
-        rang = False
-        bells: list[float] = []
+        next_look = next_probe = next_ring = 0.0
+        rang = owes_ring = False
+        soon_rung = 0
         last_moved = time.monotonic()
         while True:
             moved = await self._read_all(reader)
             now = time.monotonic()
             if moved:
                 last_moved = now
-                if not (rang and listener.asleep):
-                    await listener.ring()
+                owes_ring = owes_ring or not (rang and listener.asleep)
+            if owes_ring and (listener.asleep or now >= next_ring or not moved):
+                await listener.ring()
+                owes_ring, next_ring = False, now + RING_S
             if now >= next_look:
                 next_look = now + LOOK_S
                 await listener.take_part()
@@ -159,23 +163,24 @@ class Feed:
                 if listener.leading:
                     await self._name_who_holds_back(reader)
 
-            until_look = max(0.0, next_look - time.monotonic())
+            began = time.monotonic()
+            until_look = max(0.0, next_look - began)
             if not listener.leading:
                 rang = await listener.wait(until_look)
             elif listener.asleep:
                 rang = await listener.wait(until_look)
-                bells = [at for at in bells if at > now - BUSY_WITHIN_S] + [now] * rang
-                if len(bells) >= BUSY_BELLS:
+                soon = rang and time.monotonic() - began < SOON_S
+                soon_rung = soon_rung + 1 if soon else 0
+                if soon_rung == BUSY_BELLS:
                     await listener.wake_up()
-                    bells.clear()
                     last_moved = now
             elif now - last_moved < TIRED_AFTER_S:
                 rang = await listener.wait(min(POLL_S, until_look))
-            elif not await listener.fall_asleep():
+            elif await listener.fall_asleep():
+                rang, soon_rung = False, 0  # read once more
+            else:
                 pause = KEPT_AWAKE_POLL_S if listener.bell_works else SILENT_POLL_S
                 rang = await listener.wait(min(pause, until_look))
-            else:
-                rang = False  # asleep from now on; read once more
 
     async def _read_all(self, reader: asyncpg.Connection) -> bool:
         """Read and publish everything up to now; whether there was anything."""

@@ -13,8 +13,11 @@
 --
 -- PREPARE TRANSACTION refuses transactions that used NOTIFY. Where two-phase commit is enabled the
 -- bell stays silent, and the feed never sleeps.
+--
+-- Only the capture functions call this; they have pinned the search path, and it need not be paid for
+-- twice.
 CREATE FUNCTION feed.ring() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql
 AS $$
 BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(1413563213, 1)
