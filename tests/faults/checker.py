@@ -101,9 +101,7 @@ class Findings:
 
     def red(self) -> int:
         """How much is wrong, all together."""
-        return (
-            self.lost + self.doubled + self.disordered + self.phantom + self.refused + self.stale
-        )
+        return self.lost + self.doubled + self.disordered + self.phantom + self.refused + self.stale
 
     def note(self, text: str) -> None:
         if len(self.notes) < 20:
@@ -118,7 +116,9 @@ class Findings:
         return Findings(**numbers, notes=self.notes + other.notes)
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {number}" for name, number in self.__dict__.items() if name != "notes")
+        return ", ".join(
+            f"{name} {number}" for name, number in self.__dict__.items() if name != "notes"
+        )
 
 
 class Fold:
@@ -253,7 +253,9 @@ class Reader:
             since, until, id = place(self._batch[-1][1])
             assert self._position is not None and until is not None
             if self._log.knows(until):
-                expected = [change for change in self._log.between(self._position, until) if change[0] <= id]
+                expected = [
+                    change for change in self._log.between(self._position, until) if change[0] <= id
+                ]
                 self._compare(expected, self._batch, f"before the list, {since.end} to {until.end}")
             self._batch = []
 

@@ -128,6 +128,8 @@ def slopes(samples: list[Sample]) -> dict[str, float]:
     for name in Sample._fields[1:]:
         values = [getattr(sample, name) for sample in samples]
         average = sum(values) / len(values)
-        covered = sum((at - mean) * (value - average) for at, value in zip(times, values, strict=True))
+        covered = sum(
+            (at - mean) * (value - average) for at, value in zip(times, values, strict=True)
+        )
         growth[name] = covered / spread * 3600
     return growth

@@ -27,7 +27,10 @@ from tests.support.proxy import Proxy
 
 HERE = Path(__file__).parent
 # Durable, as in earnest: a server that is killed must not lose what it has shown.
-POSTGRES = {"max_connections": 60, "shared_buffers": "256MB", "max_wal_size": "4GB"}
+POSTGRES: dict[str, str | int] = {
+    "max_connections": 60, "shared_buffers": "256MB", "max_wal_size": "4GB",
+    "deadlock_timeout": "50ms",
+}  # fmt: skip
 SAMPLE_S = 5.0
 DELIVERY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
@@ -152,9 +155,7 @@ class Oracle:
 
     async def __aenter__(self) -> "Oracle":
         async with contextlib.AsyncExitStack() as stack:
-            self.postgres = await asyncio.to_thread(
-                stack.enter_context, private_server(**POSTGRES)
-            )
+            self.postgres = await asyncio.to_thread(stack.enter_context, private_server(**POSTGRES))
             await asyncio.to_thread(migrate, self.postgres.url)
             async with self._admin() as connection:
                 await connection.execute(AUDIT)
@@ -199,8 +200,15 @@ class Oracle:
             self._fronts.append(front)
             self._readers.append(Reader(name, self._log))
             self._files.append(stack.enter_context(file.open("rb")))
-            programs.setdefault("page" if kind == "page" else kind.replace("bare", "official"), []).append(
-                {"kind": kind, "url": f"http://127.0.0.1:{front.port}", "transports": transports, "file": str(file)}
+            programs.setdefault(
+                "page" if kind == "page" else kind.replace("bare", "official"), []
+            ).append(
+                {
+                    "kind": kind,
+                    "url": f"http://127.0.0.1:{front.port}",
+                    "transports": transports,
+                    "file": str(file),
+                }
             )
         for kind, clients in programs.items():
             command = [sys.executable, "-m", "tests.faults.watch"]
@@ -259,9 +267,11 @@ class Oracle:
 
     async def check(self) -> None:
         """Compare what came so far. Raises OSError or asyncpg's own if Postgres is away."""
+        await self._read_clients()
         async with self._admin() as connection:
             await self._read_log(connection)
-        await self._read_clients()
+        for reader in self._readers:
+            reader.judge()
 
     async def _read_log(self, connection: "asyncpg.Connection[Any]") -> Snapshot:
         """Read what is certain: transactions that had ended, and so had all before them."""
@@ -292,7 +302,6 @@ class Oracle:
                 reader.take(msgspec.json.decode(line))
                 if count % 1000 == 0:
                     await asyncio.sleep(0)
-            reader.judge()
             self.report.clients[reader.name] = reader.findings
         return found
 
@@ -377,5 +386,3 @@ async def consult(plan: Plan, directory: Path, sabotage: str = "") -> Report:
     async with Oracle(plan, directory, sabotage) as oracle:
         await oracle.run()
         return await oracle.verdict()
-
-

@@ -17,7 +17,18 @@ ROLLED_BACK = 0.3
 MOST_ROWS = 2_000
 BURST_S = 5.0
 STATEMENT_TIMEOUT_S = 20
-ODD = ["plain", "a/b?c#d", "quo\"te'", "\\back", "line\nbreak", "tab\t\x01", "emoji 🟣", "ü", "</script>", "%41"]
+ODD = [
+    "plain",
+    "a/b?c#d",
+    "quo\"te'",
+    "\\back",
+    "line\nbreak",
+    "tab\t\x01",
+    "emoji 🟣",
+    "ü",
+    "</script>",
+    "%41",
+]
 # What asyncpg raises when it is cut off, refused by a constraint, or in a deadlock.
 EXPECTED = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # A row must look the same whoever wrote it.
@@ -70,7 +81,7 @@ class SqlWriter:
         while True:
             connection = None
             with contextlib.suppress(*EXPECTED):
-                settings = self._chance.choice(SESSIONS) | {"lock_timeout": "2s"}
+                settings = self._chance.choice(SESSIONS) | {"lock_timeout": "1s"}
                 connection = await asyncpg.connect(
                     self._url, timeout=5, command_timeout=STATEMENT_TIMEOUT_S,
                     server_settings=settings,
@@ -220,6 +231,8 @@ class SqlWriter:
 
     async def _truncate_or_thin(self, connection: Connection) -> str:
         if self._chance.random() < 0.2:
+            # It waits for the slow writers, and everybody behind it.
+            await connection.execute("SET LOCAL lock_timeout = '100ms'")
             return await connection.execute("TRUNCATE public.things")
         return await connection.execute(
             "DELETE FROM public.things WHERE id < (SELECT id FROM public.things"
@@ -240,6 +253,7 @@ class SlowWriter(SqlWriter):
                 if self._chance.random() < ROLLED_BACK:
                     raise Rollback
             self._pace.written += 3
+        await asyncio.sleep(self._chance.uniform(0, 3))
 
 
 class RestWriter:
