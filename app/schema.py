@@ -59,6 +59,7 @@ state = Table(
     metadata,
     Column("singleton", Boolean, primary_key=True, server_default=text("true")),
     Column("history", Uuid, nullable=False, server_default=text("gen_random_uuid()")),
+    Column("redrawn", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
     Column("secret", Uuid, nullable=False, server_default=text("gen_random_uuid()")),
     Column(
         "horizon",

@@ -22,12 +22,13 @@ CREATE TABLE feed.change (
     autovacuum_analyze_scale_factor = 0.1
 );
 
--- One row. `history` is redrawn whenever the log loses rows other than by feed.prune; `secret`
--- signs offsets, so that a forged one is known without a look at the log; every change whose xid
--- is below `horizon` has been pruned.
+-- One row. `history` is redrawn whenever the log loses rows other than by feed.prune, lastly by the
+-- transaction `redrawn`; `secret` signs offsets, so that a forged one is known without a look at
+-- the log; every change whose xid is below `horizon` has been pruned.
 CREATE TABLE feed.state (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     history   uuid    NOT NULL DEFAULT gen_random_uuid(),
+    redrawn   xid8    NOT NULL DEFAULT pg_current_xact_id(),
     secret    uuid    NOT NULL DEFAULT gen_random_uuid(),
     horizon   xid8    NOT NULL DEFAULT pg_snapshot_xmin(pg_current_snapshot())
 );
@@ -74,7 +75,7 @@ AS $$
         ORDER BY gap.below DESC LIMIT 1
     ),
     bound AS (
-        SELECT greatest(horizon::text::bigint,
+        SELECT greatest(horizon::text::bigint, redrawn::text::bigint + 1,
                         (SELECT xid::text::bigint + 1 FROM newest))::text::xid8 AS xmax
         FROM feed.state
     ),
@@ -89,24 +90,28 @@ AS $$
 $$;
 
 -- Whether the log still holds everything after a position, and the history the position comes
--- from: nothing after it is pruned, and the newest change it has seen is there (or just pruned).
+-- from: it has seen the history drawn, nothing after it is pruned, and the newest change it has
+-- seen is there (or just pruned).
 CREATE FUNCTION feed.continues(since pg_snapshot) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT horizon <= pg_snapshot_xmin(since)
-           AND (horizon = pg_snapshot_xmax(since) OR EXISTS (
+    SELECT pg_visible_in_snapshot(redrawn, since) AND horizon <= pg_snapshot_xmin(since)
+           AND (pg_snapshot_xmax(since)::text::bigint - 1 = redrawn::text::bigint
+                OR horizon = pg_snapshot_xmax(since) OR EXISTS (
                SELECT FROM feed.change
                WHERE xid = (pg_snapshot_xmax(since)::text::bigint - 1)::text::xid8))
     FROM feed.state
 $$;
 
 -- Draws another history if the newest change a position has seen is gone without having been
--- pruned: Postgres lost commits it had shown, and no offset from before can be trusted.
+-- pruned: Postgres lost commits it had shown, and no offset from before can be trusted. Once is
+-- enough for all nodes: a position from before the last drawing is not asked.
 CREATE FUNCTION feed.disown(since pg_snapshot) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE feed.state SET history = gen_random_uuid()
-    WHERE horizon <= pg_snapshot_xmin(since) AND NOT feed.continues(since)
+    UPDATE feed.state SET history = gen_random_uuid(), redrawn = pg_current_xact_id()
+    WHERE pg_visible_in_snapshot(redrawn, since) AND horizon <= pg_snapshot_xmin(since)
+          AND NOT feed.continues(since)
 $$;
 
 -- The offset of the calling statement's snapshot, as app/feed/offset.py reads it.
@@ -157,8 +162,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF current_setting('feed.pruning', true) IS DISTINCT FROM 'on' THEN
-        UPDATE feed.state SET history = gen_random_uuid(),
-                              horizon = pg_snapshot_xmax(pg_current_snapshot());
+        UPDATE feed.state SET history = gen_random_uuid(), redrawn = pg_current_xact_id();
     END IF;
     RETURN NULL;
 END

@@ -1,0 +1,363 @@
+"""Positions in, pages out: nothing skipped and nothing repeated, whoever commits when."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+
+import asyncpg
+import pytest
+
+from app.database import Connection, connect
+from app.feed import log
+from app.feed.log import HistoryLost, Page
+from app.feed.offset import Offset
+
+OneMore = Callable[[], "asyncio.Future[Connection]"]
+
+
+@pytest.fixture
+async def other(database_url: str) -> AsyncIterator[Connection]:
+    """A second connection to the test's database."""
+    opened = await connect(database_url)
+    yield opened
+    opened.terminate()
+
+
+async def start(connection: Connection) -> Offset:
+    """The offset of now."""
+    return Offset(await log.current_position(connection))
+
+
+async def insert(connection: Connection, *names: str) -> None:
+    """One statement that makes things."""
+    await connection.execute("INSERT INTO things (name) SELECT unnest($1::text[])", names)
+
+
+def names(page: Page) -> list[str]:
+    """The names on a page."""
+    return [json.loads(change.body or "")["name"] for change in page.changes]
+
+
+async def read_on(connection: Connection, since: Offset) -> tuple[list[int], Offset]:
+    """All ids behind an offset, page by page, and where that leads."""
+    ids: list[int] = []
+    while True:
+        page = await log.read(connection, since)
+        assert page.since == since
+        ids += [change.id for change in page.changes]
+        since = page.until
+        if since.until is None:
+            return ids, since
+
+
+async def test_nothing_to_read(connection: Connection) -> None:
+    """Who has read everything gets an empty page and stays where it is."""
+    since = await start(connection)
+    page = await log.read(connection, since)
+    assert (page.changes, page.until) == ([], since)
+
+
+async def test_commits_out_of_order(connection: Connection, other: Connection) -> None:
+    """Of two writers the first to draw an id commits last; both are read, each once."""
+    since = await start(connection)
+    transaction = other.transaction()
+    await transaction.start()
+    await insert(other, "early id, late commit")
+    await insert(connection, "late id, early commit")
+    page = await log.read(connection, since)
+    assert names(page) == ["late id, early commit"]
+    await transaction.commit()
+    assert names(await log.read(connection, page.until)) == ["early id, late commit"]
+
+
+async def test_an_open_transaction_holds_back_only_itself(
+    connection: Connection, other: Connection
+) -> None:
+    """While one transaction stays open the others' changes are read as they come, each once."""
+    since = await start(connection)
+    transaction = other.transaction()
+    await transaction.start()
+    for number in range(50):
+        await insert(other, f"open {number}")
+        await insert(connection, f"other {number}")
+        page = await log.read(connection, since)
+        assert names(page) == [f"other {number}"]
+        since = page.until
+    await transaction.commit()
+    page = await log.read(connection, since)
+    assert names(page) == [f"open {number}" for number in range(50)]
+
+
+async def test_rolled_back_changes_are_never_read(
+    connection: Connection, other: Connection
+) -> None:
+    """A transaction seen running and then rolled back leaves nothing behind."""
+    since = await start(connection)
+    transaction = other.transaction()
+    await transaction.start()
+    await insert(other, "undone")
+    await insert(connection, "done")
+    page = await log.read(connection, since)
+    await transaction.rollback()
+    assert (await log.read(connection, page.until)).changes == []
+
+
+async def test_a_position_does_not_claim_what_left_no_trace(connection: Connection) -> None:
+    """A position lies just behind the newest change, not behind ids that a crash may give out
+    again: those of transactions that were rolled back.
+    """
+    await insert(connection, "kept")
+    before = await log.current_position(connection)
+    for _ in range(5):
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await insert(connection, "kept")
+    assert await log.current_position(connection) == before
+
+
+async def test_a_large_transaction_comes_in_pages(connection: Connection) -> None:
+    """A batch longer than a page is read page by page, in order, and can be continued from any
+    page; what is committed meanwhile comes after it.
+    """
+    since = await start(connection)
+    await connection.execute("INSERT INTO things (name) SELECT i FROM generate_series(1, 12000) i")
+    pages: list[Page] = []
+    offset = since
+    while not pages or offset.until is not None:
+        pages.append(await log.read(connection, offset))
+        offset = pages[-1].until
+        await insert(connection, f"meanwhile {len(pages)}")
+    assert [len(page.changes) for page in pages] == [5000, 5000, 2000]
+    assert [name for page in pages for name in names(page)] == [str(i) for i in range(1, 12001)]
+    assert names(await log.read(connection, offset)) == [f"meanwhile {i}" for i in (1, 2, 3)]
+    again = await log.read(connection, pages[0].until)
+    assert (again.changes, again.until) == (pages[1].changes, pages[1].until)
+
+
+@pytest.mark.parametrize("transactions", [3, log.FEW_TRANSACTIONS, 3 * log.FEW_TRANSACTIONS])
+async def test_continuing_behind_any_change(connection: Connection, transactions: int) -> None:
+    """Whoever stopped within a batch, of few transactions or of many, continues with the next
+    change.
+    """
+    since = await start(connection)
+    for number in range(transactions):
+        await insert(connection, f"{number} a", f"{number} b")
+    page = await log.read(connection, since)
+    ids = [change.id for change in page.changes]
+    assert len(ids) == 2 * transactions and ids == sorted(ids)
+    for place, id in enumerate(ids):
+        rest = await log.read(connection, Offset(since.position, page.until.position, id))
+        assert [change.id for change in rest.changes] == ids[place + 1 :]
+        assert rest.until == page.until
+
+
+async def test_a_read_stops_where_it_is_told(connection: Connection, other: Connection) -> None:
+    """A read up to a position gives what that position has seen, however much came later."""
+    since = await start(connection)
+    transaction = other.transaction()
+    await transaction.start()
+    await insert(other, "open")
+    await insert(connection, "before")
+    until = await log.current_position(connection)
+    await transaction.commit()
+    await insert(connection, "after")
+    page = await log.read(connection, since, until)
+    assert (names(page), page.until) == (["before"], Offset(until))
+    assert names(await log.read(connection, page.until)) == ["open", "after"]
+
+
+async def test_long_rows_make_short_pages(connection: Connection) -> None:
+    """Rows of several megabytes come one or a few a page, so that no page is long."""
+    since = await start(connection)
+    for _ in range(3):
+        await connection.execute(
+            # random text: hardly to be compressed
+            "INSERT INTO things (name, info) SELECT gen_random_uuid(), string_agg(md5(i || $1), '')"
+            " FROM generate_series(1, 40000) AS i",
+            str(random.random()),
+        )
+    lengths: list[int] = []
+    while not lengths or since.until is not None:
+        page = await log.read(connection, since)
+        lengths.append(len(page.changes))
+        since = page.until
+    assert sum(lengths) == 3 and max(lengths) == 1
+
+
+async def test_rows_that_compress_well_make_short_pages_too(connection: Connection) -> None:
+    """Megabytes of one letter are small on disk and long in memory; pages stay short."""
+    since = await start(connection)
+    await connection.execute(
+        "INSERT INTO things (name, info) SELECT i, repeat('x', 1000000)"
+        " FROM generate_series(1, 40) AS i"
+    )
+    count = 0
+    while not count or since.until is not None:
+        page = await log.read(connection, since)
+        assert sum(len(change.body or "") for change in page.changes) < 16 * log.PAGE_BYTES
+        count += len(page.changes)
+        since = page.until
+    assert count == 40
+
+
+async def test_every_change_once_under_concurrent_writers(database_url: str) -> None:
+    """Twelve connections write, commit in any order and roll back; a reader has each committed
+    change exactly once.
+    """
+    reader = await connect(database_url)
+    since, ids = await start(reader), []
+
+    async def write(seed: int) -> None:
+        dice = random.Random(seed)
+        connection = await connect(database_url)
+        for number in range(60):
+            transaction = connection.transaction()
+            await transaction.start()
+            for part in range(dice.randint(1, 3)):
+                await insert(connection, f"{seed} {number} {part}")
+                await asyncio.sleep(dice.random() * 0.004)
+            await (transaction.rollback() if dice.random() < 0.3 else transaction.commit())
+        await connection.close()
+
+    writers = asyncio.gather(*(write(seed) for seed in range(12)))
+    while not writers.done():
+        found, since = await read_on(reader, since)
+        ids += found
+    await writers
+    ids += (await read_on(reader, since))[0]
+    logged = [row[0] for row in await reader.fetch("SELECT id FROM feed.change ORDER BY id")]
+    assert sorted(ids) == logged and len(logged) > 500
+    await reader.close()
+
+
+async def test_reading_costs_the_same_in_a_long_log(
+    connection: Connection, other: Connection
+) -> None:
+    """Reading the newest change touches few blocks, with 50,000 changes behind it and a
+    transaction open since before them all.
+    """
+    transaction = other.transaction()
+    await transaction.start()
+    await insert(other, "open")
+    await connection.execute("INSERT INTO things (name) SELECT i FROM generate_series(1, 50000) i")
+    await connection.execute("ANALYZE feed.change; SET enable_seqscan = off")
+    since = await start(connection)
+    await insert(connection, "new")
+    plan = json.loads(
+        await connection.fetchval(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {log.READ}",
+            str(since.position), None, 0, log.PAGE_ROWS, log.PAGE_BYTES, log.FEW_TRANSACTIONS,
+        )
+    )[0]["Plan"]  # fmt: skip
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 300
+
+
+# What is gone
+
+
+async def test_pruned_changes_are_not_passed_over(connection: Connection) -> None:
+    """Who comes with a position from before the pruned part is told; who comes later is not."""
+    old = await start(connection)
+    await insert(connection, "old", "old too")
+    newer = await start(connection)
+    await insert(connection, "new")
+    assert await log.prune(connection, 3600, 1, 1000) == 2
+    with pytest.raises(HistoryLost):
+        await log.read(connection, old)
+    assert names(await log.read(connection, newer)) == ["new"]
+
+
+async def test_an_offset_within_a_half_pruned_batch(connection: Connection) -> None:
+    """A batch that was pruned in part is not continued, even behind the part that is gone."""
+    since = await start(connection)
+    await insert(connection, *"abcd")
+    page = await log.read(connection, since)
+    assert await log.prune(connection, 3600, 2, 1000) == 2
+    with pytest.raises(HistoryLost):
+        await log.read(connection, Offset(since.position, page.until.position, page.changes[2].id))
+    assert (await log.read(connection, page.until)).changes == []
+
+
+async def test_pruning_all_keeps_the_position(connection: Connection) -> None:
+    """When every change is old and gone, a reader that had read them goes on."""
+    await insert(connection, "a", "b")
+    since = await start(connection)
+    assert await log.prune(connection, 0, 10**9, 1000) == 2
+    epoch = await log.current_epoch(connection)
+    assert (await log.read(connection, since)).changes == []
+    assert await start(connection) == since
+    await insert(connection, "c")
+    assert names(await log.read(connection, since)) == ["c"]
+    assert await log.current_epoch(connection) == epoch
+
+
+async def test_pruning_spares_what_others_may_not_have_seen(
+    connection: Connection, other: Connection
+) -> None:
+    """Changes above a running transaction stay, and so do young ones behind old ones."""
+    transaction = other.transaction()
+    await transaction.start()
+    await insert(other, "open")
+    await insert(connection, "done")
+    assert await log.prune(connection, 0, 10**9, 1000) == 0
+    await transaction.commit()
+    assert await log.prune(connection, 3600, 10**9, 1000) == 0
+    assert await log.prune(connection, 0, 10**9, 1) == 1
+    assert await log.prune(connection, 0, 10**9, 1000) == 1
+
+
+@pytest.mark.parametrize(
+    "by_hand",
+    [
+        "TRUNCATE feed.change",
+        "DELETE FROM feed.change",
+        "DELETE FROM feed.change WHERE id = 1",
+        "UPDATE feed.change SET topic = 'other' WHERE id = 1",
+    ],
+)
+async def test_a_log_changed_by_hand_is_another_history(
+    connection: Connection, by_hand: str
+) -> None:
+    """Whoever empties or edits the log begins another epoch, and no position continues."""
+    await insert(connection, "a", "b")
+    since, epoch = await start(connection), await log.current_epoch(connection)
+    await connection.execute(by_hand)
+    assert await log.current_epoch(connection) != epoch
+    await insert(connection, "c")
+    with pytest.raises(HistoryLost):
+        await log.read(connection, since)
+    assert (await log.read(connection, await start(connection))).changes == []
+
+
+async def test_commits_that_were_lost_begin_another_epoch(connection: Connection) -> None:
+    """A reader whose newest change is gone without having been pruned disowns the history; one
+    whose change is there does not.
+    """
+    await insert(connection, "a")
+    kept, epoch = await log.current_position(connection), await log.current_epoch(connection)
+    await insert(connection, "b")
+    lost = await log.current_position(connection)
+    # As after a crash under synchronous_commit = off: the row is gone, and nobody was told.
+    await connection.execute(
+        "ALTER TABLE feed.change DISABLE TRIGGER rewrite_history;"
+        "DELETE FROM feed.change WHERE id = 2;"
+        "ALTER TABLE feed.change ENABLE TRIGGER rewrite_history"
+    )
+    await log.disown(connection, kept)
+    assert await log.current_epoch(connection) == epoch
+    with pytest.raises(HistoryLost):
+        await log.read(connection, Offset(lost))
+    await log.disown(connection, lost)
+    assert await log.current_epoch(connection) != epoch
+
+
+async def test_who_holds_back(connection: Connection, other: Connection) -> None:
+    """A transaction that wrote and stays open is named; one that only reads is not."""
+    assert await log.holding_back(connection, 0) == []
+    async with other.transaction():
+        await other.execute("SELECT count(*) FROM things")
+        assert await log.holding_back(connection, 0) == []
+        await insert(other, "open")
+        [holder] = await log.holding_back(connection, 0)
+        assert holder["pid"] == other.get_server_pid() and holder["state"] == "idle in transaction"
+        assert await log.holding_back(connection, 60) == []
