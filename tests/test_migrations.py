@@ -10,12 +10,13 @@ from app.migration import configuration, migrate
 
 pytestmark = pytest.mark.database
 
-# Whatever a user could notice of a schema, as lines of text.
+# Whatever a user could notice of a schema, as lines of text. (No attoptions: a Postgres was seen
+# that writes a number of its own there, another one for each table made.)
 CATALOG = """
     SELECT format('%s %s %s', 'table', c.oid::regclass, c.reloptions)
     FROM pg_class AS c WHERE relkind IN ('r', 'v', 'S') AND relnamespace = ANY ($1::regnamespace[])
     UNION ALL
-    SELECT format('%s %s', attrelid::regclass, to_jsonb(a) - '{attrelid,atttypid}'::text[]
+    SELECT format('%s %s', attrelid::regclass, to_jsonb(a) - '{attrelid,atttypid,attoptions}'::text[]
                                                || jsonb_build_object('type', atttypid::regtype))
     FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = attrelid
     WHERE relkind IN ('r', 'v') AND relnamespace = ANY ($1::regnamespace[])
