@@ -11,8 +11,8 @@ from bench.lab import Figure, Lab, medians, percentile, stage, write_singly
 
 CLIENTS = 10
 CONNECTIONS = 16
-SECONDS = 8
-ROUNDS = 2
+SECONDS = 6
+ROUNDS = 3
 QUIET, BUSY = 100, 2_000  # writes a second
 MOST_ABOVE_NODE_MS = 0.5
 MOST_EVER_MS = 1_000.0
