@@ -32,6 +32,7 @@ POSTGRES: dict[str, str | int] = {
     "deadlock_timeout": "50ms",
 }  # fmt: skip
 SAMPLE_S = 5.0
+PEACE_TIMEOUT_S = 120.0  # a fault is let come to its end
 DELIVERY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 OVERLAP = 10_000  # transaction ids that a crash may have given out again
@@ -150,7 +151,9 @@ class Oracle:
         self._fronts: list[Proxy] = []
         self._watchers: list[asyncio.subprocess.Process] = []
         self._writing: list[asyncio.Task[None]] = []
-        self._others: list[asyncio.Task[None]] = []
+        self._striking: list[asyncio.Task[None]] = []
+        self._measuring: list[asyncio.Task[None]] = []
+        self._peace = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> "Oracle":
@@ -170,7 +173,7 @@ class Oracle:
 
     async def __aexit__(self, *_: object) -> None:
         try:
-            await end([*self._writing, *self._others])
+            await end([*self._writing, *self._striking, *self._measuring])
         finally:
             await self._stack.aclose()
 
@@ -232,13 +235,18 @@ class Oracle:
     async def run(self) -> None:
         """Let them all loose for the planned time."""
         self.start_writers()
-        self._others = [asyncio.create_task(self._measure(), name="measure")]
+        self._measuring = [asyncio.create_task(self._measure(), name="measure")]
         if self.plan.pause is not None:
-            for group in (self.faults.on_servers, self.faults.on_clients):
-                self._others.append(asyncio.create_task(self._strike(group), name="faults"))
+            self._striking = [
+                asyncio.create_task(self._strike(group), name="faults")
+                for group in (self.faults.on_servers, self.faults.on_clients)
+            ]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.plan.seconds):
-                await first(*self._writing, *self._others)
+                await first(*self._writing, *self._striking, *self._measuring)
+        self._peace.set()
+        async with asyncio.timeout(PEACE_TIMEOUT_S):
+            await asyncio.gather(*self._striking)
 
     def start_writers(self) -> None:
         url, chance = self.postgres.url, self._chance
@@ -255,7 +263,11 @@ class Oracle:
         assert self.plan.pause is not None
         while True:
             for name in self._chance.sample(list(faults), len(faults)):
-                await asyncio.sleep(self._chance.uniform(0, self.plan.pause))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._chance.uniform(0, self.plan.pause)):
+                        await self._peace.wait()
+                if self._peace.is_set():
+                    return
                 self.report.faults[name] += 1
                 await faults[name]()
 
@@ -309,7 +321,7 @@ class Oracle:
 
     async def verdict(self) -> Report:
         """Mend everything, let the clients catch up, and compare all of it."""
-        await end([*self._writing, *self._others])
+        await end([*self._writing, *self._measuring])
         await self._mend()
         async with self._admin() as connection:
             await connection.execute("INSERT INTO things (name) VALUES ($1)", THE_END)
@@ -341,7 +353,7 @@ class Oracle:
         """Wait until each has read to the end, tell them to stop, and read the rest."""
         try:
             async with asyncio.timeout(DELIVERY_TIMEOUT_S):
-                while not all([reader.reached_end for reader in self._readers]):
+                while not all(reader.reached_end for reader in self._readers):
                     await self._read_clients()
                     await asyncio.sleep(0.1)
         except TimeoutError:

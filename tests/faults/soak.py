@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -60,6 +61,9 @@ async def soak(seed: int, minutes: float, rate: float) -> int:
     directory = Path(tempfile.mkdtemp(prefix="tablecast-soak-"))
     print(f"SEED={seed} MINUTES={minutes:g} RATE={rate:g}; what everybody saw is in {directory}")
     started = time.monotonic()
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     plan = Plan(seed, minutes * 60, rate, spared=1)
     async with Oracle(plan, directory) as oracle:
         reporting = asyncio.create_task(report_each_minute(oracle, started), name="report")
@@ -73,7 +77,8 @@ async def soak(seed: int, minutes: float, rate: float) -> int:
     for node in oracle.nodes:
         life = max(node.lives, key=len)
         print(
-            f"{node.name}, {len(node.lives)} processes; the longest-lived: memory in MiB; {growth(life)}"
+            f"{node.name}, {len(node.lives)} processes; the longest-lived, memory in MiB:"
+            f" {growth(life)}"
         )
     if report.red():
         print("RED")

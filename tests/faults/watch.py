@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tests.support.python_client import Thing, Things
 
@@ -15,9 +15,9 @@ from tests.support.python_client import Thing, Things
 class Watcher(Things):
     """Writes down every event before it is folded."""
 
-    def __init__(self, url: str, transports: list[str], file: TextIO) -> None:
+    def __init__(self, url: str, transports: list[str], file: str) -> None:
         super().__init__(url, transports)
-        self._file = file
+        self._file = Path(file).open("a", encoding="utf-8")  # noqa: SIM115  # until the end
 
     def on_list(self, things: list[Thing], offset: str) -> None:
         self._write("list", offset, things)
@@ -41,10 +41,10 @@ class Watcher(Things):
 
 
 async def main() -> None:
-    watchers = []
-    for client in json.loads(sys.argv[1]):
-        file = Path(client["file"]).open("a", encoding="utf-8")  # noqa: SIM115
-        watchers.append(Watcher(client["url"], client["transports"], file))
+    watchers = [
+        Watcher(client["url"], client["transports"], client["file"])
+        for client in json.loads(sys.argv[1])
+    ]
     following = [asyncio.create_task(watcher.follow()) for watcher in watchers]
     ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
     await asyncio.wait([ended, *following], return_when=asyncio.FIRST_COMPLETED)

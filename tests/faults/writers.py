@@ -11,7 +11,7 @@ from urllib.parse import quote
 import aiohttp
 import asyncpg
 
-Connection = asyncpg.Connection  # type: ignore[type-arg]
+from app.database import Connection
 
 ROLLED_BACK = 0.3
 MOST_ROWS = 2_000
@@ -119,16 +119,18 @@ class SqlWriter:
             self._pace.written += written
 
     async def _statement(self, connection: Connection) -> int:
-        kinds: list[tuple[int, Callable[[Connection], Awaitable[str]]]] = [
+        kinds: list[tuple[int, Callable[[Connection], Awaitable[int]]]] = [
             (30, self._insert), (20, self._update), (8, self._rename), (12, self._delete),
             (8, self._insert_many), (8, self._update_many), (3, self._update_nothing),
             (3, self._change_key), (4, self._upsert), (3, self._delete_many), (3, self._again),
             (2, self._swap_names), (2, self._copy), (1, self._truncate_or_thin),
         ]  # fmt: skip
         kind = self._chance.choices([k for _, k in kinds], [weight for weight, _ in kinds])[0]
-        done = await kind(connection)
-        count = done.split()[-1]
-        return int(count) if count.isdecimal() else 1
+        return await kind(connection)
+
+    async def _do(self, connection: Connection, statement: str, *arguments: object) -> int:
+        """Run a statement; returns how many rows it changed."""
+        return changed(await connection.execute(statement, *arguments))
 
     def _name(self) -> str:
         self._counter += 1
@@ -139,106 +141,124 @@ class SqlWriter:
         noise = "".join(self._chance.choices(string.ascii_letters, k=length))
         return f"{self._chance.choice(ODD)} {noise}"
 
-    async def _insert(self, connection: Connection) -> str:
-        return await connection.execute(
-            "INSERT INTO public.things (name, info) VALUES ($1, $2)", self._name(), self._info()
+    async def _insert(self, connection: Connection) -> int:
+        return await self._do(
+            connection,
+            "INSERT INTO public.things (name, info) VALUES ($1, $2)",
+            self._name(),
+            self._info(),
         )
 
-    async def _insert_many(self, connection: Connection) -> str:
-        return await connection.execute(
-            "INSERT INTO public.things (name, info) SELECT $1::text || n, $2 FROM generate_series(1, $3) AS n",
+    async def _insert_many(self, connection: Connection) -> int:
+        return await self._do(
+            connection, "INSERT INTO public.things (name, info)"
+            " SELECT $1::text || n, $2 FROM generate_series(1, $3) AS n",
             self._name(), self._info(), self._chance.randint(2, 100),
         )  # fmt: skip
 
-    async def _copy(self, connection: Connection) -> str:
+    async def _copy(self, connection: Connection) -> int:
         rows = [(self._name(), self._info()) for _ in range(self._chance.randint(1, 30))]
-        return await connection.copy_records_to_table(
+        done = await connection.copy_records_to_table(
             "things", schema_name="public", columns=["name", "info"], records=rows
         )
+        return changed(done)
 
-    async def _upsert(self, connection: Connection) -> str:
-        return await connection.execute(
-            "INSERT INTO public.things (name, info) SELECT name, $1::text FROM public.things"
+    async def _upsert(self, connection: Connection) -> int:
+        return await self._do(
+            connection, "INSERT INTO public.things (name, info) SELECT name, $1::text FROM public.things"
             " WHERE id % 97 = $2 UNION VALUES ($3, $1)"
             " ON CONFLICT (name) DO UPDATE SET info = excluded.info",
             self._info(), self._chance.randrange(97), self._name(),
         )  # fmt: skip
 
-    async def _update(self, connection: Connection) -> str:
-        return await connection.execute(
-            "UPDATE public.things SET info = $1 WHERE id = (SELECT id FROM public.things"
+    async def _update(self, connection: Connection) -> int:
+        return await self._do(
+            connection, "UPDATE public.things SET info = $1 WHERE id = (SELECT id FROM public.things"
             " WHERE id >= $2::float * (SELECT max(id) FROM public.things) ORDER BY id LIMIT 1)",
             self._info(), self._chance.random(),
         )  # fmt: skip
 
-    async def _update_many(self, connection: Connection) -> str:
-        return await connection.execute(
-            "UPDATE public.things SET info = $1::text || id WHERE id % 37 = $2",
+    async def _update_many(self, connection: Connection) -> int:
+        return await self._do(
+            connection, "UPDATE public.things SET info = $1::text || id WHERE id % 37 = $2",
             self._info(), self._chance.randrange(37),
         )  # fmt: skip
 
-    async def _update_nothing(self, connection: Connection) -> str:
+    async def _update_nothing(self, connection: Connection) -> int:
         await connection.execute("UPDATE public.things SET info = info WHERE id % 11 = 3")
-        return "UPDATE 0"
+        return 0
 
-    async def _rename(self, connection: Connection) -> str:
-        return await connection.execute(
-            "UPDATE public.things SET name = left(name, 30) || $1::text WHERE id % 199 = $2",
+    async def _rename(self, connection: Connection) -> int:
+        return await self._do(
+            connection, "UPDATE public.things SET name = left(name, 30) || $1::text WHERE id % 199 = $2",
             self._name(), self._chance.randrange(199),
         )  # fmt: skip
 
-    async def _swap_names(self, connection: Connection) -> str:
+    async def _swap_names(self, connection: Connection) -> int:
         """Hand names from row to row within one transaction."""
         found = await connection.fetch(
             "SELECT id, name FROM public.things WHERE id % 53 = $1 ORDER BY id LIMIT 2 FOR UPDATE",
             self._chance.randrange(53),
         )
         if len(found) < 2:
-            return "UPDATE 0"
+            return 0
         rename = "UPDATE public.things SET name = $2 WHERE id = $1"
         (one, its_name), (other, other_name) = found
         await connection.execute(rename, one, self._name())
         await connection.execute(rename, other, its_name)
         await connection.execute(rename, one, other_name)
-        return "UPDATE 3"
+        return 3
 
-    async def _change_key(self, connection: Connection) -> str:
-        return await connection.execute(
-            "UPDATE public.things SET id = DEFAULT, info = $1 WHERE id % 211 = $2",
+    async def _change_key(self, connection: Connection) -> int:
+        return await self._do(
+            connection, "UPDATE public.things SET id = DEFAULT, info = $1 WHERE id % 211 = $2",
             self._info(), self._chance.randrange(211),
         )  # fmt: skip
 
-    async def _again(self, connection: Connection) -> str:
+    async def _again(self, connection: Connection) -> int:
         """Delete rows and insert others of the same names."""
-        return await connection.execute(
-            "WITH gone AS (DELETE FROM public.things WHERE id % 101 = $1 RETURNING name),"
-            " made AS (SELECT name FROM gone)"
-            " INSERT INTO public.things (name, info) SELECT name || $2::text, $3 FROM made",
-            self._chance.randrange(101), self._name()[-20:], self._info(),
-        )  # fmt: skip
+        gone = await connection.fetch(
+            "DELETE FROM public.things WHERE id % 101 = $1 RETURNING name",
+            self._chance.randrange(101),
+        )
+        names = [row["name"] for row in gone]
+        return await self._do(
+            connection,
+            "INSERT INTO public.things (name, info) SELECT unnest($1::text[]), $2",
+            names,
+            self._info(),
+        )
 
-    async def _delete(self, connection: Connection) -> str:
-        return await connection.execute(
+    async def _delete(self, connection: Connection) -> int:
+        return await self._do(
+            connection,
             "DELETE FROM public.things WHERE id = (SELECT id FROM public.things"
             " WHERE id >= $1::float * (SELECT max(id) FROM public.things) ORDER BY id LIMIT 1)",
             self._chance.random(),
         )
 
-    async def _delete_many(self, connection: Connection) -> str:
-        return await connection.execute(
-            "DELETE FROM public.things WHERE id % 19 = $1", self._chance.randrange(19)
+    async def _delete_many(self, connection: Connection) -> int:
+        return await self._do(
+            connection, "DELETE FROM public.things WHERE id % 19 = $1", self._chance.randrange(19)
         )
 
-    async def _truncate_or_thin(self, connection: Connection) -> str:
+    async def _truncate_or_thin(self, connection: Connection) -> int:
         if self._chance.random() < 0.2:
             # It waits for the slow writers, and everybody behind it.
             await connection.execute("SET LOCAL lock_timeout = '100ms'")
-            return await connection.execute("TRUNCATE public.things")
-        return await connection.execute(
+            return await self._do(connection, "TRUNCATE public.things")
+        return await self._do(
+            connection,
             "DELETE FROM public.things WHERE id < (SELECT id FROM public.things"
             " ORDER BY id DESC OFFSET $1 LIMIT 1)",
             MOST_ROWS,
         )
+
+
+def changed(done: str) -> int:
+    """How many rows a statement changed, by what it answers; a truncate is one change."""
+    count = done.split()[-1]
+    return int(count) if count.isdecimal() else 1
 
 
 class SlowWriter(SqlWriter):
