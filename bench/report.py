@@ -53,6 +53,15 @@ def write() -> None:
     PICTURE.write_text(as_svg(results))
 
 
+def summary(parts: list[str]) -> str:
+    """How many of these parts' targets are reached, and which are not."""
+    results = recall()
+    aims = [f for part in parts if part in results for f in results[part]["figures"] if f["target"]]
+    missed = [figure["what"] for figure in aims if figure["reached"] is False]
+    reached = sum(figure["reached"] is True for figure in aims)
+    return "\n  ".join([f"{reached} of {len(aims)} targets reached", *missed])
+
+
 def as_text(figures: list[Figure]) -> str:
     """A table to read in a terminal."""
     rows = [["", *PEERS.values(), "ratio", "target", "", "limit"]]
