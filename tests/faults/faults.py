@@ -134,6 +134,7 @@ class Faults:
         async with asyncio.timeout(STOP_TIMEOUT_S):
             while self._postgres.pid is not None:
                 await asyncio.sleep(0.05)
+        await asyncio.to_thread(self._postgres.kill)  # only sees to what has ended
         await self._start_postgres()
 
     async def _start_postgres(self) -> None:

@@ -151,7 +151,8 @@ class SqlWriter:
 
     async def _insert_many(self, connection: Connection) -> int:
         return await self._do(
-            connection, "INSERT INTO public.things (name, info)"
+            connection,
+            "INSERT INTO public.things (name, info)"
             " SELECT $1::text || n, $2 FROM generate_series(1, $3) AS n",
             self._name(), self._info(), self._chance.randint(2, 100),
         )  # fmt: skip
@@ -165,7 +166,8 @@ class SqlWriter:
 
     async def _upsert(self, connection: Connection) -> int:
         return await self._do(
-            connection, "INSERT INTO public.things (name, info) SELECT name, $1::text FROM public.things"
+            connection,
+            "INSERT INTO public.things (name, info) SELECT name, $1::text FROM public.things"
             " WHERE id % 97 = $2 UNION VALUES ($3, $1)"
             " ON CONFLICT (name) DO UPDATE SET info = excluded.info",
             self._info(), self._chance.randrange(97), self._name(),
@@ -173,14 +175,16 @@ class SqlWriter:
 
     async def _update(self, connection: Connection) -> int:
         return await self._do(
-            connection, "UPDATE public.things SET info = $1 WHERE id = (SELECT id FROM public.things"
+            connection,
+            "UPDATE public.things SET info = $1 WHERE id = (SELECT id FROM public.things"
             " WHERE id >= $2::float * (SELECT max(id) FROM public.things) ORDER BY id LIMIT 1)",
             self._info(), self._chance.random(),
         )  # fmt: skip
 
     async def _update_many(self, connection: Connection) -> int:
         return await self._do(
-            connection, "UPDATE public.things SET info = $1::text || id WHERE id % 37 = $2",
+            connection,
+            "UPDATE public.things SET info = $1::text || id WHERE id % 37 = $2",
             self._info(), self._chance.randrange(37),
         )  # fmt: skip
 
@@ -190,7 +194,8 @@ class SqlWriter:
 
     async def _rename(self, connection: Connection) -> int:
         return await self._do(
-            connection, "UPDATE public.things SET name = left(name, 30) || $1::text WHERE id % 199 = $2",
+            connection,
+            "UPDATE public.things SET name = left(name, 30) || $1::text WHERE id % 199 = $2",
             self._name(), self._chance.randrange(199),
         )  # fmt: skip
 
@@ -211,7 +216,8 @@ class SqlWriter:
 
     async def _change_key(self, connection: Connection) -> int:
         return await self._do(
-            connection, "UPDATE public.things SET id = DEFAULT, info = $1 WHERE id % 211 = $2",
+            connection,
+            "UPDATE public.things SET id = DEFAULT, info = $1 WHERE id % 211 = $2",
             self._info(), self._chance.randrange(211),
         )  # fmt: skip
 
