@@ -87,6 +87,8 @@ class Server:
             self._create()
         if self.pid is not None:
             return
+        if self._child is not None:  # ended by somebody else
+            self._child.wait(STOP_TIMEOUT_S)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         for remember in (True, False, False):  # a port that is free now may be taken in a moment
             if self._start_on(self._free_port(remember)):
@@ -109,10 +111,8 @@ class Server:
     def kill(self) -> None:
         """End every process of the server at once, as a power cut would."""
         pid = self.pid
-        if pid is None:
-            return
-        postmaster = psutil.Process(pid)
-        processes = [postmaster, *postmaster.children()]
+        postmaster = [psutil.Process(pid)] if pid is not None else []
+        processes = postmaster + [child for one in postmaster for child in one.children()]
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

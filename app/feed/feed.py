@@ -23,9 +23,6 @@ SILENT_POLL_S = 0.010
 KEPT_AWAKE_POLL_S = 0.030
 # Awake and nothing read for so long: try to sleep.
 TIRED_AFTER_S = 0.030
-# So many bells in a row, each so soon after the feed began to wait: poll instead of being rung.
-BUSY_BELLS = 8
-SOON_S = 0.0025
 # While busy, the other nodes are rung for no more often.
 RING_S = 0.010
 # Every node looks without any bell.
@@ -141,7 +138,6 @@ class Feed:
     async def _follow(self, listener: Listener, reader: asyncpg.Connection) -> None:
         next_look = next_probe = next_ring = 0.0
         rang = owes_ring = False
-        soon_rung = 0
         last_moved = time.monotonic()
         while True:
             moved = await self._read_all(reader)
@@ -163,21 +159,18 @@ class Feed:
                 if listener.leading:
                     await self._name_who_holds_back(reader)
 
-            began = time.monotonic()
-            until_look = max(0.0, next_look - began)
+            until_look = max(0.0, next_look - time.monotonic())
             if not listener.leading:
                 rang = await listener.wait(until_look)
             elif listener.asleep:
                 rang = await listener.wait(until_look)
-                soon = rang and time.monotonic() - began < SOON_S
-                soon_rung = soon_rung + 1 if soon else 0
-                if soon_rung == BUSY_BELLS:
+                if listener.busy():
                     await listener.wake_up()
                     last_moved = now
             elif now - last_moved < TIRED_AFTER_S:
                 rang = await listener.wait(min(POLL_S, until_look))
             elif await listener.fall_asleep():
-                rang, soon_rung = False, 0  # read once more
+                rang = False  # read once more
             else:
                 pause = KEPT_AWAKE_POLL_S if listener.bell_works else SILENT_POLL_S
                 rang = await listener.wait(min(pause, until_look))

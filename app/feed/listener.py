@@ -12,6 +12,8 @@ Of several nodes one plays this game: the one that holds LEADING. It rings for t
 
 import asyncio
 import secrets
+import time
+from collections import deque
 
 import asyncpg
 
@@ -24,6 +26,10 @@ LOCKS = 1413563213
 SLEEPING = 1
 LEADING = 2
 PRESENT = 3  # held shared by every node
+
+# So many bells within so many seconds are a reason to poll instead of being rung.
+BUSY_BELLS = 8
+BUSY_WITHIN_S = 0.020
 
 COMMAND_TIMEOUT_S = 5.0
 ECHO_TIMEOUT_S = 2.0
@@ -38,6 +44,7 @@ class Listener:
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
         self._bell = asyncio.Event()
+        self._rung_at: deque[float] = deque(maxlen=BUSY_BELLS)
         self._echo = asyncio.Event()
         self._token = f"echo {secrets.token_hex(8)}"
         self._own_pid = connection.get_server_pid()
@@ -75,6 +82,7 @@ class Listener:
             self._echo.set()
         elif payload == "" and pid != self._own_pid:
             self._bell.set()
+            self._rung_at.append(time.monotonic())
 
     def nudge(self) -> None:
         """Ring for this node alone."""
@@ -125,6 +133,13 @@ class Listener:
         """Whether a writer's commit would be heard if this node slept."""
         return self._writers_ring and not self.deaf
 
+    def busy(self) -> bool:
+        """Whether the last bells came close together."""
+        return (
+            len(self._rung_at) == BUSY_BELLS
+            and self._rung_at[-1] - self._rung_at[0] < BUSY_WITHIN_S
+        )
+
     async def fall_asleep(self) -> bool:
         """Try to; not possible while a transaction that has written changes is open."""
         if not self.asleep and self.bell_works:
@@ -136,6 +151,7 @@ class Listener:
         if self.asleep:
             await self._connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCKS, SLEEPING)
             self.asleep = False
+            self._rung_at.clear()
 
     async def take_part(self) -> None:
         """Lead if nobody does, and see whether other nodes are there."""

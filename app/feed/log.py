@@ -9,9 +9,8 @@ from app.feed.offset import Epoch, Offset, Position
 
 PAGE_ROWS = 5_000
 FEW_TRANSACTIONS = 32
-PAGE_BYTES = (
-    1024 * 1024
-)  # what is stored compressed counts tenfold; often it is three, rarely ninety
+# What is stored compressed counts tenfold; often it is threefold, rarely ninety.
+PAGE_BYTES = 1024 * 1024
 
 # What is between two positions: not visible in $1 (two index searches, whatever the size of the
 # log and however long some transaction stays open), visible in $2 (NULL: now), behind change $3.
