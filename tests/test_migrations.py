@@ -16,8 +16,9 @@ CATALOG = """
     SELECT format('%s %s %s', 'table', c.oid::regclass, c.reloptions)
     FROM pg_class AS c WHERE relkind IN ('r', 'v', 'S') AND relnamespace = ANY ($1::regnamespace[])
     UNION ALL
-    SELECT format('%s %s', attrelid::regclass, to_jsonb(a) - '{attrelid,atttypid,attoptions}'::text[]
-                                               || jsonb_build_object('type', atttypid::regtype))
+    SELECT format('%s %s', attrelid::regclass, to_jsonb(a)
+                  - '{attrelid,atttypid,attoptions}'::text[]
+                  || jsonb_build_object('type', atttypid::regtype))
     FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = attrelid
     WHERE relkind IN ('r', 'v') AND relnamespace = ANY ($1::regnamespace[])
     UNION ALL
