@@ -47,6 +47,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             transport.write(frames)
         return True
 
+    def unsent_bytes(self) -> int:
+        """What the client has not taken."""
+        return self.transport.get_write_buffer_size()
+
     async def drained(self) -> None:
         """Wait until little is left unsent; at once where the connection is lost."""
         await self.writable.wait()

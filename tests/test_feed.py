@@ -14,9 +14,8 @@ import pytest
 
 from app.database import Connection, connect
 from app.feed import feed as feed_module
-from app.feed.feed import Feed
 from app.feed.listener import CHANNEL, LOCKS, SLEEPING
-from app.feed.log import prune
+from app.feed.log import Page, prune
 from app.feed.retention import Retention
 from app.postgres import Server
 from tests.support.feeds import eventually, following
@@ -273,6 +272,33 @@ async def test_killed_backends(
         assert recorder.ids == await logged(connection)
         assert len(recorder.histories) == 1
         await eventually(lambda: feed.trouble() is None)
+
+
+async def test_killed_within_a_batch(
+    connection: Connection, other: Connection, database_url: str
+) -> None:
+    """The feed is cut off between two pages of one transaction; no page comes twice."""
+    ours = [connection.get_server_pid(), other.get_server_pid()]
+    async with following(database_url) as (_, recorder):
+        publish = recorder.publish
+        killing: list[asyncio.Task[object]] = []
+
+        def kill_after_the_first_page(page: Page) -> None:
+            publish(page)
+            if page.until.until is not None and not killing:
+                kill = (
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != ALL ($1)"
+                )
+                kill += " AND datname = current_database()"
+                killing.append(asyncio.ensure_future(other.execute(kill, ours)))
+
+        recorder.publish = kill_after_the_first_page  # type: ignore[method-assign]
+        await connection.execute(
+            "INSERT INTO things (name) SELECT i FROM generate_series(1, 60000) AS i"
+        )
+        await recorder.until(60_000)
+        assert killing
+        assert recorder.ids == await logged(connection)
 
 
 @pytest.mark.parametrize("end", [Server.restart, Server.kill])

@@ -12,7 +12,7 @@ from app.database import UNAVAILABLE, connect
 from app.feed import log
 from app.feed.listener import Listener
 from app.feed.log import HistoryLost, Page
-from app.feed.offset import Epoch, Offset, Position
+from app.feed.offset import Epoch, Offset
 
 logger = logging.getLogger("tablecast.feed")
 
@@ -56,7 +56,7 @@ class Feed:
         self._url = url
         self._audience = audience
         self.epoch: Epoch | None = None
-        self.position: Position | None = None
+        self.reached: Offset | None = None  # published up to here, perhaps within a batch
         self.leading = False
         self._listener: Listener | None = None
         self._trouble: str | None = "not connected to the database yet"
@@ -124,16 +124,16 @@ class Feed:
 
     async def _begin(self, reader: asyncpg.Connection) -> None:
         """Take up the history where it was left, or begin at now."""
-        if self.position is None or await log.current_epoch(reader) != self.epoch:
+        if self.reached is None or await log.current_epoch(reader) != self.epoch:
             await self._restart(reader)
 
     async def _restart(self, reader: asyncpg.Connection) -> None:
-        if self.position is not None:
+        if self.reached is not None:
             logger.error("the log does not continue from where it was read: clients load anew")
-            await log.disown(reader, self.position)
+            await log.disown(reader, self.reached.position)
         self.epoch = await log.current_epoch(reader)
-        self.position = await log.current_position(reader)
-        self._audience.started(self.epoch, Offset(self.position))
+        self.reached = Offset(await log.current_position(reader))
+        self._audience.started(self.epoch, self.reached)
 
     async def _follow(self, listener: Listener, reader: asyncpg.Connection) -> None:
         next_look = next_probe = next_ring = 0.0
@@ -177,21 +177,21 @@ class Feed:
 
     async def _read_all(self, reader: asyncpg.Connection) -> bool:
         """Read and publish everything up to now; whether there was anything."""
-        assert self.position is not None
+        assert self.reached is not None
         moved = False
         try:
-            page = await log.read(reader, Offset(self.position))
             while True:
+                page = await log.read(reader, self.reached)
                 moved = moved or bool(page.changes)
-                if page.changes or page.until.position != self.position:
+                if page.until != self.reached:
                     self._audience.publish(page)
-                if page.until.until is None:
+                    self.reached = page.until
+                # A page that ends a batch it did not begin says nothing about now.
+                if page.until.until is None and page.since.until is None:
                     break
-                page = await log.read(reader, page.until)
         except HistoryLost:
             await self._restart(reader)
             return False
-        self.position = page.until.position
         self._read_at = time.monotonic()
         async with self._looked:
             self._looks += 1

@@ -159,8 +159,7 @@ class Broadcast:
     async def _catch_up(self, client: Client, offset: Offset) -> None:
         try:
             while True:
-                async with asyncio.timeout(self._client_stall):
-                    await client.connection.drained()
+                await self._drained(client.connection)
                 if offset == self._end:
                     self._live.add(client)
                     client.catching_up = None
@@ -173,6 +172,18 @@ class Broadcast:
             client.connection.cut("it takes nothing")
         except GONE as reason:
             client.connection.cut(str(reason))
+
+    async def _drained(self, connection: Connection) -> None:
+        """Wait until a client has taken what it was sent. Raises TimeoutError when it stalls."""
+        while True:
+            unsent = connection.unsent_bytes()
+            try:
+                async with asyncio.timeout(self._client_stall):
+                    await connection.drained()
+                return
+            except TimeoutError:
+                if connection.unsent_bytes() >= unsent:
+                    raise
 
     async def _read(self, offset: Offset) -> Part:
         """The part behind an offset, out of the log. Whoever asks for the same shares one read.

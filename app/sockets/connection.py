@@ -41,6 +41,7 @@ class WebSocketTransport(Protocol):
 
     def write_frames(self, frames: bytes) -> None: ...
     def offer_frames(self, frames: bytes, limit_bytes: int) -> bool: ...
+    def unsent_bytes(self) -> int: ...
     async def drained(self) -> None: ...
     def forget_handshake(self) -> None: ...
     def abort(self) -> None: ...
@@ -137,6 +138,12 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
             self._polling = False
             polled.cancel()
             gone.cancel()
+
+    def unsent_bytes(self) -> int:
+        """What the client has not taken."""
+        if self._websocket is not None:
+            return self._websocket.unsent_bytes()
+        return self._unsent_bytes
 
     async def poll(self) -> list[Packet]:
         """The next packets for the polling transport, or for a server that lends no transport;
