@@ -109,8 +109,8 @@ class Broadcast:
         client = Client(connection, timing=auth.get("timing") is True)
         self._clients[connection] = client
         offset = await self._judge(came_with)
-        if connection.closed:
-            return
+        if self._clients.get(connection) is not client:
+            return  # it left meanwhile
         assert self._end is not None and self._epoch is not None
         recovered = offset is not None
         if not (resumes and recovered):
