@@ -238,10 +238,7 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         try:
             await super().handle_post_request(environ)
         except ValueError as error:  # not UTF-8, no packets, too many of them
-            self.cut("protocol errors")
-            raise EngineIOError(str(error)) from error
-        if self.closed:
-            raise EngineIOError("the session was closed")
+            raise EngineIOError(str(error)) from error  # which python-engineio ends the session at
 
     async def _upgrade_websocket(self, environ: dict[str, Any]) -> Any:
         lent = environ["asgi.scope"].get("extensions", {}).get(LENT_TRANSPORT)

@@ -1,0 +1,611 @@
+"""What a Socket.IO client sees, frame by frame, and what it may not do."""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import connect as open_websocket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.sync.client import connect as open_websocket_sync
+
+from app.database import Connection
+from app.sockets import connection as connection_module
+from app.sockets import server as server_module
+from app.sockets.broadcast import Broadcast
+from app.sockets.connection import POLL_PACKETS, TOLERATED_ERRORS
+from app.sockets.server import INBOUND_BYTES, RESERVED_EVENTS
+from tests.support.feeds import eventually
+from tests.support.server import RunningServer
+from tests.support.sockets import PATH, QUERY, App, PollingClient, joined, opened, serving_here
+
+BOTH_PATHS = pytest.mark.parametrize("path", ["/socket.io-client/", "/socket.io/"])
+
+
+@pytest.fixture
+async def app(database_url: str) -> AsyncIterator[App]:
+    """The application, served in this event loop."""
+    async with serving_here(database_url) as served:
+        yield served
+
+
+@pytest.fixture
+async def http(app: App) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=app.url, timeout=10) as client:
+        yield client
+
+
+async def insert(connection: Connection, *names: str) -> None:
+    """One statement that makes things."""
+    await connection.execute("INSERT INTO things (name) SELECT unnest($1::text[])", names)
+
+
+# The contract
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize("plain", [False, True])
+async def test_the_contract(
+    connection: Connection, database_url: str, path: str, plain: bool
+) -> None:
+    """A client joins, gets hello and then every change as Postgres renders it, each with an
+    offset, under both paths, from our server and from any ASGI server.
+    """
+    async with serving_here(database_url, plain=plain) as app, opened(app.url, path) as client:
+        assert client.opening["pingInterval"] == 25_000 and client.opening["maxPayload"] > 0
+        await client.send("40")
+        answer = json.loads((await client.frame())[2:])
+        assert set(answer) == {"sid", "pid"}
+        name, hello, offset = json.loads((await client.frame())[2:])
+        assert (name, hello) == ("feed:hello", {"recovered": False})
+        offsets = [offset]
+
+        created = await connection.fetchval(
+            "INSERT INTO things (name, info) VALUES ('é\"\\ 🎈', '<b>')"
+            " RETURNING row_to_json(things)::text"
+        )
+        frame = await client.frame()
+        assert frame.startswith(f'42["thing:create",{created},"')
+        offsets.append(json.loads(frame[2:])[-1])
+        updated = await connection.fetchval(
+            "UPDATE things SET info = 'new' RETURNING row_to_json(things)::text"
+        )
+        frame = await client.frame()
+        assert frame.startswith(f'42["thing:update",{updated},"')
+        offsets.append(json.loads(frame[2:])[-1])
+        await connection.execute("DELETE FROM things")
+        name, gone, offset = await client.event()
+        assert (name, gone) == ("thing:destroy", 'é"\\ 🎈')
+        offsets.append(offset)
+        await connection.execute("TRUNCATE things")
+        name, offset = await client.event()
+        assert name == "thing:truncate"
+        offsets.append(offset)
+        assert len(set(offsets)) == 5
+        assert all(re.fullmatch(r"[A-Za-z0-9.:,_-]+", each) for each in offsets)
+
+
+async def test_every_client_gets_every_change_once(app: App, connection: Connection) -> None:
+    """Twenty clients join one after the other; each sees all that was written since its hello, up
+    to the end, each change once.
+    """
+    async with AsyncExitStack() as stack:
+        clients = []
+        for number in range(20):
+            clients.append(await stack.enter_async_context(joined(app.url)))
+            await insert(connection, f"{number}")
+        for number, client in enumerate(clients):
+            names = [(await client.event())[1]["name"]]
+            while names[-1] != "19":
+                names.append((await client.event())[1]["name"])
+            assert int(names[0]) <= number
+            assert names == [f"{later}" for later in range(int(names[0]), 20)]
+
+
+@pytest.mark.parametrize("timing", [True, False])
+async def test_timing_is_for_those_who_ask(app: App, connection: Connection, timing: bool) -> None:
+    """Who asks for timing is told when what comes next was written; nobody else is."""
+    async with joined(app.url, {"timing": timing}) as client:
+        await insert(connection, "a", "b")
+        if timing:
+            name, times = await client.event()
+            assert name == "feed:timing" and 0 <= times["now"] - times["at"] < 10_000
+        assert [event[0] for event in await client.take(2)] == ["thing:create"] * 2
+        assert await client.silent(0.2)
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize("name", ["socket.io.js", "socket.io.min.js", "socket.io.esm.min.js"])
+async def test_the_client_is_served(http: httpx.AsyncClient, path: str, name: str) -> None:
+    """The official client and its source map are where Socket.IO servers have them."""
+    answer = await http.get(path + name)
+    assert answer.status_code == 200 and "javascript" in answer.headers["Content-Type"]
+    source_map = re.search(r"sourceMappingURL=(\S+)", answer.text)
+    assert source_map
+    assert (await http.get(path + source_map[1])).json()["version"] == 3
+    assert (await http.get(path + "nothing.js")).status_code == 404
+    assert (await http.get(path + "../package.json")).status_code == 404
+
+
+# Polling
+
+
+async def test_polling(app: App, http: httpx.AsyncClient, connection: Connection) -> None:
+    """A client without WebSockets joins and gets the same events, at most 16 an answer."""
+    client = PollingClient(http)
+    opening = await client.open()
+    assert opening["upgrades"] == ["websocket"]
+    assert (await client.post("40")).status_code == 200
+    answer, hello = await client.poll()
+    assert answer.startswith('40{"sid"') and hello.startswith('42["feed:hello"')
+    await insert(connection, *(f"{number}" for number in range(50)))
+    packets: list[str] = []
+    while len(packets) < 50:
+        some = await client.poll()
+        assert 1 <= len(some) <= POLL_PACKETS == 16
+        packets += some
+    assert [json.loads(packet[2:])[1]["name"] for packet in packets] == [str(i) for i in range(50)]
+    await client.post("1")
+    await eventually(lambda: app.empty)
+    assert (await client.post("40")).status_code == 400
+
+
+async def test_upgrading(app: App, http: httpx.AsyncClient, connection: Connection) -> None:
+    """A client that changes from polling to WebSocket on the way misses and doubles nothing."""
+    polling = PollingClient(http)
+    await polling.open()
+    await polling.post("40")
+    received = (await polling.poll())[2:]
+    names: list[str] = []
+
+    async def write() -> None:
+        for number in range(60):
+            await insert(connection, f"{number}")
+            await asyncio.sleep(0.005)
+
+    async def poll_until_released() -> None:
+        while True:
+            packets = await polling.poll()
+            received.extend(packet for packet in packets if packet != "6")
+            if "6" in packets:
+                return
+
+    writing = asyncio.create_task(write())
+    address = app.url.replace("http", "ws") + polling.address.replace("polling", "websocket")
+    async with open_websocket(address, proxy=None) as websocket:
+        polls = asyncio.create_task(poll_until_released())
+        await asyncio.sleep(0.1)
+        await websocket.send("2probe")
+        assert await websocket.recv() == "3probe"
+        await polls
+        await websocket.send("5")
+        names = [json.loads(packet[2:])[1]["name"] for packet in received]
+        async with asyncio.timeout(10):
+            while len(names) < 60:
+                frame = str(await websocket.recv())
+                if frame != "6":  # "nothing", for a poll that was not waiting
+                    names.append(json.loads(frame[2:])[1]["name"])
+        await writing
+        assert names == [str(i) for i in range(60)]
+        assert (await polling.post("3")).status_code == 400
+    await eventually(lambda: app.empty)
+
+
+async def test_an_upgrade_that_is_given_up(
+    app: App, http: httpx.AsyncClient, connection: Connection
+) -> None:
+    """A client whose WebSocket fails while it tries to upgrade goes on by polling."""
+    client = PollingClient(http)
+    await client.open()
+    await client.post("40")
+    await client.poll()
+    address = app.url.replace("http", "ws") + client.address.replace("polling", "websocket")
+    for frames in ([], ["nonsense"], ["2probe"], ["2probe", "nonsense"]):
+        async with open_websocket(address, proxy=None) as websocket:
+            for frame in frames:
+                await websocket.send(frame)
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)
+    await insert(connection, "a")
+    packets: list[str] = []
+    while not any("thing:create" in packet for packet in packets):
+        packets += await client.poll()
+    assert len(app.broadcast) == 1
+
+
+# Joining
+
+
+async def test_nothing_before_joining(app: App, connection: Connection) -> None:
+    """A client that has not sent CONNECT gets no event, and none of before it joined."""
+    async with opened(app.url) as client:
+        async with joined(app.url) as other:
+            await insert(connection, "before")
+            await other.take(1)
+        assert await client.silent(0.2)
+        await client.join()
+        await insert(connection, "after")
+        assert (await client.event())[1]["name"] == "after"
+
+
+async def offset_of_before(app: App, connection: Connection) -> str:
+    """An offset that the server has to read the log to judge."""
+    offset: str = await connection.fetchval("SELECT feed.offset()")
+    await insert(connection, "since")
+    async with joined(app.url):
+        await app.broadcast.feed.look()  # type: ignore[union-attr]
+    app.broadcast._recent.clear()
+    return offset
+
+
+async def test_nothing_while_joining(app: App, connection: Connection) -> None:
+    """While a client's offset is being judged it gets nothing, whatever is written; then hello,
+    what it missed, and what came meanwhile, in order.
+    """
+    since = await offset_of_before(app, connection)
+    async with opened(app.url) as client, connection.transaction():
+        await connection.execute("LOCK TABLE feed.change IN ACCESS EXCLUSIVE MODE")
+        await client.send("40" + json.dumps({"since": since}))
+        await insert(connection, "meanwhile")
+        assert await client.silent(0.3)
+        await connection.execute("COMMIT")
+        assert (await client.frame()).startswith("40{")
+        assert (await client.event())[:2] == ["feed:hello", {"recovered": True}]
+        assert [event[1]["name"] for event in await client.take(2)] == ["since", "meanwhile"]
+        await connection.execute("BEGIN")
+
+
+async def test_departure_while_joining(app: App, connection: Connection) -> None:
+    """A client that goes while its offset is being judged leaves nothing behind."""
+    since = await offset_of_before(app, connection)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE feed.change IN ACCESS EXCLUSIVE MODE")
+        for _ in range(5):
+            async with opened(app.url) as client:
+                await client.send("40" + json.dumps({"since": since}))
+                await eventually(lambda: len(app.broadcast))
+        await eventually(lambda: not len(app.broadcast) and not app.sockets.sockets)
+    await eventually(lambda: app.empty)
+
+
+async def test_a_stall_while_joining(
+    app: App, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose offset cannot be judged in time is let go, so that it tries again; it is
+    not refused, because after that it would not.
+    """
+    monkeypatch.setattr(server_module, "JOIN_TIMEOUT_S", 0.2)
+    since = await offset_of_before(app, connection)
+    async with opened(app.url) as client, connection.transaction():
+        await connection.execute("LOCK TABLE feed.change IN ACCESS EXCLUSIVE MODE")
+        await client.send("40" + json.dumps({"since": since}))
+        assert await client.closed() == []
+        assert not len(app.broadcast) and not app.sockets.sockets
+    await eventually(lambda: app.empty)
+
+
+async def test_an_exception_while_joining(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of ours while a client joins closes its connection, is logged, and leaves nothing."""
+
+    async def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Broadcast, "_judge", fail)
+    async with opened(app.url) as client:
+        await client.send("40")
+        assert await client.closed() == []
+    assert app.empty and "joining failed" in caplog.text and "ZeroDivisionError" in caplog.text
+
+
+async def test_leaving_and_joining_again(app: App, connection: Connection) -> None:
+    """A client may leave the namespace on its connection, hears nothing then, and may return."""
+    async with joined(app.url) as client:
+        await client.send("41")
+        await eventually(lambda: not len(app.broadcast))
+        await insert(connection, "unheard")
+        assert await client.silent(0.2)
+        await client.join({"pid": client.pid, "offset": client.offset})
+        assert client.recovered and (await client.event())[1]["name"] == "unheard"
+
+
+async def test_a_session_without_connect_is_closed(
+    app: App, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who opens a session and does not join, or leaves and does not return, is closed."""
+    monkeypatch.setattr(connection_module, "CONNECT_DEADLINE_S", 0.3)
+    async with opened(app.url) as silent, opened(app.url) as left:
+        await left.join()
+        await left.send("41")
+        assert await silent.closed() == [] and await left.closed() == []
+    polling = PollingClient(http)
+    await polling.open()
+    assert await polling.poll() == ["1"]
+    assert app.empty
+
+
+async def test_joining_in_time_stops_the_deadline(
+    app: App, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who joined is not closed when the time to join is over."""
+    monkeypatch.setattr(connection_module, "CONNECT_DEADLINE_S", 0.2)
+    async with joined(app.url) as client:
+        await asyncio.sleep(0.4)
+        await insert(connection, "a")
+        assert (await client.event())[0] == "thing:create"
+
+
+# What a client may not do
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_EVENTS))
+async def test_reserved_events_are_refused(app: App, name: str) -> None:
+    """A client that sends events with names of the library's own is closed after a few."""
+    async with joined(app.url) as client:
+        for _ in range(TOLERATED_ERRORS):
+            await client.send("42" + json.dumps([name, "x"]))
+        assert await client.closed() == []
+    await eventually(lambda: app.empty)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"", b"\x04binary", "451-" + json.dumps(["x", {"_placeholder": True, "num": 0}]),
+        "461-0" + json.dumps([{"_placeholder": True, "num": 0}]), "450-[]", "4599999999999-[1]",
+        "430[]", "4", "4x", "", "x", "7", "9{}", "0{}", "42", "42{}", "42[", "42[]", "42[1]",
+        "42[null]", '42/admin,["x"]', "42" + "[" * 5000, "40", "40{}", '40/admin,{"a":1}',
+        "44{}", "4\ud7ff", "42\u0000", "49", "bQUJD", "b!", "6", "42" + "9" * 5000,
+    ],
+)  # fmt: skip
+async def test_protocol_errors_close(
+    app: App, connection: Connection, frame: str | bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that sends nonsense is closed after a few times, and nobody else notices."""
+    async with joined(app.url) as witness:
+        async with joined(app.url) as client:
+            for _ in range(TOLERATED_ERRORS):
+                await client.send(frame)
+            answers = await client.closed()
+            assert all(answer.startswith(("44/admin", "6")) for answer in answers)
+        await insert(connection, "a")
+        assert (await witness.event())[1]["name"] == "a"
+        await eventually(lambda: len(app.broadcast) == 1)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_one_error_is_forgiven(app: App, connection: Connection) -> None:
+    """A client that errs once or twice goes on, and is sent nothing twice."""
+    async with joined(app.url) as client:
+        for frame in ("40", b"binary")[: TOLERATED_ERRORS - 1]:
+            await client.send(frame)
+        await insert(connection, "a")
+        assert (await client.event())[1]["name"] == "a"
+        assert await client.silent(0.1) and len(app.broadcast) == 1
+
+
+async def test_another_namespace(app: App, connection: Connection) -> None:
+    """Who asks for another namespace is refused it in a sentence, and may join the one there is."""
+    async with opened(app.url) as client:
+        await client.send('40/admin,{"token":"x"}')
+        frame = await client.frame()
+        assert frame.startswith("44/admin,") and "namespace" in json.loads(frame[9:])["message"]
+        await client.join()
+        await insert(connection, "a")
+        assert (await client.event())[0] == "thing:create"
+
+
+@pytest.mark.parametrize(
+    "auth", [None, [], "text", 7, {"pid": 1}, {"offset": []}, {"pid": "p", "offset": 5},
+             {"since": {}}, {"timing": "yes", "pid": None}, {"pid": "p" * 50_000}],
+)  # fmt: skip
+async def test_odd_credentials(app: App, auth: Any) -> None:
+    """Whatever a client sends with CONNECT, it joins as a new one unless it can continue."""
+    async with joined(app.url, auth) as client:
+        assert client.recovered is False and client.pid != "p"
+
+
+async def test_inbound_events_are_bounded(app: App) -> None:
+    """A client that talks without end is closed, though each event is well-formed."""
+    async with joined(app.url) as client:
+        for number in range(connection_module.INBOUND_MESSAGES + 5):
+            await client.send(f'42["chatter",{number}]')
+        assert await client.closed() == []
+    await eventually(lambda: app.empty)
+
+
+async def test_inbound_bytes_are_bounded(app: App, http: httpx.AsyncClient) -> None:
+    """A frame or body longer than the limit closes the connection before it is kept."""
+    async with joined(app.url) as client:
+        await client.send('42["x","' + "x" * INBOUND_BYTES + '"]')
+        assert await client.closed() == []
+    polling = PollingClient(http)
+    await polling.open()
+    await polling.post("40")
+    assert (await polling.post("4" + "x" * INBOUND_BYTES)).status_code in (400, 413)
+    with suppress(httpx.HTTPError):
+        await polling.post("1")
+    await eventually(lambda: app.empty)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"\xff\xfe", b"4\x1e" * 40, b"42[", b"b\x1eb!", b"x", b"\x1e", b"4" * 99_000],
+)
+async def test_nonsense_by_polling(app: App, http: httpx.AsyncClient, body: bytes) -> None:
+    """Nonsense in a POST is a 400 at the latest when it comes again, never a 5xx."""
+    polling = PollingClient(http)
+    await polling.open()
+    await polling.post("40")
+    answers = [(await polling.post(body)).status_code for _ in range(TOLERATED_ERRORS + 1)]
+    assert answers[-1] in (400, 413) and set(answers) <= {200, 400, 413}
+    await eventually(lambda: app.empty)
+
+
+async def test_other_origins(database_url: str) -> None:
+    """A page of another origin may connect only where it is allowed to."""
+    async with serving_here(database_url, allowed_origins=("https://ours.example",)) as app:
+        async with joined(app.url, origin="https://ours.example"):
+            pass
+        with pytest.raises(InvalidStatus):
+            async with opened(app.url, origin="https://other.example"):
+                pass
+
+
+# The end of a connection
+
+
+async def test_a_vanished_client_is_noticed(database_url: str) -> None:
+    """A client that no longer answers is gone after ping interval and timeout; one that answers
+    stays, and both transports are judged alike.
+    """
+    async with (
+        serving_here(database_url, ping_interval=0.2, ping_timeout=0.2) as app,
+        joined(app.url) as lively,
+        joined(app.url) as vanished,
+        httpx.AsyncClient(base_url=app.url, timeout=10) as http,
+    ):
+        polling = PollingClient(http)
+        await polling.open()
+        await polling.post("40")
+        answering = asyncio.create_task(lively.closed(20))
+        await eventually(lambda: len(app.broadcast) == 1, 5)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                await vanished.websocket.recv()
+        await asyncio.sleep(0.6)
+        assert len(app.broadcast) == 1 and not answering.done()
+        answering.cancel()
+        await asyncio.wait([answering])
+
+
+async def test_shutting_down(server: RunningServer) -> None:
+    """When the server stops it closes the transports; a Socket.IO DISCONNECT would keep clients
+    from coming back.
+    """
+    await until_ready(server)
+    async with joined(server.url) as client, httpx.AsyncClient(base_url=server.url) as http:
+        polling = PollingClient(http)
+        await polling.open()
+        await polling.post("40")
+        await polling.poll()
+        waiting = asyncio.create_task(polling.poll())
+        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(server.stop) == 0
+        assert await client.closed() == []
+        with suppress(httpx.HTTPError):
+            assert "41" not in await waiting
+    assert "Traceback" not in server.log and "ERROR" not in server.log
+
+
+async def until_ready(server: RunningServer) -> None:
+    """Wait until a server follows the log."""
+    async with httpx.AsyncClient(base_url=server.url) as http, asyncio.timeout(10):
+        while (await http.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.02)
+
+
+# Fuzzed
+
+VALUES = st.text(max_size=20) | st.sampled_from(["4", "polling", "websocket", "0", "-1", "1e9"])
+QUERIES = st.dictionaries(
+    st.sampled_from(["EIO", "transport", "sid", "j", "t", "b64"]) | st.text(max_size=5), VALUES,
+    max_size=6,
+)  # fmt: skip
+METHODS = st.sampled_from(["GET", "POST", "OPTIONS", "PUT", "DELETE", "HEAD", "PATCH"])
+HEADERS = st.dictionaries(
+    st.sampled_from(["Upgrade", "Connection", "Origin", "Accept-Encoding", "Content-Type", "Cookie",
+                     "Sec-WebSocket-Version", "Sec-WebSocket-Key", "X-Forwarded-Proto"]),
+    st.sampled_from(["websocket", "Upgrade", "13", "gzip", "null", "http://x", "a=b", "", "%ff"]),
+    max_size=4,
+)  # fmt: skip
+PACKETS = st.lists(
+    st.builds(
+        "".join,
+        st.lists(
+            st.sampled_from([*"0123456b-[],/", "{}", '"x"', "\x1e", '{"pid":"p","offset":"o"}',
+                             '{"_placeholder":true,"num":0}'])
+            | st.text(max_size=5), max_size=8,
+        ),
+    )
+    | st.binary(max_size=20),
+    max_size=6,
+)  # fmt: skip
+FUZZING = settings(
+    max_examples=120, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+
+
+def no_fault_shows(server: RunningServer) -> None:
+    """The log tells of no fault of ours, and the server is ready."""
+    assert "Traceback" not in server.log
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_fuzzed_requests(server: RunningServer) -> None:
+    """Whatever is asked of the Socket.IO paths, with and without a session, is no 5xx."""
+    with httpx.Client(base_url=server.url, timeout=10) as http:
+
+        @FUZZING
+        @given(METHODS, QUERIES, HEADERS, st.binary(max_size=50), st.booleans(), st.booleans())
+        def ask(
+            method: str, query: dict[str, str], headers: dict[str, str], body: bytes,
+            in_session: bool, well_formed: bool,
+        ) -> None:  # fmt: skip
+            if well_formed:
+                query = query | {"EIO": "4", "transport": "polling"}
+            if in_session:
+                opening = http.get(f"{PATH}{QUERY}polling").text
+                query = query | {"sid": json.loads(opening[1:])["sid"]}
+                if method == "GET":  # else it would wait for something to come
+                    http.post(f"{PATH}{QUERY}polling&sid={query['sid']}", content="40")
+            answer = http.request(method, PATH, params=query, headers=headers, content=body)
+            assert answer.status_code < 500, answer.text
+
+        ask()
+    no_fault_shows(server)
+
+
+def test_fuzzed_frames(server: RunningServer) -> None:
+    """Whatever frames a client sends, before and after CONNECT, the server stands."""
+    address = server.url.replace("http", "ws") + PATH + QUERY + "websocket"
+
+    @FUZZING
+    @given(PACKETS, st.booleans())
+    def talk(frames: list[str | bytes], join: bool) -> None:
+        with (
+            suppress(ConnectionClosed, InvalidHandshake),
+            open_websocket_sync(address, proxy=None, open_timeout=10) as websocket,
+        ):
+            for frame in ["40"] * join + frames:
+                websocket.send(frame)
+            websocket.recv(timeout=5)
+
+    talk()
+    no_fault_shows(server)
+
+
+def test_fuzzed_bodies(server: RunningServer) -> None:
+    """Whatever a polling client posts is answered with 200, 400 or 413."""
+    with httpx.Client(base_url=server.url, timeout=10) as http:
+
+        @FUZZING
+        @given(PACKETS, st.booleans())
+        def post(packets: list[str | bytes], join: bool) -> None:
+            opening = http.get(f"{PATH}{QUERY}polling").text
+            address = f"{PATH}{QUERY}polling&sid={json.loads(opening[1:])['sid']}"
+            parts = [part.encode() if isinstance(part, str) else part for part in packets]
+            for body in [b"40"] * join + [b"\x1e".join(parts)]:
+                assert http.post(address, content=body).status_code in (200, 400, 413)
+
+        post()
+    no_fault_shows(server)
