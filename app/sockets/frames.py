@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 
 from engineio.packet import MESSAGE, Packet
 
@@ -10,6 +10,9 @@ from app.feed.log import Page
 from app.feed.offset import Epoch
 
 CONNECT, EVENT, CONNECT_ERROR = "0", "2", "4"  # Socket.IO packet types
+
+
+_json = partial(json.dumps, separators=(",", ":"))
 
 
 def websocket_frame(payload: bytes) -> bytes:
@@ -48,8 +51,8 @@ def welcome(sid: str, pid: str, recovered: bool, offset: str) -> Frames:
     """
     return Frames(
         [
-            CONNECT + json.dumps({"sid": sid, "pid": pid}),
-            EVENT + json.dumps(["feed:hello", {"recovered": recovered}, offset]),
+            CONNECT + _json({"sid": sid, "pid": pid}),
+            EVENT + _json(["feed:hello", {"recovered": recovered}, offset]),
         ]
     )
 
@@ -57,12 +60,12 @@ def welcome(sid: str, pid: str, recovered: bool, offset: str) -> Frames:
 def refuse(namespace: str, reason: str) -> Frames:
     """CONNECT_ERROR, to a namespace that is none."""
     prefix = "" if namespace == "/" else f"{namespace},"
-    return Frames([CONNECT_ERROR + prefix + json.dumps({"message": reason})])
+    return Frames([CONNECT_ERROR + prefix + _json({"message": reason})])
 
 
 def timing(page: Page) -> Frames:
     """`feed:timing`, for clients that asked: when what follows was written and read (ms)."""
-    return Frames([EVENT + json.dumps(["feed:timing", {"at": page.written, "now": page.read}])])
+    return Frames([EVENT + _json(["feed:timing", {"at": page.written, "now": page.read}])])
 
 
 def changes(page: Page, epoch: Epoch) -> Frames:

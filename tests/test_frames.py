@@ -1,0 +1,83 @@
+"""What goes out is, byte for byte, what python-socketio and a WebSocket library would send."""
+
+import json
+
+import pytest
+from engineio.packet import MESSAGE
+from engineio.packet import Packet as EngineIOPacket
+from socketio.packet import EVENT, Packet
+from websockets.frames import Frame, Opcode
+
+from app.feed.log import Change, Page
+from app.feed.offset import Epoch, Offset, Position
+from app.sockets import frames
+from app.sockets.frames import Frames, websocket_frame
+
+EPOCH = Epoch("e", "secret")
+SINCE, UNTIL = Position(10, frozenset()), Position(14, frozenset({12}))
+CHANGES = [
+    Change(1, "thing", "create", '{"id":1,"name":"a","info":""}'),
+    Change(2, "thing", "update", '{"id":1,"name":"b","info":""}'),
+    Change(3, "thing", "destroy", '"b"'),
+    Change(7, "thing", "truncate", None),
+]
+
+
+def page(until: Offset) -> Page:
+    """The four kinds of change."""
+    return Page(Offset(SINCE), until, CHANGES, written=5, read=9)
+
+
+def as_sent_by_python_socketio(event: str, *arguments: object) -> str:
+    """The packet as `AsyncServer.emit` would make it."""
+    text = Packet(EVENT, data=[event, *arguments], namespace="/").encode()
+    encoded = EngineIOPacket(MESSAGE, text).encode()
+    assert isinstance(encoded, str)
+    return encoded
+
+
+def expected(until: Offset) -> list[str]:
+    """The events of the page, with their offsets."""
+    offsets = [EPOCH.format(Offset(SINCE, UNTIL, change.id)) for change in CHANGES]
+    offsets[-1] = EPOCH.format(until)
+    return [
+        as_sent_by_python_socketio(
+            f"thing:{change.op}", *([json.loads(change.body)] if change.body else []), offset
+        )
+        for change, offset in zip(CHANGES, offsets, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("until", [Offset(UNTIL), Offset(SINCE, UNTIL, 7)])
+def test_changes_by_polling(until: Offset) -> None:
+    """A polling client takes the packets that python-socketio would have queued."""
+    sent = [packet.encode() for packet in frames.changes(page(until), EPOCH).packets]
+    assert sent == expected(until)
+
+
+def test_changes_by_websocket() -> None:
+    """A WebSocket client takes the frames that a WebSocket library would have sent, joined."""
+    sent = frames.changes(page(Offset(UNTIL)), EPOCH).websocket
+    by_library = [Frame(Opcode.TEXT, text.encode()) for text in expected(Offset(UNTIL))]
+    assert sent == b"".join(frame.serialize(mask=False) for frame in by_library)
+
+
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65535, 65536, 70000])
+def test_frames_of_every_length(length: int) -> None:
+    """The three forms of a frame's length change over where the standard says."""
+    payload = b"x" * length
+    assert websocket_frame(payload) == Frame(Opcode.TEXT, payload).serialize(mask=False)
+
+
+def test_what_python_socketio_says_beside_events() -> None:
+    """CONNECT, CONNECT_ERROR and hello decode as what they are."""
+    hello = frames.welcome("sid", "pid", True, "offset").packets
+    connect, event = (Packet(encoded_packet=packet.data) for packet in hello)
+    assert (connect.packet_type, connect.data) == (0, {"sid": "sid", "pid": "pid"})
+    assert event.data == ["feed:hello", {"recovered": True}, "offset"]
+    refused = Packet(encoded_packet=frames.refuse("/other", "no").packets[0].data)
+    assert (refused.namespace, refused.data) == ("/other", {"message": "no"})
+    timed = frames.timing(page(Offset(UNTIL))) + Frames([])
+    assert timed.packets[0].encode() == as_sent_by_python_socketio(
+        "feed:timing", {"at": 5, "now": 9}
+    )
