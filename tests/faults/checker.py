@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 
-# The name of the thing that is written last of all.
-THE_END = "the end"
+# Things of such names are waited for; the last one is written when all is over.
+MARK = "mark "
+THE_END = "mark the end"
 
 
 class Snapshot(NamedTuple):
@@ -172,7 +173,7 @@ class Reader:
         self._greeted = False
         self._told_to_reload = False
         self._state: list[Row] | None = None
-        self.reached_end = False
+        self.marks: set[str] = set()  # the marks that came
 
     def take(self, entry: list[Any]) -> None:
         match entry:
@@ -218,8 +219,8 @@ class Reader:
         if self._fold is not None:
             self._fold.apply(op, what)
         self._offset = offset
-        if op == "create" and what["name"] == THE_END:
-            self.reached_end = True
+        if op == "create" and what["name"].startswith(MARK):
+            self.marks.add(what["name"])
         since, until, _ = place(offset)
         self._batch.append((key(op, what), offset))
         if until is None:

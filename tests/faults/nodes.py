@@ -16,7 +16,7 @@ from tests.support.server import RunningServer
 
 ROOT = Path(__file__).parent.parent.parent
 READY_TIMEOUT_S = 30
-SETTINGS = {
+SETTINGS: dict[str, object] = {
     "PING_INTERVAL": "2s",
     "PING_TIMEOUT": "2s",
     "CLIENT_STALL": "3s",
@@ -38,13 +38,13 @@ class Sample(NamedTuple):
 class Node:
     """One server process after the other, on one port, its database behind a proxy."""
 
-    def __init__(self, name: str, directory: Path, sabotage: str = "") -> None:
+    def __init__(self, name: str, directory: Path, **settings: object) -> None:
         self.name = name
         self.lives: list[list[Sample]] = []
         self.database: Proxy
         self.server: RunningServer
         self._directory = directory
-        self._sabotage = sabotage
+        self._settings = SETTINGS | settings
         self._tasks = directory / f"tasks-{name}"
 
     async def run(self, database_url: str, ready: asyncio.Event) -> None:
@@ -52,7 +52,7 @@ class Node:
         async with proxied(database_url) as (self.database, url):
             self.server = RunningServer(
                 url, self._directory / f"server-{self.name}.log",
-                TASKS_FILE=self._tasks, SABOTAGE=self._sabotage, PYTHONPATH=ROOT, **SETTINGS,
+                TASKS_FILE=self._tasks, PYTHONPATH=ROOT, **self._settings,
             )  # fmt: skip
             self.server.command = [sys.executable, "-m", "tests.faults.launcher", "serve"]
             try:

@@ -8,14 +8,15 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import msgspec
+import psutil
 
+from app.database import Connection, connect
 from app.migration import migrate
 from app.postgres import Server
 from tests.faults.checker import THE_END, Findings, Log, Reader, Snapshot, snapshot
@@ -33,7 +34,7 @@ POSTGRES: dict[str, str | int] = {
 }  # fmt: skip
 SAMPLE_S = 5.0
 PEACE_TIMEOUT_S = 120.0  # a fault is let come to its end
-DELIVERY_TIMEOUT_S = 60.0
+DELIVERY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 OVERLAP = 10_000  # transaction ids that a crash may have given out again
 
@@ -106,6 +107,7 @@ class Plan:
     nodes: int = 2
     spared: int = 0
     clients: Sequence[tuple[str, list[str]]] = CLIENTS
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass
@@ -134,21 +136,29 @@ class Report:
 
 
 class Oracle:
-    """One run. `async with` it, `run` it, then ask for the `verdict`."""
+    """One run on a migrated, empty database. `async with` it, `run` it, then ask for the `verdict`.
 
-    def __init__(self, plan: Plan, directory: Path, sabotage: str = "") -> None:
+    `sabotage` names a safety of the product that is switched off (sabotage.py).
+    """
+
+    def __init__(
+        self, plan: Plan, directory: Path, postgres: Server, url: str, sabotage: str = ""
+    ) -> None:
         self.plan = plan
+        self.postgres = postgres
+        self.url = url
         self.directory = directory
         self.report = Report()
-        self.nodes = [Node(f"n{n}", directory, sabotage) for n in range(plan.nodes)]
+        self.nodes = [
+            Node(f"n{n}", directory, SABOTAGE=sabotage, **plan.settings) for n in range(plan.nodes)
+        ]
         self.pace = Pace(plan.rate)
-        self.postgres: Server
         self.faults: Faults
         self._chance = random.Random(plan.seed)
         self._log = Log()
         self._readers: list[Reader] = []
         self._files: list[Any] = []
-        self._fronts: list[Proxy] = []
+        self.fronts: list[Proxy] = []
         self._watchers: list[asyncio.subprocess.Process] = []
         self._writing: list[asyncio.Task[None]] = []
         self._striking: list[asyncio.Task[None]] = []
@@ -158,14 +168,12 @@ class Oracle:
 
     async def __aenter__(self) -> "Oracle":
         async with contextlib.AsyncExitStack() as stack:
-            self.postgres = await asyncio.to_thread(stack.enter_context, private_server(**POSTGRES))
-            await asyncio.to_thread(migrate, self.postgres.url)
-            async with self._admin() as connection:
+            async with self.session() as connection:
                 await connection.execute(AUDIT)
             await self._start_nodes(stack)
             await self._start_clients(stack)
             self.faults = Faults(
-                random.Random(self._chance.random()), self.postgres, self.nodes, self._fronts,
+                random.Random(self._chance.random()), self.postgres, self.nodes, self.fronts,
                 [watcher.pid for watcher in self._watchers], self.nodes[: self.plan.spared],
             )  # fmt: skip
             self._stack = stack.pop_all()
@@ -178,8 +186,9 @@ class Oracle:
             await self._stack.aclose()
 
     @contextlib.asynccontextmanager
-    async def _admin(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
-        connection = await asyncpg.connect(self.postgres.url, timeout=10, command_timeout=300)
+    async def session(self) -> AsyncIterator[Connection]:
+        """A session with the database."""
+        connection = await connect(self.url, command_timeout=300)
         try:
             yield connection
         finally:
@@ -188,7 +197,7 @@ class Oracle:
     async def _start_nodes(self, stack: contextlib.AsyncExitStack) -> None:
         for node in self.nodes:
             ready = asyncio.Event()
-            task = asyncio.create_task(node.run(self.postgres.url, ready), name=node.name)
+            task = asyncio.create_task(node.run(self.url, ready), name=node.name)
             stack.push_async_callback(end, [task])
             await first(task, ready.wait())
 
@@ -200,7 +209,7 @@ class Oracle:
             file.touch()
             node = self.nodes[number % len(self.nodes)]
             front = await stack.enter_async_context(Proxy("127.0.0.1", node.server.port))
-            self._fronts.append(front)
+            self.fronts.append(front)
             self._readers.append(Reader(name, self._log))
             self._files.append(stack.enter_context(file.open("rb")))
             programs.setdefault(
@@ -249,7 +258,7 @@ class Oracle:
             await asyncio.gather(*self._striking)
 
     def start_writers(self) -> None:
-        url, chance = self.postgres.url, self._chance
+        url, chance = self.url, self._chance
         writers: list[SqlWriter | RestWriter] = [
             SqlWriter(number, url, random.Random(chance.random()), self.pace) for number in range(5)
         ]
@@ -280,12 +289,12 @@ class Oracle:
     async def check(self) -> None:
         """Compare what came so far. Raises OSError or asyncpg's own if Postgres is away."""
         await self._read_clients()
-        async with self._admin() as connection:
+        async with self.session() as connection:
             await self._read_log(connection)
         for reader in self._readers:
             reader.judge()
 
-    async def _read_log(self, connection: "asyncpg.Connection[Any]") -> Snapshot:
+    async def _read_log(self, connection: Connection) -> Snapshot:
         """Read what is certain: transactions that had ended, and so had all before them."""
         since = max(self._log.known_below - OVERLAP, 0)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -323,7 +332,7 @@ class Oracle:
         """Mend everything, let the clients catch up, and compare all of it."""
         await end([*self._writing, *self._measuring])
         await self._mend()
-        async with self._admin() as connection:
+        async with self.session() as connection:
             await connection.execute("INSERT INTO things (name) VALUES ($1)", THE_END)
             await self._let_clients_finish(connection)
             async with asyncio.timeout(DELIVERY_TIMEOUT_S):
@@ -338,8 +347,48 @@ class Oracle:
             self.report.clients[reader.name] = reader.finish(now, rows)
         return self.report
 
+    def sessions(self) -> list[int]:
+        """How often each client was greeted so far."""
+        return [reader.findings.sessions for reader in self._readers]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until this is true of what the clients got. Raises TimeoutError."""
+        async with asyncio.timeout(DELIVERY_TIMEOUT_S):
+            while not condition():
+                await self._read_clients()
+                await asyncio.sleep(0.05)
+
+    async def seen(self, name: str, by: int | None = None) -> None:
+        """Wait until every client, or that of a number, has got the thing of this name.
+
+        Raises TimeoutError.
+        """
+        readers = self._readers if by is None else [self._readers[by]]
+        await self.until(lambda: all(name in reader.marks for reader in readers))
+
+    @contextlib.asynccontextmanager
+    async def bounded_memory(self, most_mib: float) -> AsyncIterator[None]:
+        """Find fault with a server that grows by more than this during the block."""
+        pids = [node.server.pid for node in self.nodes]
+        before = [memory_mib(pid) for pid in pids]
+        peaks = before[:]
+
+        async def watch() -> None:
+            while True:
+                peaks[:] = map(max, peaks, map(memory_mib, pids))
+                await asyncio.sleep(0.05)
+
+        watching = asyncio.create_task(watch(), name="memory")
+        try:
+            yield
+        finally:
+            await end([watching])
+        for node, low, high in zip(self.nodes, before, peaks, strict=True):
+            if high - low > most_mib:
+                self.report.problems.append(f"{node.name} grew by {high - low:.0f} MiB")
+
     async def _mend(self) -> None:
-        for proxy in [*self._fronts, *(node.database for node in self.nodes)]:
+        for proxy in [*self.fronts, *(node.database for node in self.nodes)]:
             proxy.pass_on()
         if self.postgres.pid is None:
             await asyncio.to_thread(self.postgres.start)
@@ -349,15 +398,12 @@ class Oracle:
             if not await node.ready():
                 self.report.problems.append(f"{node.name} does not get ready")
 
-    async def _let_clients_finish(self, connection: "asyncpg.Connection[Any]") -> None:
+    async def _let_clients_finish(self, connection: Connection) -> None:
         """Wait until each has read to the end, tell them to stop, and read the rest."""
         try:
-            async with asyncio.timeout(DELIVERY_TIMEOUT_S):
-                while not all(reader.reached_end for reader in self._readers):
-                    await self._read_clients()
-                    await asyncio.sleep(0.1)
+            await self.seen(THE_END)
         except TimeoutError:
-            late = [reader.name for reader in self._readers if not reader.reached_end]
+            late = [reader.name for reader in self._readers if THE_END not in reader.marks]
             self.report.problems.append(f"did not come to the end: {', '.join(late)}")
         for watcher in self._watchers:
             assert watcher.stdin is not None
@@ -377,6 +423,11 @@ def node_program() -> str:
     return found
 
 
+def memory_mib(pid: int) -> float:
+    """The resident memory of a process."""
+    return float(psutil.Process(pid).memory_info().rss) / 2**20
+
+
 async def first(*awaitables: Any) -> None:
     """Wait for one of them, and raise what it raises."""
     tasks = [asyncio.ensure_future(each) for each in awaitables]
@@ -393,8 +444,11 @@ async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:
         await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
 
 
-async def consult(plan: Plan, directory: Path, sabotage: str = "") -> Report:
-    """A whole run."""
-    async with Oracle(plan, directory, sabotage) as oracle:
-        await oracle.run()
-        return await oracle.verdict()
+@contextlib.asynccontextmanager
+async def private_oracle(plan: Plan, directory: Path) -> AsyncIterator[Oracle]:
+    """An oracle with a Postgres of its own, which faults may stop and kill."""
+    with contextlib.ExitStack() as stack:
+        postgres = await asyncio.to_thread(stack.enter_context, private_server(**POSTGRES))
+        await asyncio.to_thread(migrate, postgres.url)
+        async with Oracle(plan, directory, postgres, postgres.url) as oracle:
+            yield oracle

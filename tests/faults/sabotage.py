@@ -2,4 +2,84 @@
 
 from collections.abc import Callable
 
-KINDS: dict[str, Callable[[], None]] = {}
+import asyncpg
+
+from app.feed import log
+from app.feed.feed import Feed
+from app.feed.offset import Epoch, Offset, Position
+from app.sockets.broadcast import Broadcast, Client
+from app.sockets.connection import Connection
+from app.sockets.frames import Frames
+
+
+def fence() -> None:
+    """A position forgets which transactions were running, and is but a number."""
+    whole = Position.parse
+
+    def only_the_number(text: str) -> Position:
+        return Position(whole(text).xmax, frozenset())
+
+    Position.parse = only_the_number  # type: ignore[method-assign]
+
+
+def joining_early() -> None:
+    """A client gets what is live while its replay is still under way."""
+    start = Broadcast._start_catching_up
+
+    def start_and_join(self: Broadcast, client: Client, offset: Offset) -> None:
+        start(self, client, offset)
+        self._live.add(client)
+
+    Broadcast._start_catching_up = start_and_join  # type: ignore[method-assign]
+
+
+def joining_blindly() -> None:
+    """A client joins after its replay, without a look whether the live ones are further."""
+
+    async def catch_up(self: Broadcast, client: Client, offset: Offset) -> None:
+        part = self._recent.get(offset) or await self._read(offset)
+        client.connection.write(part.frames)
+        self._live.add(client)
+        client.catching_up = None
+
+    Broadcast._catch_up = catch_up  # type: ignore[method-assign]
+
+
+def bound() -> None:
+    """A client that takes nothing is written to all the same."""
+
+    def offer(self: Connection, frames: Frames, limit_bytes: int) -> bool:
+        self.write(frames)
+        return True
+
+    Connection.offer = offer  # type: ignore[method-assign]
+
+
+def catch_up() -> None:
+    """After a reconnect the feed goes on from now."""
+    begin = Feed._begin
+
+    async def begin_now(self: Feed, reader: "asyncpg.Connection[asyncpg.Record]") -> None:
+        await begin(self, reader)
+        self.reached = Offset(await log.current_position(reader))
+
+    Feed._begin = begin_now  # type: ignore[method-assign]
+
+
+def epoch() -> None:
+    """An offset is taken from whatever history it comes."""
+
+    def parse(self: Epoch, text: str) -> Offset:
+        match text.split(".")[1:-1]:
+            case [position, until, id]:
+                return Offset(Position.parse(position), Position.parse(until), int(id))
+            case [position]:
+                return Offset(Position.parse(position))
+        raise AssertionError(text)
+
+    Epoch.parse = parse  # type: ignore[method-assign]
+
+
+KINDS: dict[str, Callable[[], None]] = {
+    kind.__name__: kind for kind in (fence, joining_early, joining_blindly, bound, catch_up, epoch)
+}

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests.faults.nodes import Sample, slopes
-from tests.faults.oracle import Oracle, Plan, end
+from tests.faults.oracle import Oracle, Plan, end, private_oracle
 from tests.faults.writers import EXPECTED
 
 WARM_UP = 1 / 3  # of the samples: caches fill
@@ -65,7 +65,7 @@ async def soak(seed: int, minutes: float, rate: float) -> int:
     assert this is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     plan = Plan(seed, minutes * 60, rate, spared=1)
-    async with Oracle(plan, directory) as oracle:
+    async with private_oracle(plan, directory) as oracle:
         reporting = asyncio.create_task(report_each_minute(oracle, started), name="report")
         try:
             await oracle.run()

@@ -1,0 +1,157 @@
+"""Is the oracle any good? Each safety of the product is switched off, and it must notice."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.postgres import Server
+from tests.faults.oracle import WEBSOCKET, Oracle, Plan, Report
+from tests.support.postgres import CARELESS, clone, private_server, template
+
+PLAN = Plan(
+    seed=1,
+    seconds=0,
+    nodes=1,
+    clients=[("official", WEBSOCKET), ("official", WEBSOCKET)],
+    settings={"PING_INTERVAL": "60s"},  # who takes nothing is not to be taken for dead
+)
+MOST_GROWTH_MIB = 60
+LONG_ROWS, LONG_ROW_BYTES = 1_500, 100_000  # 150 MB
+CREATE = "INSERT INTO things (name) VALUES ($1)"
+CREATE_MANY = "INSERT INTO things (name) SELECT $1 || n FROM generate_series(1, 5000) AS n"
+
+
+async def a_transaction_commits_late(oracle: Oracle) -> None:
+    """One that has begun earlier commits later than another."""
+    async with oracle.session() as slow, oracle.session() as quick:
+        async with slow.transaction():
+            await slow.execute(CREATE, "slow")
+            await quick.execute(CREATE, "mark quick")
+            await oracle.seen("mark quick")
+        await quick.execute(CREATE, "mark last")
+        await oracle.seen("mark last")
+
+
+async def clients_were_away_for_long(oracle: Oracle) -> None:
+    """They have thousands of changes to catch up, while others are written."""
+    before = oracle.sessions()
+    async with oracle.session() as connection, oracle.session() as another:
+        for front in oracle.fronts:
+            front.hold()
+            front.cut()
+        for name in "abcd":
+            await connection.execute(CREATE_MANY, name)
+        for front in oracle.fronts:
+            front.pass_on()
+            front.cut()
+
+        async def write() -> None:
+            for number in range(100_000):
+                await connection.execute(CREATE, f"while they return {number}")
+
+        writing = asyncio.create_task(write())
+        await oracle.until(lambda: oracle.sessions() > before)
+        await another.execute(CREATE, "mark back")
+        await oracle.seen("mark back")
+        writing.cancel()
+        await asyncio.wait([writing])
+
+
+async def a_client_takes_nothing(oracle: Oracle) -> None:
+    """Its connection stays, and much is written meanwhile; another client gets all of it."""
+    oracle.fronts[0].hold()
+    async with oracle.bounded_memory(MOST_GROWTH_MIB), oracle.session() as connection:
+        await connection.execute(
+            "INSERT INTO things (name, info) SELECT n::text, repeat('x', $2)"
+            " FROM generate_series(1, $1) AS n",
+            LONG_ROWS, LONG_ROW_BYTES,
+        )  # fmt: skip
+        await connection.execute(CREATE, "mark much")
+        await oracle.seen("mark much", by=1)
+
+
+async def the_database_was_away(oracle: Oracle) -> None:
+    """The server loses its connections, and changes are written before it has new ones."""
+    database = oracle.nodes[0].database
+    database.hold()
+    database.cut()
+    async with oracle.session() as connection:
+        await connection.execute(CREATE, "meanwhile")
+        database.pass_on()
+        database.cut()
+        assert await oracle.nodes[0].ready()
+        await connection.execute(CREATE, "mark after")
+        await oracle.seen("mark after")
+
+
+async def a_backup_was_restored(oracle: Oracle) -> None:
+    """The history is another one, and the table is not what the clients think it is."""
+    node = oracle.nodes[0]
+    await node.stop()
+    async with oracle.session() as connection:
+        await connection.execute(
+            "ALTER TABLE things DISABLE TRIGGER ALL;"
+            "INSERT INTO things (name) VALUES ('from the backup');"
+            "ALTER TABLE things ENABLE TRIGGER ALL;"
+            "UPDATE feed.state SET history = gen_random_uuid()"
+        )
+    await node.start()
+
+
+Story = Callable[[Oracle], Awaitable[None]]
+STORIES: dict[str, Story] = {
+    "fence": a_transaction_commits_late,
+    "joining_early": clients_were_away_for_long,
+    "joining_blindly": clients_were_away_for_long,
+    "bound": a_client_takes_nothing,
+    "catch_up": the_database_was_away,
+    "epoch": a_backup_was_restored,
+}
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    """A server for this module: one where no other test's transactions are open."""
+    with private_server(**CARELESS) as server:
+        template(server.url, "migrated")
+        yield server
+
+
+@pytest.fixture
+def tell(postgres: Server, tmp_path: Path) -> Iterator[Callable[..., Awaitable[Report]]]:
+    """Runs a story, and returns what the oracle says to it."""
+    with clone(postgres.url, "migrated") as url:
+
+        async def run(story: Story, sabotage: str = "") -> Report:
+            async with Oracle(PLAN, tmp_path, postgres, url, sabotage) as oracle:
+                await oracle.until(lambda: min(oracle.sessions()) == 1)
+                async with oracle.session() as connection:
+                    await connection.execute(CREATE, "mark first")
+                await oracle.seen("mark first")
+                await story(oracle)
+                return await oracle.verdict()
+
+        yield run
+
+
+@pytest.mark.parametrize("safety", STORIES)
+async def test_without_a_safety_the_oracle_turns_red(
+    tell: Callable[..., Awaitable[Report]], safety: str
+) -> None:
+    """A safety is switched off inside the server, and what follows is found out."""
+    report = await tell(STORIES[safety], safety)
+    assert report.red() > report.total.refused, report
+
+
+@pytest.mark.parametrize("story", dict.fromkeys(STORIES.values()), ids=lambda story: story.__name__)
+async def test_with_all_safeties_the_same_story_is_green(
+    tell: Callable[..., Awaitable[Report]], story: Story
+) -> None:
+    """The same happens to the server as it is."""
+    report = await tell(story)
+    # Who comes with another history's offset is told to load anew, and only then is it right to.
+    told_to_load = len(PLAN.clients) if story is a_backup_was_restored else 0
+    assert report.total.refused == told_to_load, report
+    assert report.red() == told_to_load, report
