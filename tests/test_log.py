@@ -257,12 +257,12 @@ async def test_every_change_once_under_concurrent_writers(database_url: str) -> 
 async def test_reading_costs_the_same_in_a_long_log(
     connection: Connection, other: Connection
 ) -> None:
-    """Reading the newest change touches few blocks, with 50,000 changes behind it and a
-    transaction open since before them all.
+    """Reading the newest change touches few blocks, with 50,000 changes behind it and 50,000 that
+    a transaction open since before them has written.
     """
     transaction = other.transaction()
     await transaction.start()
-    await insert(other, "open")
+    await other.execute("INSERT INTO things (name) SELECT -i FROM generate_series(1, 50000) i")
     await connection.execute("INSERT INTO things (name) SELECT i FROM generate_series(1, 50000) i")
     await connection.execute("ANALYZE feed.change; SET enable_seqscan = off")
     since = await start(connection)

@@ -19,11 +19,13 @@ PAGE_BYTES = 1024 * 1024
 #
 # The primary key gives the changes of one transaction in order. So while the transactions are few
 # (`written` stops at $6) each is entered where the page begins; a million rows of one COPY are not
-# sorted anew for every page. Many transactions are read whole, and sorted.
+# sorted anew for every page. Many transactions are read whole, and sorted. Of those that ran at $1
+# only the ones that have `ended` are looked at: the rest would be walked in vain, row by row.
 READ = """
 WITH RECURSIVE bounds AS MATERIALIZED (
     SELECT pg_snapshot_xmax(since) AS low, pg_snapshot_xmax(until) AS high, since, until,
-           ARRAY(SELECT pg_snapshot_xip(since)) AS running
+           ARRAY(SELECT xid FROM pg_snapshot_xip(since) AS xid
+                 WHERE pg_visible_in_snapshot(xid, until)) AS ended
     FROM (SELECT $1::text::pg_snapshot AS since,
                  coalesce($2::text::pg_snapshot, feed.position()) AS until) AS p
 ),
@@ -38,7 +40,7 @@ written AS (
 ),
 few AS MATERIALIZED (SELECT array_agg(xid) AS xids FROM (SELECT xid FROM written LIMIT $6) AS w),
 unread AS (
-    SELECT one.* FROM few, unnest(xids || (SELECT running FROM bounds)) AS of (xid), LATERAL (
+    SELECT one.* FROM few, unnest(xids || (SELECT ended FROM bounds)) AS of (xid), LATERAL (
         SELECT * FROM feed.change
         WHERE change.xid = of.xid AND id > $3 ORDER BY id LIMIT $4
     ) AS one
@@ -49,7 +51,7 @@ unread AS (
       AND (SELECT cardinality(xids) >= $6 FROM few)
     UNION ALL
     SELECT * FROM feed.change
-    WHERE xid = ANY ((SELECT running FROM bounds)::xid8[]) AND id > $3
+    WHERE xid = ANY ((SELECT ended FROM bounds)::xid8[]) AND id > $3
       AND (SELECT cardinality(xids) >= $6 FROM few)
 ),
 page AS (
