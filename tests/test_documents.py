@@ -1,0 +1,34 @@
+"""What the documents say is so."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings, variable
+
+ROOT = Path(__file__).parent.parent
+NAMED_TESTS = re.findall(
+    r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "GUARANTEES.md").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED_TESTS)
+def test_a_guarantee_is_proved_by_a_test_that_exists(file: str, name: str) -> None:
+    """Somebody renames a test, and the guarantee it proves is told the new name."""
+    assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    """Somebody adds a setting, and the README says what it is for."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| variable |")[2]
+    missing = [variable(option) for option in fields(Settings) if variable(option) not in table]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Somebody moves a file, and no document still sends readers to its old place."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
