@@ -123,7 +123,7 @@ export class Feed {
     const answer = await fetch(this.#options.server + this.#options.list, {
       headers: { Accept: 'application/json' },
       cache: 'no-store',
-      signal: AbortSignal.any([this.#ending.signal, AbortSignal.timeout(LIST_TIMEOUT_MS)]),
+      signal: AbortSignal.timeout(LIST_TIMEOUT_MS), // combined by AbortSignal.any, Node 20 may forget it
     }).catch(() => {
       throw Object.assign(new Error('The server cannot be reached.'), { status: 0 });
     });

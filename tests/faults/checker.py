@@ -82,8 +82,9 @@ class Log:
         found.sort()
         return found
 
-    def holds(self, content: int) -> bool:
-        return any(content == has for changes in self._changes.values() for _, has in changes)
+    def contents(self) -> set[int]:
+        """What the changes say, all of them. Costly, and needed only when something is wrong."""
+        return {content for changes in self._changes.values() for _, content in changes}
 
 
 @dataclass
@@ -173,11 +174,12 @@ class Reader:
         self._greeted = False
         self._told_to_reload = False
         self._state: list[Row] | None = None
-        self.marks: set[str] = set()  # the marks that came
+        self.marks: set[str] = set()  # the marks that came, or were in a list
 
     def take(self, entry: list[Any]) -> None:
         match entry:
             case ["list", offset, rows]:
+                self.marks |= {row["name"] for row in rows if row["name"].startswith(MARK)}
                 self._begin(offset, Fold(rows))
             case ["hello", recovered, offset, session_recovered]:
                 self._greet(recovered, offset, session_recovered)
@@ -272,7 +274,8 @@ class Reader:
         wanted = Counter(content for _, content in expected)
         had = Counter(content for content, _ in got)
         lost, extra = wanted - had, had - wanted
-        doubled = sum(count for content, count in extra.items() if self._log.holds(content))
+        committed = self._log.contents() if extra else set()
+        doubled = sum(count for content, count in extra.items() if content in committed)
         self.findings.lost += lost.total()
         self.findings.doubled += doubled
         self.findings.phantom += extra.total() - doubled

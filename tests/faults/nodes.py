@@ -41,6 +41,7 @@ class Node:
     def __init__(self, name: str, directory: Path, **settings: object) -> None:
         self.name = name
         self.lives: list[list[Sample]] = []
+        self._up = False
         self.database: Proxy
         self.server: RunningServer
         self._directory = directory
@@ -71,12 +72,16 @@ class Node:
         self._tasks.unlink(missing_ok=True)
         await asyncio.to_thread(self.server.start)
         self.lives.append([])
+        self._up = True
 
     async def stop(self) -> None:
         """Ask the process to stop, and wait."""
+        self._up = False
         await asyncio.to_thread(self.server.stop, signal.SIGTERM)
 
     def kill(self) -> None:
+        """End the process at once."""
+        self._up = False
         self.server.kill()
 
     def signal(self, number: signal.Signals) -> None:
@@ -105,7 +110,9 @@ class Node:
         return False
 
     def sample(self) -> None:
-        """Measure the process, if there is one."""
+        """Measure the process, if there is one that has started."""
+        if not self._up:
+            return  # it does not know the signal yet
         try:
             process = psutil.Process(self.server.pid)
             with process.oneshot():

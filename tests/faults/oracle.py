@@ -34,7 +34,7 @@ POSTGRES: dict[str, str | int] = {
 }  # fmt: skip
 SAMPLE_S = 5.0
 PEACE_TIMEOUT_S = 120.0  # a fault is let come to its end
-DELIVERY_TIMEOUT_S = 30.0
+DELIVERY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 OVERLAP = 10_000  # transaction ids that a crash may have given out again
 
@@ -350,6 +350,10 @@ class Oracle:
     def sessions(self) -> list[int]:
         """How often each client was greeted so far."""
         return [reader.findings.sessions for reader in self._readers]
+
+    def marks(self) -> list[set[str]]:
+        """The marks each client has got so far."""
+        return [set(reader.marks) for reader in self._readers]
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until this is true of what the clients got. Raises TimeoutError."""

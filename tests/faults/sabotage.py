@@ -1,5 +1,6 @@
 """Ways to switch off one safety of the product, in a server process that is to be tested."""
 
+import asyncio
 from collections.abc import Callable
 
 import asyncpg
@@ -24,13 +25,16 @@ def fence() -> None:
 
 def joining_early() -> None:
     """A client gets what is live while its replay is still under way."""
-    start = Broadcast._start_catching_up
+    replay = Broadcast._catch_up
 
-    def start_and_join(self: Broadcast, client: Client, offset: Offset) -> None:
-        start(self, client, offset)
+    async def join_and_replay(self: Broadcast, client: Client, offset: Offset) -> None:
         self._live.add(client)
+        end = self._end
+        while self._end == end:  # so that something live comes for certain
+            await asyncio.sleep(0.01)
+        await replay(self, client, offset)
 
-    Broadcast._start_catching_up = start_and_join  # type: ignore[method-assign]
+    Broadcast._catch_up = join_and_replay  # type: ignore[method-assign]
 
 
 def joining_blindly() -> None:
