@@ -327,18 +327,17 @@ async def test_virtual_generated_columns(connection: Connection) -> None:
     assert (await changes(connection, "watched"))[-1][1]["later"] == -1
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "search_path = evil, pg_temp", "timezone = 'Asia/Kathmandu'", "datestyle = 'SQL, DMY'",
-        "intervalstyle = 'sql_standard'", "bytea_output = 'escape'", "extra_float_digits = -15",
-        "lc_monetary = 'C'", "xmlbinary = 'hex'", "session_replication_role = replica",
-        "default_transaction_isolation = serializable", "row_security = off",
-        "transform_null_equals = on", "plpgsql.variable_conflict = use_variable",
-        "check_function_bodies = off", "standard_conforming_strings = off",
-    ],
-)  # fmt: skip
-async def test_settings_of_the_writer_do_not_show(connection: Connection, setting: str) -> None:
+ODD_SETTINGS = [
+    "search_path = evil, pg_temp", "timezone = 'Asia/Kathmandu'", "datestyle = 'SQL, DMY'",
+    "intervalstyle = 'sql_standard'", "bytea_output = 'escape'", "extra_float_digits = -15",
+    "lc_monetary = 'C'", "xmlbinary = 'hex'", "session_replication_role = replica",
+    "default_transaction_isolation = serializable", "row_security = off",
+    "transform_null_equals = on", "plpgsql.variable_conflict = use_variable",
+    "check_function_bodies = off", "standard_conforming_strings = off",
+]  # fmt: skip
+
+
+async def test_settings_of_the_writer_do_not_show(connection: Connection) -> None:
     """A session with odd settings and a hostile schema leaves the same log as any other."""
     await watch(
         connection,
@@ -355,17 +354,22 @@ async def test_settings_of_the_writer_do_not_show(connection: Connection, settin
         LANGUAGE sql AS 'SELECT ''0''::json';
         """
     )
-    for statement in ("INSERT INTO public.watched VALUES (1)", "UPDATE public.watched SET f = 0.7",
-                      "DELETE FROM public.watched"):  # fmt: skip
-        await connection.execute(f"SET {setting}")
-        await connection.execute(statement)
-        await connection.execute("RESET ALL")
     row = {"id": 1, "at": "2020-01-01T00:00:00+00:00", "f": 0.1, "span": "1 day 02:03:00",
            "b": "\\xdead", "d": "2020-12-31"}  # fmt: skip
     changed = row | {"f": 0.7}
-    assert await changes(connection, "watched") == [
-        ("create", row), ("update", changed), ("destroy", changed),
-    ]  # fmt: skip
+    for setting in ODD_SETTINGS:
+        for statement in (
+            "TRUNCATE feed.change",
+            "INSERT INTO public.watched VALUES (1)",
+            "UPDATE public.watched SET f = 0.7",
+            "DELETE FROM public.watched",
+        ):
+            await connection.execute(f"SET {setting}")
+            await connection.execute(statement)
+            await connection.execute("RESET ALL")
+        assert await changes(connection, "watched") == [
+            ("create", row), ("update", changed), ("destroy", changed),
+        ], setting  # fmt: skip
 
 
 async def test_a_renamed_key_column(connection: Connection) -> None:
@@ -407,35 +411,36 @@ async def test_changed_columns(connection: Connection) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("definition", "sentence"),
-    [
-        ("CREATE TABLE t (id int UNIQUE)", "no primary key"),
-        ("CREATE VIEW t AS SELECT 1 AS id", "only ordinary, permanent tables"),
-        ("CREATE TEMPORARY TABLE t (id int PRIMARY KEY)", "only ordinary, permanent tables"),
-        ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "only ordinary, permanent tables"),
-        ("CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id)", "only ordinary"),
-        ("CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE t (PRIMARY KEY (id)) INHERITS (p)",
-         "shares its rows"),
-        ("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE c () INHERITS (t)", "shares its rows"),
-        ("CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);"
-         "CREATE TABLE t PARTITION OF p DEFAULT", "shares its rows"),
-    ],
-)  # fmt: skip
-async def test_tables_that_cannot_be_watched(
-    connection: Connection, definition: str, sentence: str
-) -> None:
+UNWATCHABLE = [
+    ("CREATE TABLE t (id int UNIQUE)", "no primary key"),
+    ("CREATE VIEW t AS SELECT 1 AS id", "only ordinary, permanent tables"),
+    ("CREATE TEMPORARY TABLE t (id int PRIMARY KEY)", "only ordinary, permanent tables"),
+    ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "only ordinary, permanent tables"),
+    ("CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id)", "only ordinary"),
+    ("CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE t (PRIMARY KEY (id)) INHERITS (p)",
+     "shares its rows"),
+    ("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE c () INHERITS (t)", "shares its rows"),
+    ("CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+     "CREATE TABLE t PARTITION OF p DEFAULT", "shares its rows"),
+]  # fmt: skip
+
+
+async def test_tables_that_cannot_be_watched(connection: Connection) -> None:
     """Who watches what cannot be captured is told why in a sentence."""
-    await connection.execute(definition)
-    with pytest.raises(asyncpg.PostgresError, match=sentence):
-        await connection.execute("SELECT feed.watch('t', 'topic')")
+    for definition, sentence in UNWATCHABLE:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(definition)
+        with pytest.raises(asyncpg.PostgresError, match=sentence):
+            await connection.execute("SELECT feed.watch('t', 'topic')")
+        await transaction.rollback()
 
 
-@pytest.mark.parametrize("topic", ["", "Thing", "a:b", 'a"b', "feed", "1st", "a" * 64, None])
-async def test_topics_that_cannot_be_used(connection: Connection, topic: str | None) -> None:
+async def test_topics_that_cannot_be_used(connection: Connection) -> None:
     """Who names a topic that would not make event names is told so."""
-    with pytest.raises(asyncpg.InvalidParameterValueError, match="cannot be used"):
-        await connection.execute("SELECT feed.watch('things', $1)", topic)
+    for topic in ("", "Thing", "a:b", 'a"b', "feed", "1st", "a" * 64, None):
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="cannot be used"):
+            await connection.execute("SELECT feed.watch('things', $1)", topic)
 
 
 async def test_watch_and_unwatch_again(connection: Connection) -> None:

@@ -117,6 +117,13 @@ async def joined(
         yield await client.join(auth)
 
 
+async def until_ready(url: str) -> None:
+    """Wait until a server follows the log."""
+    async with httpx.AsyncClient(base_url=url) as http, asyncio.timeout(20):
+        while (await http.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.02)
+
+
 class PollingClient:
     """A Socket.IO client by HTTP long polling."""
 
