@@ -345,11 +345,18 @@ class Oracle:
         rows = msgspec.json.decode(table)
         for reader in self._readers:
             self.report.clients[reader.name] = reader.finish(now, rows)
+        for node in self.nodes:
+            if count := node.server.log.count("Traceback"):
+                self.report.problems.append(f"{node.name} logged {count} tracebacks")
         return self.report
 
     def sessions(self) -> list[int]:
         """How often each client was greeted so far."""
         return [reader.findings.sessions for reader in self._readers]
+
+    def events(self) -> int:
+        """How many changes the clients got so far, all together."""
+        return sum(reader.findings.events for reader in self._readers)
 
     def marks(self) -> list[set[str]]:
         """The marks each client has got so far."""

@@ -17,8 +17,8 @@ PLAN = Plan(
     clients=[("official", WEBSOCKET), ("official", WEBSOCKET)],
     settings={"PING_INTERVAL": "60s"},  # who takes nothing is not to be taken for dead
 )
-MOST_GROWTH_MIB = 60
-LONG_ROWS, LONG_ROW_BYTES = 1_500, 100_000  # 150 MB
+MOST_GROWTH_MIB = 85
+LONG_ROWS, LONG_ROW_BYTES = 1_000, 100_000  # 100 MB
 CREATE = "INSERT INTO things (name) VALUES ($1)"
 CREATE_MANY = "INSERT INTO things (name) SELECT $1 || n FROM generate_series(1, 5000) AS n"
 

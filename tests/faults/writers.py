@@ -79,19 +79,21 @@ class SqlWriter:
     async def run(self) -> None:
         """Write until cancelled; what the faults break is begun anew."""
         while True:
-            connection = None
             with contextlib.suppress(*EXPECTED):
-                settings = self._chance.choice(SESSIONS) | {"lock_timeout": "1s"}
-                connection = await asyncpg.connect(
-                    self._url, timeout=5, command_timeout=STATEMENT_TIMEOUT_S,
-                    server_settings=settings,
-                )  # fmt: skip
-                for _ in range(200):
-                    await self._pace.wait()
-                    await self._transaction(connection)
-            if connection is not None:
-                connection.terminate()
+                await self._session()
             await asyncio.sleep(0.1)
+
+    async def _session(self) -> None:
+        settings = self._chance.choice(SESSIONS) | {"lock_timeout": "1s"}
+        connection = await asyncpg.connect(
+            self._url, timeout=5, command_timeout=STATEMENT_TIMEOUT_S, server_settings=settings
+        )
+        try:
+            for _ in range(200):
+                await self._pace.wait()
+                await self._transaction(connection)
+        finally:
+            connection.terminate()
 
     async def _transaction(self, connection: Connection) -> None:
         rolled_back = self._chance.random() < ROLLED_BACK
