@@ -63,7 +63,7 @@ async def test_postgres_goes_and_returns(
     async with followed(postgres.url, Follower(server.url)) as writer:
         await asyncio.to_thread(end, postgres)
         assert "database" in await until_readiness(server.url, 503, 10)
-        away_until = time.monotonic() + scaled(1.5, 60)
+        away_until = time.monotonic() + scaled(1.0, 60)
         while time.monotonic() < away_until:
             assert await ask_rest(server.url, 1.0) == 503
             assert (await readiness(server.url))[0] == 503
@@ -82,7 +82,7 @@ async def test_postgres_is_restarted_again_and_again(
     postgres = private_postgres(fsync="off")
     server = start_server(database_url=postgres.url)
     async with followed(postgres.url, Follower(server.url)) as writer:
-        for _ in range(scaled(4, 20)):
+        for _ in range(scaled(3, 20)):
             await asyncio.to_thread(postgres.restart)
             await asyncio.sleep(0.1)
         await writer.write_on()

@@ -41,7 +41,7 @@ async def test_a_frozen_node(start_server: StartServer, database_url: str, whom:
     async with followed(database_url, *followers) as writer:
         with frozen(nodes[whom]):
             awake = followers[1 - whom]
-            until = time.monotonic() + scaled(3, 20)
+            until = time.monotonic() + scaled(2, 20)
             while time.monotonic() < until:
                 await writer.write_on()
                 written = f"{writer.written - 1}"
@@ -58,7 +58,7 @@ async def test_rolling_restarts(start_server: StartServer, database_url: str) ->
     urls = [node.url for node in nodes]
     followers = [Follower(urls[0]), Follower(urls[1]), Follower(*urls), Follower(*reversed(urls))]
     async with followed(database_url, *followers) as writer:
-        for number in range(scaled(4, 20)):
+        for number in range(scaled(2, 20)):
             await asyncio.to_thread(nodes[number % 2].restart)
             await writer.write_on()
     assert all(follower.joined > 1 for follower in followers)
@@ -72,7 +72,7 @@ async def test_killed_nodes(start_server: StartServer, database_url: str) -> Non
     nodes = [await asyncio.to_thread(start_server) for _ in range(2)]
     followers = [Follower(nodes[0].url), Follower(nodes[1].url)]
     async with followed(database_url, *followers) as writer:
-        for number in range(scaled(4, 20)):
+        for number in range(scaled(2, 20)):
             nodes[number % 2].kill()
             await writer.write_on()
             await asyncio.to_thread(nodes[number % 2].start)
