@@ -227,7 +227,7 @@ async def test_the_leader_rings_for_the_others(
 async def test_without_any_bell(connection: Connection, database_url: str) -> None:
     """When every NOTIFY is lost, changes come within the time of a look."""
     await connection.execute(
-        "CREATE OR REPLACE FUNCTION feed.ring() RETURNS void LANGUAGE sql AS 'SELECT'"
+        "CREATE OR REPLACE FUNCTION feed.must_ring() RETURNS boolean LANGUAGE sql AS 'SELECT false'"
     )
     async with following(database_url) as (_, recorder):
         await until_asleep(connection)
@@ -507,7 +507,7 @@ async def test_no_more_changes_are_kept_than_allowed(
     monkeypatch.setattr("app.feed.retention.STEP_ROWS", 100)
     async with following(database_url, keep=False) as (feed, _):
         await connection.execute(
-            "INSERT INTO things (name) SELECT i FROM generate_series(1, 3000) i"
+            "INSERT INTO things (name) SELECT i FROM generate_series(1, 1500) i"
         )
         retention = asyncio.create_task(Retention(feed, pool, 3600, 1000).run())
         longest = 0.0

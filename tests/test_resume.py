@@ -19,7 +19,6 @@ from websockets.exceptions import ConnectionClosed
 from app.database import Connection, connect
 from app.feed import log
 from app.feed.offset import Epoch, Offset, Position
-from app.sockets import broadcast as broadcast_module
 from tests.support.feeds import eventually
 from tests.support.machine import require
 from tests.support.proxy import proxied
@@ -402,7 +401,7 @@ async def test_many_who_return_share_reads(
         return await real(*arguments)
 
     async with serving_here(database_url) as node, AsyncExitStack() as stack:
-        monkeypatch.setattr(broadcast_module.log, "read", counting)
+        monkeypatch.setattr(log, "read", counting)
 
         async def come_back(number: int) -> None:
             place = number % 5

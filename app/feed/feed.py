@@ -124,6 +124,7 @@ class Feed:
 
     async def _begin(self, reader: asyncpg.Connection) -> None:
         """Take up the history where it was left, or begin at now."""
+        await log.adopt(reader)
         if self.reached is None or await log.current_epoch(reader) != self.epoch:
             await self._restart(reader)
 

@@ -125,6 +125,11 @@ async def current_epoch(connection: asyncpg.Connection) -> Epoch:
     return Epoch(*row)
 
 
+async def adopt(connection: asyncpg.Connection) -> None:
+    """Empty the log if it came with a dump from another cluster, further than this one is."""
+    await connection.execute("SELECT feed.adopt()")
+
+
 async def disown(connection: asyncpg.Connection, position: Position) -> None:
     """Begin another epoch if the newest change of a position is gone without having been pruned:
     Postgres lost commits it had shown (a crash under `synchronous_commit = off`).

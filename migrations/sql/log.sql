@@ -114,6 +114,22 @@ AS $$
           AND NOT feed.continues(since)
 $$;
 
+-- Empties a log that came with a dump from a cluster whose transaction ids were further: new
+-- changes would lie before what it says has been read.
+CREATE FUNCTION feed.adopt() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM feed.state
+               WHERE greatest(horizon, redrawn) > pg_snapshot_xmax(pg_current_snapshot()))
+       OR EXISTS (SELECT FROM feed.change WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+    THEN
+        TRUNCATE feed.change;
+        UPDATE feed.state SET horizon = pg_snapshot_xmin(pg_current_snapshot());
+    END IF;
+END
+$$;
+
 -- The offset of the calling statement's snapshot, as app/feed/offset.py reads it.
 CREATE FUNCTION feed.offset() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -34,7 +34,8 @@ class Follower:
         attempt = 0
         while True:
             attempt += 1
-            auth = self._client and {"pid": self._client.pid, "offset": self._client.offset}
+            last = self._client
+            auth = None if last is None else {"pid": last.pid, "offset": last.offset}
             try:
                 async with joined(self._urls[attempt % len(self._urls)], auth) as client:
                     self.not_recovered += auth is not None and not client.recovered
