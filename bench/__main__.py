@@ -46,7 +46,7 @@ async def main(parts: list[str]) -> int:
             if len(lab.peers) == 3:
                 report.remember(part, figures, time.monotonic() - begin)
     report.write()
-    print(f"\n{report.summary(parts)}")
+    print(report.summary(parts))
     for failure in failures:
         print(f"not measured: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import statistics
 import subprocess
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -141,9 +140,14 @@ async def write_singly(
     )
 
 
-def medians(measured: dict[str, list[float]]) -> dict[str, float]:
-    """The median of each peer's rounds."""
-    return {name: statistics.median(rounds) for name, rounds in measured.items() if rounds}
+def least(measured: dict[str, list[float]]) -> dict[str, float]:
+    """Each peer's best round where less is better: whatever else a machine does makes it more."""
+    return {name: min(rounds) for name, rounds in measured.items() if rounds}
+
+
+def most(measured: dict[str, list[float]]) -> dict[str, float]:
+    """Each peer's best round where more is better; the worst where less is."""
+    return {name: max(rounds) for name, rounds in measured.items() if rounds}
 
 
 def percentile(values: Iterable[float], percent: float) -> float:

@@ -59,7 +59,7 @@ def summary(parts: list[str]) -> str:
     aims = [f for part in parts if part in results for f in results[part]["figures"] if f["target"]]
     missed = [figure["what"] for figure in aims if figure["reached"] is False]
     reached = sum(figure["reached"] is True for figure in aims)
-    return "\n  ".join([f"{reached} of {len(aims)} targets reached", *missed])
+    return "\n  ".join([f"\n{reached} of {len(aims)} targets reached", *missed]) if aims else ""
 
 
 def as_text(figures: list[Figure]) -> str:

@@ -2,73 +2,123 @@
 
 import asyncio
 import io
-import statistics
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import asyncpg
 
-from bench.lab import Figure, Lab, Stage, stage
+from bench.lab import Figure, Lab, Stage, least, most, stage
+from bench.servers import Peer
 
 ROWS = 1_000_000
+ROUNDS = 2
 SINGLE_EVERY_SECONDS = 0.1
 MOST_OF_PLAIN = 2.5
 MOST_GROWTH_MB = 150.0
 MOST_WAIT_MS = 1_000.0
 
 
+@dataclass(frozen=True)
+class Copied:
+    """What one COPY did: seconds, bytes, and ages of single rows by when they were written."""
+
+    took: float
+    grown: int
+    delivered: float
+    oldest_before: float
+    oldest_after: float
+
+
 async def run(lab: Lab) -> list[Figure]:
     """Time of the COPY, growth of the server, time to deliver, and age of the singles."""
     data = "".join(f"bulk {number}\n" for number in range(ROWS)).encode()
-    plain = [await copy_to_plain(lab, data)]
-    took: dict[str, float] = {}
-    growth: dict[str, float] = {}
-    arrived: dict[str, float] = {}
-    during: dict[str, float] = {}
-    after: dict[str, float] = {}
-    for peer in lab.peers:
-        name = peer.name
-        if name == "python":
-            continue  # it would need minutes
-        async with stage(lab, peer, 1, probe="single ") as on:
-            on.server.reset_peak()
-            before = on.server.peak_bytes()
-            enough = asyncio.Event()
-            writing = asyncio.create_task(write_singles(on, enough))
-            begin = time.time()
-            await copy(on.connection, data)
-            committed = time.time()
-            await on.delivered(ROWS)
-            arrived[name] = time.time() - committed
-            enough.set()
-            singles = await writing
-            await on.delivered(len(singles))
-            await on.crowd.check(on.written)
-            took[name] = committed - begin
-            growth[name] = (on.server.peak_bytes() - before) / 1e6
-            ages = await on.crowd.ages()
-            during[name] = max(ages[id] for id, at in singles.items() if at < committed) * 1e3
-            after[name] = max(ages[id] for id, at in singles.items() if at >= committed) * 1e3
-    plain.append(await copy_to_plain(lab, data))
-    limit = statistics.mean(plain)
+    peers = [peer for peer in lab.peers if peer.name != "python"]  # it would need minutes
+    plain: list[float] = []
+    runs: dict[str, list[Copied]] = {peer.name: [] for peer in peers}
+    for _ in range(ROUNDS):
+        plain.append(await copy_to_plain(lab, data))
+        for peer in peers:
+            runs[peer.name].append(await copy_watched(lab, peer, data))
+
+    def best(value: Callable[[Copied], float]) -> dict[str, float]:
+        return least({name: [value(run) for run in rounds] for name, rounds in runs.items()})
+
+    def worst(value: Callable[[Copied], float]) -> dict[str, float]:
+        return most({name: [value(run) for run in rounds] for name, rounds in runs.items()})
+
+    limit = min(plain)
     copied = Figure(
-        "bulk", f"COPY of {ROWS:,} rows, its time", "s", took, limit=limit, limit_is="no trigger"
+        "bulk",
+        f"COPY of {ROWS:,} rows, its time",
+        "s",
+        best(lambda run: run.took),
+        target=f"≤ {MOST_OF_PLAIN} × no trigger",
+        limit=limit,
+        limit_is="no trigger",
     )
-    grown = Figure("bulk", "growth of the server's memory (peak)", "MB", growth)
-    meanwhile = Figure(
-        "bulk", "oldest single insert when read, written before the COPY's commit", "ms", during
+    grown = Figure(
+        "bulk",
+        "growth of the server's memory (peak)",
+        "MB",
+        worst(lambda run: run.grown / 1e6),
+        target=f"< {MOST_GROWTH_MB:g} MB",
     )
-    behind = Figure("bulk", "oldest single insert when read, written after it", "ms", after)
-    copied.target = f"≤ {MOST_OF_PLAIN} × no trigger"
-    grown.target = f"< {MOST_GROWTH_MB:g} MB"
-    meanwhile.target = behind.target = f"≤ {MOST_WAIT_MS:,.0f} ms"
-    if "ours" in took:
-        copied.reached = took["ours"] <= MOST_OF_PLAIN * limit
-        grown.reached = growth["ours"] < MOST_GROWTH_MB
-        meanwhile.reached = during["ours"] <= MOST_WAIT_MS
-        behind.reached = after["ours"] <= MOST_WAIT_MS
-    all_of_it = Figure("bulk", "from its commit until a client has all of it", "s", arrived)
-    return [copied, grown, all_of_it, meanwhile, behind]
+    before = Figure(
+        "bulk",
+        "oldest single insert when read, written before the COPY's commit",
+        "ms",
+        worst(lambda run: run.oldest_before * 1e3),
+        target=f"≤ {MOST_WAIT_MS:,.0f} ms",
+    )
+    after = Figure(
+        "bulk",
+        "oldest single insert when read, written after it",
+        "ms",
+        worst(lambda run: run.oldest_after * 1e3),
+        target=f"≤ {MOST_WAIT_MS:,.0f} ms",
+    )
+    if "ours" in runs:
+        copied.reached = copied.values["ours"] <= MOST_OF_PLAIN * limit
+        grown.reached = grown.values["ours"] < MOST_GROWTH_MB
+        before.reached = before.values["ours"] <= MOST_WAIT_MS
+        after.reached = after.values["ours"] <= MOST_WAIT_MS
+    delivered = Figure(
+        "bulk",
+        "from its commit until a client has all of it",
+        "s",
+        best(lambda run: run.delivered),
+    )
+    return [copied, grown, delivered, before, after]
+
+
+async def copy_watched(lab: Lab, peer: Peer, data: bytes) -> Copied:
+    """COPY into a table that a peer watches, while somebody else inserts single rows."""
+    async with stage(lab, peer, 1, probe="single ") as on:
+        on.server.reset_peak()
+        resident = on.server.peak_bytes()
+        enough = asyncio.Event()
+        writing = asyncio.create_task(write_singles(on, enough))
+        begin = time.time()
+        await copy(on.connection, data)
+        committed = time.time()
+        await on.delivered(ROWS)
+        delivered = time.time() - committed
+        enough.set()
+        singles = await writing
+        await on.delivered(len(singles))
+        await on.crowd.check(on.written)
+        ages = await on.crowd.ages()
+        return Copied(
+            took=committed - begin,
+            grown=on.server.peak_bytes() - resident,
+            delivered=delivered,
+            oldest_before=max(ages[id] for id, at in singles.items() if at < committed),
+            oldest_after=max(
+                (ages[id] for id, at in singles.items() if at >= committed), default=0
+            ),
+        )
 
 
 async def copy_to_plain(lab: Lab, data: bytes) -> float:
