@@ -4,7 +4,7 @@
 -- The functions pin every setting a row's text depends on, so a row looks the same whoever wrote
 -- it. They run as the owner of the feed: writers need no rights on it.
 
--- Rings the bell when somebody sleeps.
+-- Whether a writer must ring: somebody sleeps.
 --
 -- A sleeping feed holds this lock exclusively (app/feed/listener.py): then NOTIFY wakes it. If
 -- the lock can be had, the feed is awake and reading every few milliseconds; holding it until the
@@ -14,18 +14,13 @@
 -- PREPARE TRANSACTION refuses transactions that used NOTIFY. Where two-phase commit is enabled the
 -- bell stays silent, and the feed never sleeps.
 --
--- Only the capture functions call this; they have pinned the search path, and it need not be paid for
--- twice.
-CREATE FUNCTION feed.ring() RETURNS void
-LANGUAGE plpgsql
+-- Only the capture functions call this, with the search path they have pinned. Without settings of
+-- its own it is inlined there, which a writer notices.
+CREATE FUNCTION feed.must_ring() RETURNS boolean
+LANGUAGE sql
 AS $$
-BEGIN
-    IF NOT pg_try_advisory_xact_lock_shared(1413563213, 1)
-       AND current_setting('max_prepared_transactions') = '0'
-    THEN
-        NOTIFY feed;
-    END IF;
-END
+    SELECT NOT pg_try_advisory_xact_lock_shared(1413563213, 1)
+           AND current_setting('max_prepared_transactions') = '0'
 $$;
 
 -- A transition table with its virtual generated columns (Postgres 18), for a FROM clause: those are
@@ -61,8 +56,8 @@ BEGIN
         SELECT TG_ARGV[0], 'create', row_to_json(new_rows.*) FROM new_rows;
     END IF;
     GET DIAGNOSTICS logged = ROW_COUNT;
-    IF logged > 0 THEN
-        PERFORM feed.ring();
+    IF logged > 0 AND feed.must_ring() THEN
+        NOTIFY feed;
     END IF;
     RETURN NULL;
 END
@@ -85,8 +80,8 @@ BEGIN
         SELECT TG_ARGV[0], 'destroy', row_to_json(old_rows.*) FROM old_rows;
     END IF;
     GET DIAGNOSTICS logged = ROW_COUNT;
-    IF logged > 0 THEN
-        PERFORM feed.ring();
+    IF logged > 0 AND feed.must_ring() THEN
+        NOTIFY feed;
     END IF;
     RETURN NULL;
 END
@@ -97,7 +92,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     INSERT INTO feed.change (topic, op) VALUES (TG_ARGV[0], 'truncate');
-    PERFORM feed.ring();
+    IF feed.must_ring() THEN
+        NOTIFY feed;
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -198,8 +195,8 @@ BEGIN
                 EXECUTE feed.update_statement(feed.key_of(TG_RELID)) USING TG_ARGV[0];
             END IF;
             GET DIAGNOSTICS logged = ROW_COUNT;
-            IF logged > 0 THEN
-                PERFORM feed.ring();
+            IF logged > 0 AND feed.must_ring() THEN
+                NOTIFY feed;
             END IF;
             RETURN NULL;
         END
