@@ -34,7 +34,7 @@ POSTGRES: dict[str, str | int] = {
 }  # fmt: skip
 SAMPLE_S = 5.0
 PEACE_TIMEOUT_S = 120.0  # a fault is let come to its end
-DELIVERY_TIMEOUT_S = 60.0
+DELIVERY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 OVERLAP = 10_000  # transaction ids that a crash may have given out again
 

@@ -20,7 +20,7 @@ async def test_clients_of_every_kind_miss_nothing_while_faults_strike(tmp_path: 
 
 async def kill_under_load(oracle: Oracle) -> None:
     """Kill the server when it has sent a good deal, and wait until all clients are back."""
-    enough = oracle.events() + 3_000
+    enough = oracle.events() + 1_000
     await oracle.until(lambda: min(oracle.sessions()) > 0 and oracle.events() > enough)
     before = oracle.sessions()
     oracle.nodes[0].kill()
