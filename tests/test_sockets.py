@@ -271,6 +271,12 @@ async def test_nothing_while_joining(app: App, connection: Connection) -> None:
         await connection.execute("BEGIN")
 
 
+async def test_joining_before_the_server_is_ready(server: RunningServer) -> None:
+    """A client that comes in the moment the server starts waits a little, and is not sent away."""
+    async with joined(server.url) as client:
+        assert client.recovered is False
+
+
 async def test_departure_while_joining(app: App, connection: Connection) -> None:
     """A client that goes while its offset is being judged leaves nothing behind."""
     since = await offset_of_before(app, connection)

@@ -114,9 +114,8 @@ class Feed:
         try:
             async with asyncio.timeout(BEHIND_S), self._looked:
                 while self._looks < wanted:
-                    if self._listener is None:
-                        return False
-                    self._listener.nudge()
+                    if self._listener is not None:
+                        self._listener.nudge()
                     await self._looked.wait()
         except TimeoutError:
             return False
