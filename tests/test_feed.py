@@ -352,27 +352,39 @@ async def test_two_phase_commit(private_postgres: Callable[..., Server]) -> None
     await connection.close()
 
 
-@pytest.mark.parametrize("way", [{"forth": False}, {"back": False}, {}])
 async def test_a_black_hole(
-    connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch, way: dict[str, bool]
+    connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packets vanish between the feed and the database, one way or both: the feed is not ready
+    """Packets vanish between feed and database, one way, the other, or both: the feed is not ready
     after a few seconds, and goes on when they come through again.
     """
     monkeypatch.setattr("app.feed.listener.COMMAND_TIMEOUT_S", 1.0)
     monkeypatch.setattr(feed_module, "READ_TIMEOUT_S", 1.0)
     monkeypatch.setattr(feed_module, "PROBE_S", 0.5)
-    async with proxied(database_url) as (proxy, url), following(url) as (feed, recorder):
+
+    ways: list[dict[str, bool]] = [{"forth": False}, {"back": False}, {}]
+    async with AsyncExitStack() as stack:
+        proxies, feeds, recorders = [], [], []
+        for _ in ways:
+            proxy, url = await stack.enter_async_context(proxied(database_url))
+            feed, recorder = await stack.enter_async_context(following(url))
+            proxies.append(proxy)
+            feeds.append(feed)
+            recorders.append(recorder)
         await insert(connection, "before")
-        await recorder.until(1)
-        proxy.hold(**way)
+        for recorder in recorders:
+            await recorder.until(1)
+        for proxy, way in zip(proxies, ways, strict=True):
+            proxy.hold(**way)
         await insert(connection, "meanwhile")
-        await eventually(feed.trouble)
-        proxy.cut()
-        proxy.pass_on()
-        await recorder.until(2)
-        await eventually(lambda: feed.trouble() is None)
-        assert recorder.ids == await logged(connection) and len(recorder.histories) == 1
+        for proxy, feed in zip(proxies, feeds, strict=True):
+            await eventually(feed.trouble)
+            proxy.cut()
+            proxy.pass_on()
+        for feed, recorder in zip(feeds, recorders, strict=True):
+            await recorder.until(2)
+            await eventually(lambda feed=feed: feed.trouble() is None)  # type: ignore[misc]
+            assert recorder.ids == await logged(connection) and len(recorder.histories) == 1
 
 
 async def test_a_log_emptied_by_hand(connection: Connection, database_url: str) -> None:

@@ -66,10 +66,11 @@ class Broadcast:
 
     def started(self, epoch: Epoch, end: Offset) -> None:
         """A history begins: who lives in another one is sent off, and told when it returns."""
+        if self._epoch is not None:  # else nobody has joined; who waits to may stay
+            self.cut_all("another history")
         self._epoch, self._end = epoch, end
         self._recent.clear()
         self._settled.set()
-        self.cut_all("another history")
 
     def publish(self, page: Page) -> None:
         """Send a page to every live client."""

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import asyncpg
 import httpx
@@ -111,22 +112,28 @@ async def test_a_black_hole_before_the_database(
     within seconds, and all goes on when the way is open again.
     """
 
-    async def hold(**way: bool) -> None:
-        async with proxied(database_url) as (proxy, url):
-            server = await asyncio.to_thread(start_server, database_url=url)
-            follower = Follower(server.url)
-            async with followed(database_url, follower) as writer:
-                proxy.hold(**way)
-                assert await ask_rest(server.url, 10) == 503
-                assert await until_readiness(server.url, 503, 10)
-                await writer.write_on()
+    async with AsyncExitStack() as stack:
+        proxies, servers = [], []
+        for _ in range(3):
+            proxy, url = await stack.enter_async_context(proxied(database_url))
+            servers.append(await asyncio.to_thread(start_server, database_url=url))
+            proxies.append(proxy)
+        urls = [server.url for server in servers]
+        async with followed(database_url, *map(Follower, urls)) as writer:
+            proxies[0].hold(forth=False)
+            proxies[1].hold(back=False)
+            proxies[2].hold()
+            for answer in asyncio.as_completed([ask_rest(url, 10) for url in urls]):
+                assert await answer == 503
+            assert all([await until_readiness(url, 503, 10) for url in urls])
+            await writer.write_on()
+            for proxy in proxies:
                 proxy.pass_on()
-                await until_readiness(server.url, 200)
-                assert await ask_rest(server.url, 10) == 200
+            for url in urls:
+                await until_readiness(url, 200)
+                assert await ask_rest(url, 10) == 200
+        for server in servers:
             no_fault_shows(server)
-
-    # At once, because each is mostly waiting; the writers share the things.
-    await asyncio.gather(hold(forth=False), hold(back=False), hold())
 
 
 async def test_commits_out_of_order(
