@@ -146,8 +146,11 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         return self._unsent_bytes
 
     async def poll(self) -> list[Packet]:
-        """The next packets for the polling transport, or for a server that lends no transport;
-        none when the session has ended.
+        """The next packets for the polling transport, or for a server that lends no transport.
+
+        The end comes alone. The official client takes note of what it is sent a moment after it has
+        it; of an event that comes in one answer with CLOSE it would take note after the next
+        connect, for which it still asked to continue from before that event.
         """
         packets: list[Packet] = []
         packet = await self.queue.get()
@@ -157,10 +160,10 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
             if len(packets) == POLL_PACKETS or self.queue.empty():
                 break
             packet = self.queue.get_nowait()
-        if packet is None and packets:
-            self.queue.put_nowait(None)  # the end is for the next call
         self._taken.set()
-        return packets
+        if packet is None and packets:
+            self.queue.put_nowait(None)
+        return packets or ([] if self.upgraded else [Packet(CLOSE)])
 
     # Staying alive
 
@@ -311,7 +314,7 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         if self._websocket is not None:
             self._websocket.abort()
         else:
-            self.queue.put_nowait(None if self.upgraded else Packet(CLOSE))
+            self.queue.put_nowait(None)
 
     async def close(self, *_: object, reason: str = "", **__: object) -> None:
         """python-engineio's own way to end a session."""

@@ -5,7 +5,14 @@ import json
 from urllib.parse import urlsplit
 
 import httpx
+from engineio.packet import CLOSE
 
+from app.database import create_pool
+from app.settings import Settings
+from app.sockets.broadcast import Broadcast
+from app.sockets.connection import Connection
+from app.sockets.frames import Frames
+from app.sockets.server import Server
 from tests.support.server import RunningServer
 
 TIMEOUT_S = 10
@@ -52,3 +59,20 @@ async def test_a_poll_whose_connection_ends_ends_the_session(server: RunningServ
         async with asyncio.timeout(TIMEOUT_S):
             while (await http.post(path, content="3")).status_code == 200:
                 await asyncio.sleep(0.05)
+
+
+async def test_the_end_of_a_session_comes_without_events() -> None:
+    """A session is cut in the very moment it was written to, while its client waits in a poll.
+
+    socket.io-client keeps events that come together with the end until it is back, and would
+    have them twice.
+    """
+    settings = Settings(database_url="postgresql://nowhere")
+    broadcast = Broadcast(await create_pool(settings), 1, 1)
+    server = Server(broadcast, ping_interval=1, ping_timeout=1, allowed_origins=())
+    connection = Connection(server, "sid")
+    polled = asyncio.create_task(connection.poll())
+    connection.write(Frames(["2one", "2two"]))
+    connection.cut("a test")
+    assert [packet.data for packet in await polled] == ["2one", "2two"]
+    assert [packet.packet_type for packet in await connection.poll()] == [CLOSE]
