@@ -21,6 +21,7 @@ from tests.faults.oracle import Oracle, Plan, end, private_oracle
 from tests.faults.writers import EXPECTED
 
 CHECKS = 10
+LEAST_SPAN_S = 300
 WARM_UP = 1 / 3  # of the samples: caches fill
 
 
@@ -39,8 +40,8 @@ def progress(oracle: Oracle, started: float) -> str:
 def growth(samples: list[Sample]) -> str:
     """How much a process held at the end, and what it gains an hour."""
     settled = samples[int(len(samples) * WARM_UP) :]
-    if len(settled) < 3:
-        return "too short to tell"
+    if not settled or settled[-1].at - settled[0].at < LEAST_SPAN_S:
+        return "too short to tell how it grows"
     last, gain = settled[-1], slopes(settled)
     units = {"memory": 2**20}
     return ", ".join(
