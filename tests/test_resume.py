@@ -282,7 +282,7 @@ async def bad_offsets(app: App, connection: Connection) -> dict[str, str]:
     async with asyncio.timeout(20):  # other tests' transactions may put it off
         while await connection.fetchval("SELECT count(*) FROM feed.change"):
             await log.prune(connection, 0, 10**9, 1000)
-    # Where other tests' transactions ran, the node's own position was pruned: let it begin anew now.
+    # Where other tests' transactions ran, the node's own position was pruned: it begins anew now.
     assert app.broadcast.feed and await app.broadcast.feed.look()
     good = epoch.format(Offset(until))
     ahead = Position(until.xmax + 1000, frozenset())
