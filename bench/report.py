@@ -18,6 +18,7 @@ README = HERE / "README.md"
 BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
 PEERS = {"ours": "Tablecast", "node": "Node.js", "python": "python-socketio"}
 PARTS = ("fanout", "load", "writers", "latency", "bulk", "memory", "crowd", "rest")
+LOAD_BEFORE = os.getloadavg()[0]  # whatever else this machine does
 VERDICTS = {True: "reached", False: "**missed**", None: ""}
 
 
@@ -162,13 +163,14 @@ def as_svg(results: dict[str, Any]) -> str:
 
 
 def machine() -> str:
-    """Processor, cores and kernel."""
+    """Processor, cores and kernel, and how busy it was when this run began."""
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    return f"{model}, {os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}"
+    kernel = platform.release().partition("-")[0]
+    return f"{model}, {os.cpu_count()} cores, Linux {kernel}, load {LOAD_BEFORE:.1f} before the run"
 
 
 def _cells(figure: dict[str, Any]) -> list[str]:
