@@ -30,6 +30,8 @@ LOOK_S = 1.0
 PROBE_S = 5.0
 HELD_BACK_S = 10.0
 READ_TIMEOUT_S = 15.0
+# The same few index searches each time: planning them anew would take longer than doing them.
+READER = {"enable_seqscan": "off", "jit": "off", "plan_cache_mode": "force_generic_plan"}
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 DEAF = "notifications do not reach the listening connection (a transaction-mode pooler between?)"
 # Not ready when the last complete read is older.
@@ -75,7 +77,7 @@ class Feed:
                     reader = await connect(
                         self._url,
                         command_timeout=READ_TIMEOUT_S,
-                        server_settings={"enable_seqscan": "off", "jit": "off"},
+                        server_settings=READER,
                     )
                     session.callback(reader.terminate)
                     await self._begin(reader)
