@@ -39,45 +39,23 @@ AS $$
     WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped
 $$;
 
-CREATE FUNCTION feed.capture_insert() RETURNS trigger
+-- For INSERT and DELETE, whose triggers give their one transition table the same name.
+CREATE FUNCTION feed.capture_rows() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO'
 SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = '1'
 AS $$
 DECLARE
+    operation text := CASE TG_OP WHEN 'INSERT' THEN 'create' ELSE 'destroy' END;
     logged bigint;
 BEGIN
     IF TG_NARGS > 1 THEN
         EXECUTE format('INSERT INTO feed.change (topic, op, row) '
-                       'SELECT $1, ''create'', row_to_json(whole.*) FROM %s AS whole',
-                       feed.whole_rows(TG_RELID, 'new_rows')) USING TG_ARGV[0];
+                       'SELECT $1, $2, row_to_json(whole.*) FROM %s AS whole',
+                       feed.whole_rows(TG_RELID, 'changed_rows')) USING TG_ARGV[0], operation;
     ELSE
         INSERT INTO feed.change (topic, op, row)
-        SELECT TG_ARGV[0], 'create', row_to_json(new_rows.*) FROM new_rows;
-    END IF;
-    GET DIAGNOSTICS logged = ROW_COUNT;
-    IF logged > 0 AND feed.must_ring() THEN
-        NOTIFY feed;
-    END IF;
-    RETURN NULL;
-END
-$$;
-
-CREATE FUNCTION feed.capture_delete() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO'
-SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = '1'
-AS $$
-DECLARE
-    logged bigint;
-BEGIN
-    IF TG_NARGS > 1 THEN
-        EXECUTE format('INSERT INTO feed.change (topic, op, row) '
-                       'SELECT $1, ''destroy'', row_to_json(whole.*) FROM %s AS whole',
-                       feed.whole_rows(TG_RELID, 'old_rows')) USING TG_ARGV[0];
-    ELSE
-        INSERT INTO feed.change (topic, op, row)
-        SELECT TG_ARGV[0], 'destroy', row_to_json(old_rows.*) FROM old_rows;
+        SELECT TG_ARGV[0], operation, row_to_json(changed_rows.*) FROM changed_rows;
     END IF;
     GET DIAGNOSTICS logged = ROW_COUNT;
     IF logged > 0 AND feed.must_ring() THEN
@@ -204,13 +182,15 @@ BEGIN
     $create$, on_update, key, replace(feed.update_statement(key), '$1', 'TG_ARGV[0]'));
     EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', on_update);
 
-    EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_insert(%s)', relation, arguments);
+    EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s '
+                   'REFERENCING NEW TABLE AS changed_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_rows(%s)', relation, arguments);
     EXECUTE format('CREATE TRIGGER feed_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows '
                    'NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION feed.%I(%s)',
                    relation, on_update, arguments);
-    EXECUTE format('CREATE TRIGGER feed_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS old_rows '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_delete(%s)', relation, arguments);
+    EXECUTE format('CREATE TRIGGER feed_delete AFTER DELETE ON %s '
+                   'REFERENCING OLD TABLE AS changed_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_rows(%s)', relation, arguments);
     EXECUTE format('CREATE TRIGGER feed_truncate AFTER TRUNCATE ON %s '
                    'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_truncate(%L)', relation, topic);
     -- ALWAYS: also for sessions that have set session_replication_role to replica.
