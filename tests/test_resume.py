@@ -308,6 +308,7 @@ async def test_offsets_that_cannot_be_continued(
     a new client with a new pid, and then gets what is written.
     """
     offsets = await bad_offsets(app, connection)
+    caplog.clear()
     for number, (kind, offset) in enumerate(offsets.items()):
         for auth in ({"pid": "p", "offset": offset}, {"since": offset}):
             began = time.monotonic()
