@@ -240,6 +240,8 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         """Packets by the polling transport. Raises EngineIOError, which answers 400."""
         try:
             await super().handle_post_request(environ)
+        except asyncio.CancelledError as error:  # the server stops, and has waited long enough
+            raise EngineIOError("the server stops") from error
         except ValueError as error:  # not UTF-8, no packets, too many of them
             raise EngineIOError(str(error)) from error  # which python-engineio ends the session at
 
