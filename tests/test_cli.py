@@ -1,6 +1,7 @@
 """The command, as a person at a terminal meets it."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import httpx
 import pytest
 
 from app.database import Connection
-from app.postgres import Server, binary, embedded
+from app.postgres import Server, binary, embedded, locked
 from tests.support.old_postgres import server_of_version
 from tests.support.postgres import with_database
 from tests.support.server import TABLECAST, RunningServer
@@ -35,11 +36,24 @@ def tablecast(*arguments: str, **environ: str) -> subprocess.CompletedProcess[st
     )
 
 
+def wait_for_the_end_of(postgres: Server) -> None:
+    """Return once this server has stopped by itself."""
+    deadline = time.monotonic() + LIMIT_S
+    while postgres.pid is not None:
+        assert time.monotonic() < deadline, "the embedded server is still there"
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
     """A directory for an embedded database (pytest's own are closed to other users)."""
-    with TemporaryDirectory(prefix="tablecast-data-") as directory:
-        yield Path(directory)
+    with TemporaryDirectory(prefix="tablecast-data-") as name:
+        directory = Path(name)
+        yield directory
+        # The keeper of a killed process ends after it, and writes here until then.
+        wait_for_the_end_of(Server(directory / "postgres"))
+        with locked(directory / "users", fcntl.LOCK_EX):
+            pass
 
 
 def refusal(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
@@ -116,10 +130,7 @@ def test_the_embedded_server_ends_with_a_killed_process(data_dir: Path) -> None:
         assert postgres.pid is not None
         process.kill()
         process.wait(LIMIT_S)
-        deadline = time.monotonic() + LIMIT_S
-        while postgres.pid is not None:
-            assert time.monotonic() < deadline, "the embedded server is still there"
-            time.sleep(0.05)
+        wait_for_the_end_of(postgres)
 
 
 def test_two_users_of_one_embedded_server(data_dir: Path) -> None:
