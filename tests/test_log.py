@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import asyncpg
 import pytest
@@ -14,6 +15,13 @@ from app.feed.log import HistoryLost, Page
 from app.feed.offset import Offset
 
 OneMore = Callable[[], "asyncio.Future[Connection]"]
+
+
+@pytest.fixture(autouse=True, params=["the latest", "page by page"])
+def way_of_reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test twice: with the query of a feed that keeps up, and with the one for any amount."""
+    if request.param == "page by page":
+        monkeypatch.setattr(log, "FEW_ROWS", 0)
 
 
 @pytest.fixture
@@ -254,25 +262,37 @@ async def test_every_change_once_under_concurrent_writers(database_url: str) -> 
     await reader.close()
 
 
+READ_ALL = (log.READ, log.PAGE_ROWS, log.PAGE_BYTES, None, 0, log.FEW_TRANSACTIONS)
+READ_LATEST = (log.READ_LATEST, 1000, log.PAGE_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("read", "bulk_is_older"), [(READ_ALL, True), (READ_LATEST, True), (READ_LATEST, False)]
+)
 async def test_reading_costs_the_same_in_a_long_log(
-    connection: Connection, other: Connection
+    connection: Connection, other: Connection, read: tuple[Any, ...], bulk_is_older: bool
 ) -> None:
     """Reading the newest change touches few blocks, with 50,000 changes behind it and 50,000 that
-    a transaction open since before them has written.
+    an open transaction has written, before the position it is read from or after it.
     """
-    transaction = other.transaction()
-    await transaction.start()
-    await other.execute("INSERT INTO things (name) SELECT -i FROM generate_series(1, 50000) i")
+    bulk = "INSERT INTO things (name) SELECT -i FROM generate_series(1, 50000) i"
     await connection.execute("INSERT INTO things (name) SELECT i FROM generate_series(1, 50000) i")
     await connection.execute("ANALYZE feed.change; SET enable_seqscan = off")
-    since = await start(connection)
-    await insert(connection, "new")
-    plan = json.loads(
-        await connection.fetchval(
-            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {log.READ}",
-            str(since.position), None, 0, log.PAGE_ROWS, log.PAGE_BYTES, log.FEW_TRANSACTIONS,
-        )
-    )[0]["Plan"]  # fmt: skip
+    async with other.transaction():
+        if bulk_is_older:
+            await other.execute(bulk)
+            await insert(connection, "newer than the bulk")
+        since = await start(connection)
+        if not bulk_is_older:
+            await other.execute(bulk)
+        await insert(connection, "new")
+        query, *arguments = read
+        plan = json.loads(
+            await connection.fetchval(
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {query}", str(since.position), *arguments
+            )
+        )[0]["Plan"]
+    assert plan["Actual Rows"] == 2
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 300
 
 

@@ -8,26 +8,82 @@ import asyncpg
 from app.feed.offset import Epoch, Offset, Position
 
 PAGE_ROWS = 5_000
+# More than a feed that keeps up finds at once.
+FEW_ROWS = 1_000
 FEW_TRANSACTIONS = 32
 # What is stored compressed counts tenfold; often it is threefold, rarely ninety.
 PAGE_BYTES = 1024 * 1024
 
-# What is between two positions: not visible in $1 (two index searches, whatever the size of the
-# log and however long some transaction stays open), visible in $2 (NULL: now), behind change $3.
-# At most $4 rows and about $5 bytes. The first row, with id 0, is the header: the position read up
-# to and whether the log continues from $1, both from the very snapshot the rows are from.
+# The page of what is `unread`, at most $2 rows and about $3 bytes. The first row, with id 0, is the
+# header: what was read up to, and whether the log continues from $1, both from the very snapshot
+# the rows are from.
+PAGE = """
+page AS (
+    SELECT *, sum(size) OVER (ORDER BY id) AS bytes
+    FROM (
+        SELECT *, coalesce(pg_column_size(row), 0)
+                  * CASE WHEN pg_column_compression(row) IS NULL THEN 1 ELSE 10 END AS size
+        FROM unread
+    ) AS unread
+    ORDER BY id
+    LIMIT $2
+)
+SELECT 0 AS id, until::text AS topic, feed.continues(since)::text AS op, NULL AS body,
+       extract(epoch FROM clock_timestamp())::float8 AS at, false AS full, '0'::xid8 AS xid
+FROM bounds
+UNION ALL
+SELECT id, topic, op,
+       CASE op WHEN 'destroy' THEN coalesce((row -> 'name')::text, row::text) ELSE row::text END,
+       extract(epoch FROM at)::float8, bytes >= $3, xid
+FROM page
+WHERE bytes - size < $3
+ORDER BY id
+"""
+
+# What a feed that keeps up asks: what is visible now and was not in $1.
+#
+# It is read gap by gap between the transactions still running: the rows of a bulk load under way
+# cannot be seen, but would be stepped over one by one.
+READ_LATEST = f"""
+WITH bounds AS MATERIALIZED (
+    SELECT $1::text::pg_snapshot AS since, pg_current_snapshot() AS until
+),
+gap AS (
+    SELECT lag((edge::text::bigint + 1)::text::xid8, 1, low) OVER (ORDER BY edge) AS low,
+           edge AS high
+    FROM (SELECT pg_snapshot_xmax(since), pg_snapshot_xip(until) FROM bounds
+          UNION ALL
+          SELECT pg_snapshot_xmax(since), pg_snapshot_xmax(until) FROM bounds) AS edges (low, edge)
+    WHERE edge >= low
+    UNION ALL
+    SELECT ended, (ended::text::bigint + 1)::text::xid8
+    FROM bounds, pg_snapshot_xip(since) AS ended
+    WHERE pg_visible_in_snapshot(ended, until)
+),
+unread AS (
+    SELECT change.*
+    FROM gap, LATERAL (
+        SELECT * FROM feed.change WHERE xid >= low AND xid < high ORDER BY xid, id LIMIT $2
+    ) AS change
+),
+{PAGE}
+"""
+
+# What is between two positions, however much: not visible in $1 (two index searches, whatever the
+# size of the log and however long some transaction stays open), visible in $4 (NULL: now), behind
+# change $5.
 #
 # The primary key gives the changes of one transaction in order. So while the transactions are few
 # (`written` stops at $6) each is entered where the page begins; a million rows of one COPY are not
 # sorted anew for every page. Many transactions are read whole, and sorted. Of those that ran at $1
 # only the ones that have `ended` are looked at: the rest would be walked in vain, row by row.
-READ = """
+READ = f"""
 WITH RECURSIVE bounds AS MATERIALIZED (
     SELECT pg_snapshot_xmax(since) AS low, pg_snapshot_xmax(until) AS high, since, until,
            ARRAY(SELECT xid FROM pg_snapshot_xip(since) AS xid
                  WHERE pg_visible_in_snapshot(xid, until)) AS ended
     FROM (SELECT $1::text::pg_snapshot AS since,
-                 coalesce($2::text::pg_snapshot, feed.position()) AS until) AS p
+                 coalesce($4::text::pg_snapshot, feed.position()) AS until) AS p
 ),
 written AS (
     (SELECT xid FROM feed.change
@@ -39,43 +95,25 @@ written AS (
     FROM written WHERE xid IS NOT NULL
 ),
 few AS MATERIALIZED (SELECT array_agg(xid) AS xids FROM (SELECT xid FROM written LIMIT $6) AS w),
-unread AS (
+behind AS (
     SELECT one.* FROM few, unnest(xids || (SELECT ended FROM bounds)) AS of (xid), LATERAL (
         SELECT * FROM feed.change
-        WHERE change.xid = of.xid AND id > $3 ORDER BY id LIMIT $4
+        WHERE change.xid = of.xid AND id > $5 ORDER BY id LIMIT $2
     ) AS one
     WHERE (SELECT cardinality(xids) < $6 FROM few) IS NOT FALSE
     UNION ALL
     SELECT * FROM feed.change
-    WHERE xid >= (SELECT low FROM bounds) AND xid < (SELECT high FROM bounds) AND id > $3
+    WHERE xid >= (SELECT low FROM bounds) AND xid < (SELECT high FROM bounds) AND id > $5
       AND (SELECT cardinality(xids) >= $6 FROM few)
     UNION ALL
     SELECT * FROM feed.change
-    WHERE xid = ANY ((SELECT ended FROM bounds)::xid8[]) AND id > $3
+    WHERE xid = ANY ((SELECT ended FROM bounds)::xid8[]) AND id > $5
       AND (SELECT cardinality(xids) >= $6 FROM few)
 ),
-page AS (
-    SELECT id, topic, op, row, at,
-           sum(size) OVER (ORDER BY id) AS bytes, size
-    FROM (
-        SELECT *, coalesce(pg_column_size(row), 0)
-                  * CASE WHEN pg_column_compression(row) IS NULL THEN 1 ELSE 10 END AS size
-        FROM unread
-    ) AS unread
-    WHERE pg_visible_in_snapshot(xid, (SELECT until FROM bounds))
-    ORDER BY id
-    LIMIT $4
-)
-SELECT 0 AS id, until::text AS topic, feed.continues(since)::text AS op, NULL AS body,
-       (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at, false AS full
-FROM bounds
-UNION ALL
-SELECT id, topic, op,
-       CASE op WHEN 'destroy' THEN coalesce((row -> 'name')::text, row::text) ELSE row::text END,
-       (extract(epoch FROM at) * 1000)::bigint, coalesce(bytes, 0) >= $5
-FROM page
-WHERE coalesce(bytes, 0) - size < $5
-ORDER BY id
+unread AS (
+    SELECT * FROM behind WHERE pg_visible_in_snapshot(xid, (SELECT until FROM bounds))
+),
+{PAGE}
 """
 
 # Transactions that have written changes and not ended for $1 seconds; a prepared one has no pid.
@@ -149,28 +187,41 @@ async def read(
 
     An offset within a batch is continued to the end of that batch. Raises HistoryLost.
     """
-    if since.until is not None:
-        until = since.until
-    header, *rows = await connection.fetch(
+    until = since.until or until
+    if until is None:
+        found = await connection.fetch(READ_LATEST, str(since.position), FEW_ROWS, PAGE_BYTES)
+        if _whole(found, FEW_ROWS):
+            newest = max(row["xid"] for row in found)
+            snapshot = Position.parse(found[0]["topic"])
+            return _page(found, since, Offset(since.position.advanced(snapshot, newest)))
+    found = await connection.fetch(
         READ,
         str(since.position),
-        str(until) if until else None,
-        since.id,
         PAGE_ROWS,
         PAGE_BYTES,
+        str(until) if until else None,
+        since.id,
         FEW_TRANSACTIONS,
     )
-    _, position, continues, _, now, _ = header
-    if continues != "true":
+    reached = Position.parse(found[0]["topic"])
+    if _whole(found, PAGE_ROWS):
+        return _page(found, since, Offset(reached))
+    return _page(found, since, Offset(since.position, reached, found[-1]["id"]))
+
+
+def _whole(found: Sequence[asyncpg.Record], most_rows: int) -> bool:
+    """Whether a header and rows are all there was."""
+    return len(found) <= most_rows and not found[-1]["full"]
+
+
+def _page(found: Sequence[asyncpg.Record], since: Offset, until: Offset) -> Page:
+    header, *rows = found
+    if header["op"] != "true":
         raise HistoryLost(f"the log does not continue from {since.position}")
-    reached = Position.parse(position)
-    complete = not rows or not (rows[-1]["full"] or len(rows) == PAGE_ROWS)
+    now = header["at"]
+    written = rows[-1]["at"] if rows else now
     return Page(
-        since,
-        Offset(reached) if complete else Offset(since.position, reached, rows[-1]["id"]),
-        [Change(*row[:4]) for row in rows],
-        rows[-1]["at"] if rows else now,
-        now,
+        since, until, [Change(*row[:4]) for row in rows], round(written * 1000), round(now * 1000)
     )
 
 

@@ -48,6 +48,13 @@ class Position:
             xid >= other.xmax or xid in other.running for xid in self.running
         )
 
+    def advanced(self, snapshot: "Position", newest: int) -> "Position":
+        """Where a reader is that has read on from here all that a snapshot can see, the newest of
+        it by transaction `newest`. Cut back to just behind that, as feed.position() is.
+        """
+        xmax = max(self.xmax, newest + 1)
+        return Position(xmax, frozenset(xid for xid in snapshot.running if xid < xmax))
+
 
 @dataclass(frozen=True, slots=True)
 class Offset:
