@@ -16,13 +16,17 @@ from app.feed.offset import Epoch, Offset
 
 logger = logging.getLogger("tablecast.feed")
 
-POLL_S = 0.005
-# With nobody to ring, the bell being off, polling must cost little.
-SILENT_POLL_S = 0.010
-# While an open transaction keeps the feed awake.
-KEPT_AWAKE_POLL_S = 0.030
+# Awake, the feed reads on and on, and rests when it finds nothing, the longer the longer nothing
+# came. Up to some thousand changes a second, what counts is how soon they arrive; from there on
+# every change that was read earns the writers a rest from being read.
+SHORTEST_REST_S = 0.001
+LONGEST_REST_S = 0.020
+REST_PER_CHANGE_S = 0.00015
+# While an open transaction keeps the feed awake, and where there is no bell to sleep by.
+KEPT_AWAKE_REST_S = 0.030
+NO_BELL_REST_S = 0.010
 # Awake and nothing read for so long: try to sleep.
-TIRED_AFTER_S = 0.030
+TIRED_AFTER_S = 0.010
 # While busy, the other nodes are rung for no more often.
 RING_S = 0.010
 # Every node looks without any bell.
@@ -140,14 +144,14 @@ class Feed:
     async def _follow(self, listener: Listener, reader: asyncpg.Connection) -> None:
         next_look = next_probe = next_ring = 0.0
         rang = owes_ring = False
-        last_moved = time.monotonic()
+        last_found = time.monotonic()
         while True:
-            moved = await self._read_all(reader)
+            changes = await self._read_all(reader)
             now = time.monotonic()
-            if moved:
-                last_moved = now
+            if changes:
+                last_found = now
                 owes_ring = owes_ring or not (rang and listener.asleep)
-            if owes_ring and (listener.asleep or now >= next_ring or not moved):
+            if owes_ring and (listener.asleep or now >= next_ring):
                 await listener.ring()
                 owes_ring, next_ring = False, now + RING_S
             if now >= next_look:
@@ -168,23 +172,21 @@ class Feed:
                 rang = await listener.wait(until_look)
                 if listener.busy():
                     await listener.wake_up()
-                    last_moved = now
-            elif now - last_moved < TIRED_AFTER_S:
-                rang = await listener.wait(min(POLL_S, until_look))
-            elif await listener.fall_asleep():
+                    last_found = now
+            elif now - last_found >= TIRED_AFTER_S and await listener.fall_asleep():
                 rang = False  # read once more
             else:
-                pause = KEPT_AWAKE_POLL_S if listener.bell_works else SILENT_POLL_S
-                rang = await listener.wait(min(pause, until_look))
+                rest = awake_rest(changes, now - last_found, listener.bell_works)
+                rang = await listener.wait(min(rest, until_look))
 
-    async def _read_all(self, reader: asyncpg.Connection) -> bool:
-        """Read and publish everything up to now; whether there was anything."""
+    async def _read_all(self, reader: asyncpg.Connection) -> int:
+        """Read and publish everything up to now; how many changes that was."""
         assert self.reached is not None
-        moved = False
+        changes = 0
         try:
             while True:
                 page = await log.read(reader, self.reached)
-                moved = moved or bool(page.changes)
+                changes += len(page.changes)
                 if page.until != self.reached:
                     self._audience.publish(page)
                     self.reached = page.until
@@ -193,12 +195,12 @@ class Feed:
                     break
         except HistoryLost:
             await self._restart(reader)
-            return False
+            return 0
         self._read_at = time.monotonic()
         async with self._looked:
             self._looks += 1
             self._looked.notify_all()
-        return moved
+        return changes
 
     async def _name_who_holds_back(self, reader: asyncpg.Connection) -> None:
         for holder in await log.holding_back(reader, HELD_BACK_S):
@@ -211,3 +213,13 @@ class Feed:
                     " pid %d, user %s, application %r, %s",
                     seconds, pid, user, application, state,
                 )  # fmt: skip
+
+
+def awake_rest(changes: int, idle: float, bell_works: bool) -> float:
+    """How long to rest after a read, in seconds: by how much it found, else by how long nothing has
+    come.
+    """
+    if changes:
+        return min(changes * REST_PER_CHANGE_S, LONGEST_REST_S)
+    longest = KEPT_AWAKE_REST_S if bell_works else NO_BELL_REST_S
+    return min(max(idle / 4, SHORTEST_REST_S), longest)
