@@ -77,7 +77,7 @@ def test_what_python_socketio_says_beside_events() -> None:
     assert event.data == ["feed:hello", {"recovered": True}, "offset"]
     refused = Packet(encoded_packet=frames.refuse("/other", "no").packets[0].data)
     assert (refused.namespace, refused.data) == ("/other", {"message": "no"})
-    timed = frames.timing(page(Offset(UNTIL))) + Frames([])
+    timed = frames.timing(5, 9) + Frames([])
     assert timed.packets[0].encode() == as_sent_by_python_socketio(
         "feed:timing", {"at": 5, "now": 9}
     )

@@ -41,6 +41,11 @@ class Frames:
         """As WebSocket frames, joined: one write for however many changes."""
         return b"".join(websocket_frame(b"4" + text.encode()) for text in self._texts)
 
+    @property
+    def length(self) -> int:
+        """How many characters the packets have together."""
+        return sum(map(len, self._texts))
+
     def __add__(self, other: "Frames") -> "Frames":
         return Frames(self._texts + other._texts)
 
@@ -63,9 +68,9 @@ def refuse(namespace: str, reason: str) -> Frames:
     return Frames([CONNECT_ERROR + prefix + _json({"message": reason})])
 
 
-def timing(page: Page) -> Frames:
+def timing(written: int, read: int) -> Frames:
     """`feed:timing`, for clients that asked: when what follows was written and read (ms)."""
-    return Frames([EVENT + _json(["feed:timing", {"at": page.written, "now": page.read}])])
+    return Frames([EVENT + _json(["feed:timing", {"at": written, "now": read}])])
 
 
 def changes(page: Page, epoch: Epoch) -> Frames:

@@ -8,28 +8,25 @@ from app.sockets import frames
 from app.sockets.frames import Frames
 
 RECENT_BYTES = 8 * 1024 * 1024
-# What a change costs beside its text: the objects, and the frame around it.
-OVERHEAD_BYTES = 300
+# What keeping a part takes beside its texts, and a change beside its own.
+PART_BYTES = 1_500
+CHANGE_BYTES = 60
 
 
 class Part:
-    """A page, and its frames once somebody wants them."""
+    """A page as frames."""
 
     def __init__(self, page: Page, epoch: Epoch) -> None:
         self.since = page.since
         self.until = page.until
-        self.bytes = sum(OVERHEAD_BYTES + len(change.body or "") for change in page.changes)
-        self._page = page
-        self._epoch = epoch
-
-    @cached_property
-    def frames(self) -> Frames:
-        return frames.changes(self._page, self._epoch)
+        self.frames = frames.changes(page, epoch)
+        self.bytes = PART_BYTES + CHANGE_BYTES * len(page.changes) + 2 * self.frames.length
+        self._written, self._read = page.written, page.read
 
     @cached_property
     def timed_frames(self) -> Frames:
         """For clients that asked when what comes was written."""
-        return frames.timing(self._page) + self.frames
+        return frames.timing(self._written, self._read) + self.frames
 
 
 class Recent:
@@ -44,7 +41,7 @@ class Recent:
             return
         self._remove(part.since)
         self._parts[part.since] = part
-        self._bytes += part.bytes + OVERHEAD_BYTES
+        self._bytes += part.bytes
         while self._bytes > RECENT_BYTES and len(self._parts) > 1:
             self._remove(next(iter(self._parts)))
 
@@ -73,4 +70,4 @@ class Recent:
     def _remove(self, offset: Offset) -> None:
         part = self._parts.pop(offset, None)
         if part is not None:
-            self._bytes -= part.bytes + OVERHEAD_BYTES
+            self._bytes -= part.bytes
