@@ -14,7 +14,7 @@ import pytest
 
 from app.database import Connection, connect
 from app.feed import feed as feed_module
-from app.feed.listener import CHANNEL, LOCKS, SLEEPING
+from app.feed.listener import BUSY_BELLS, CHANNEL, LOCKS, SLEEPING, Listener
 from app.feed.log import Page, prune
 from app.feed.retention import Retention
 from app.postgres import Server
@@ -120,21 +120,45 @@ async def test_a_busy_feed_polls_and_spares_writers_the_bell(
 
 @pytest.mark.usefixtures("no_looking")
 async def test_an_open_transaction_keeps_the_feed_awake(
-    connection: Connection, other: Connection, database_url: str
+    connection: Connection,
+    other: Connection,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A writer that took the lock while the feed was awake commits late, without a bell; its
     changes come all the same.
     """
+    monkeypatch.setattr("app.feed.listener.BUSY_WITHIN_S", 1.0)  # close, for the slowest machine
+    attempts: list[bool] = []
+    fall_asleep = Listener.fall_asleep
+
+    async def counted(listener: Listener) -> bool:
+        attempts.append(await fall_asleep(listener))
+        return attempts[-1]
+
+    monkeypatch.setattr(Listener, "fall_asleep", counted)
     async with following(database_url) as (_, recorder):
-        await until_asleep(connection)
-        for number in range(50):  # until the feed polls
-            await insert(connection, f"{number}")
-        transaction = other.transaction()
-        await transaction.start()
-        await insert(other, "late")
-        await asyncio.sleep(0.2)
+        written = 0
+        held = False
+        while not held:  # until the writer finds the feed awake
+            for _ in range(BUSY_BELLS):
+                await insert(connection, f"{written}")
+                written += 1
+            transaction = other.transaction()
+            await transaction.start()
+            await insert(other, "late")
+            held = await other.fetchval(
+                "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory'"
+                " AND pid = pg_backend_pid() AND objid = $1 AND mode = 'ShareLock')",
+                SLEEPING,
+            )
+            if not held:
+                await transaction.rollback()
+        attempts.clear()
+        await eventually(lambda: len(attempts) >= 3)
+        assert not any(attempts)
         await transaction.commit()
-        await recorder.until(51)
+        await recorder.until(written + 1)
 
 
 async def test_every_change_once_under_concurrent_writers(database_url: str) -> None:
