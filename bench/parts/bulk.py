@@ -22,12 +22,14 @@ MOST_WAIT_MS = 1_000.0
 
 @dataclass(frozen=True)
 class Copied:
-    """What one COPY did: seconds, bytes, and ages of single rows by when they were written."""
+    """What one COPY did: seconds, bytes, and the oldest of somebody else's single rows when it was
+    read: of those committed while the COPY ran, and of those from its commit on.
+    """
 
     took: float
     grown: int
     delivered: float
-    oldest_before: float
+    oldest_meanwhile: float
     oldest_after: float
 
 
@@ -65,32 +67,31 @@ async def run(lab: Lab) -> list[Figure]:
         worst(lambda run: run.grown / 1e6),
         target=f"< {MOST_GROWTH_MB:g} MB",
     )
-    before = Figure(
+    meanwhile = Figure(
         "bulk",
-        "oldest single insert when read, written before the COPY's commit",
+        "oldest single insert when read, committed while the COPY ran",
         "ms",
-        worst(lambda run: run.oldest_before * 1e3),
+        worst(lambda run: run.oldest_meanwhile * 1e3),
         target=f"≤ {MOST_WAIT_MS:,.0f} ms",
     )
     after = Figure(
         "bulk",
-        "oldest single insert when read, written after it",
+        "oldest single insert when read, from the COPY's commit on",
         "ms",
         worst(lambda run: run.oldest_after * 1e3),
-        target=f"≤ {MOST_WAIT_MS:,.0f} ms",
+        note="one order for all: it comes behind the million rows",
     )
     if "ours" in runs:
         copied.reached = copied.values["ours"] <= MOST_OF_PLAIN * limit
         grown.reached = grown.values["ours"] < MOST_GROWTH_MB
-        before.reached = before.values["ours"] <= MOST_WAIT_MS
-        after.reached = after.values["ours"] <= MOST_WAIT_MS
+        meanwhile.reached = meanwhile.values["ours"] <= MOST_WAIT_MS
     delivered = Figure(
         "bulk",
         "from its commit until a client has all of it",
         "s",
         best(lambda run: run.delivered),
     )
-    return [copied, grown, delivered, before, after]
+    return [copied, grown, delivered, meanwhile, after]
 
 
 async def copy_watched(lab: Lab, peer: Peer, data: bytes) -> Copied:
@@ -101,7 +102,9 @@ async def copy_watched(lab: Lab, peer: Peer, data: bytes) -> Copied:
         enough = asyncio.Event()
         writing = asyncio.create_task(write_singles(on, enough))
         begin = time.time()
-        await copy(on.connection, data)
+        async with on.connection.transaction():
+            await copy(on.connection, data)
+            copied = time.time()
         committed = time.time()
         await on.delivered(ROWS)
         delivered = time.time() - committed
@@ -114,10 +117,8 @@ async def copy_watched(lab: Lab, peer: Peer, data: bytes) -> Copied:
             took=committed - begin,
             grown=on.server.peak_bytes() - resident,
             delivered=delivered,
-            oldest_before=max(ages[id] for id, at in singles.items() if at < committed),
-            oldest_after=max(
-                (ages[id] for id, at in singles.items() if at >= committed), default=0
-            ),
+            oldest_meanwhile=max(ages[id] for id, at in singles.items() if at < copied),
+            oldest_after=max((ages[id] for id, at in singles.items() if at >= copied), default=0),
         )
 
 
@@ -138,13 +139,13 @@ async def copy(connection: "asyncpg.Connection[asyncpg.Record]", data: bytes) ->
 
 
 async def write_singles(on: Stage, enough: asyncio.Event) -> dict[int, float]:
-    """Be the somebody else: insert a row now and then until it is enough; when, by id."""
+    """Be the somebody else: insert a row now and then until it is enough; when committed, by id."""
     written: dict[int, float] = {}
     insert = "INSERT INTO things (name) VALUES ($1) RETURNING id"
     async with on.postgres.connect(on.database) as connection:
         while not enough.is_set():
-            at = time.time()
-            written[await connection.fetchval(insert, f"single {len(written)}")] = at
+            id = await connection.fetchval(insert, f"single {len(written)}")
+            written[id] = time.time()
             with suppress(TimeoutError):
                 await asyncio.wait_for(enough.wait(), SINGLE_EVERY_SECONDS)
     return written
