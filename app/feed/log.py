@@ -46,25 +46,25 @@ ORDER BY id
 # cannot be seen, but would be stepped over one by one.
 READ_LATEST = f"""
 WITH bounds AS MATERIALIZED (
-    SELECT $1::text::pg_snapshot AS since, pg_current_snapshot() AS until
-),
-gap AS (
-    SELECT lag((edge::text::bigint + 1)::text::xid8, 1, low) OVER (ORDER BY edge) AS low,
-           edge AS high
-    FROM (SELECT pg_snapshot_xmax(since), pg_snapshot_xip(until) FROM bounds
-          UNION ALL
-          SELECT pg_snapshot_xmax(since), pg_snapshot_xmax(until) FROM bounds) AS edges (low, edge)
-    WHERE edge >= low
-    UNION ALL
-    SELECT ended, (ended::text::bigint + 1)::text::xid8
-    FROM bounds, pg_snapshot_xip(since) AS ended
-    WHERE pg_visible_in_snapshot(ended, until)
+    SELECT since, until, (pg_snapshot_xmax(since)::text::bigint - 1)::text::xid8 AS seen,
+           ARRAY(SELECT xid FROM pg_snapshot_xip(until) AS xid
+                 WHERE xid >= pg_snapshot_xmax(since)) AS running
+    FROM (SELECT $1::text::pg_snapshot AS since, pg_current_snapshot() AS until) AS p
 ),
 unread AS (
     SELECT change.*
-    FROM gap, LATERAL (
-        SELECT * FROM feed.change WHERE xid >= low AND xid < high ORDER BY xid, id LIMIT $2
+    FROM bounds,
+         unnest(seen || running, running || pg_snapshot_xmax(until)) AS gap (above, below),
+         LATERAL (
+             SELECT * FROM feed.change WHERE xid > above AND xid < below
+             ORDER BY xid, id LIMIT $2
+         ) AS change
+    UNION ALL
+    SELECT change.*
+    FROM bounds, pg_snapshot_xip(since) AS ended, LATERAL (
+        SELECT * FROM feed.change WHERE xid = ended ORDER BY id LIMIT $2
     ) AS change
+    WHERE pg_visible_in_snapshot(ended, until)
 ),
 {PAGE}
 """
