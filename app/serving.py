@@ -37,17 +37,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.handshake_complete and not (self.close_sent or self.transport.is_closing()):
             self.transport.write(frames)
 
-    def offer_frames(self, frames: bytes, limit_bytes: int) -> bool:
-        """Write whole frames unless the client has not taken more than so many bytes; whether they
-        were written.
-        """
-        transport = self.transport
-        if transport.get_write_buffer_size() > limit_bytes:
-            return False
-        if not (self.close_sent or transport.is_closing()):
-            transport.write(frames)
-        return True
-
     def unsent_bytes(self) -> int:
         """What the client has not taken."""
         return self.transport.get_write_buffer_size()

@@ -9,7 +9,6 @@ back to catching up; one that takes nothing at all is cut off, and continues whe
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -21,6 +20,7 @@ from app.feed.log import HistoryLost, Page
 from app.feed.offset import Epoch, InvalidOffset, Offset
 from app.sockets import frames
 from app.sockets.connection import Connection
+from app.sockets.live import Client, Live
 from app.sockets.recent import Part, Recent
 
 logger = logging.getLogger("tablecast.sockets")
@@ -33,15 +33,6 @@ GONE: tuple[type[BaseException], ...] = (HistoryLost, *UNAVAILABLE)
 JOINED_BYTES = 256 * 1024
 
 
-@dataclass(eq=False, slots=True)
-class Client:
-    """Who has joined. `catching_up` is the task that replays, while it does."""
-
-    connection: Connection
-    timing: bool
-    catching_up: asyncio.Task[None] | None = None
-
-
 class Broadcast:
     """The audience of the feed: everything that has an offset and wants what comes behind it."""
 
@@ -50,7 +41,7 @@ class Broadcast:
         self._pool = pool
         self._client_buffer = client_buffer
         self._client_stall = client_stall
-        self._live: set[Client] = set()
+        self._live = Live()
         self._clients: dict[Connection, Client] = {}
         self._recent = Recent()
         self._reading: dict[Offset, asyncio.Task[Part]] = {}
@@ -84,11 +75,8 @@ class Broadcast:
             self._settled.clear()
         if not page.changes:
             return
-        for client in list(self._live):
-            sent = part.timed_frames if client.timing else part.frames
-            if not client.connection.offer(sent, self._client_buffer):
-                self._live.discard(client)
-                self._start_catching_up(client, page.since)
+        for client in self._live.send(part, self._client_buffer):
+            self._start_catching_up(client, page.since)
 
     def cut_all(self, reason: str) -> None:
         """End every connection; by their offsets the clients continue elsewhere or later."""

@@ -39,8 +39,9 @@ class ProtocolError(Exception):
 class WebSocketTransport(Protocol):
     """What app/serving.py lends to the application: the way past ASGI's `send`."""
 
+    transport: asyncio.Transport
+
     def write_frames(self, frames: bytes) -> None: ...
-    def offer_frames(self, frames: bytes, limit_bytes: int) -> bool: ...
     def unsent_bytes(self) -> int: ...
     async def drained(self) -> None: ...
     def forget_handshake(self) -> None: ...
@@ -95,11 +96,14 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
         self._unsent_bytes += size(packet)
         self.queue.put_nowait(packet)
 
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """Where frames can be written straight, if this is a WebSocket and the server lends it."""
+        return None if self._websocket is None else self._websocket.transport
+
     def offer(self, frames: Frames, limit_bytes: int) -> bool:
         """Send packets unless the client has left so much untaken; whether they were sent."""
-        if self._websocket is not None:  # first, and at once: this is the hot path
-            return self._websocket.offer_frames(frames.websocket, limit_bytes)
-        if self._unsent_bytes > limit_bytes or self.queue.qsize() > QUEUED_PACKETS:
+        if self.unsent_bytes() > limit_bytes or self.queue.qsize() > QUEUED_PACKETS:
             return False
         self.write(frames)
         return True

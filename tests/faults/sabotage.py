@@ -1,6 +1,7 @@
 """Ways to switch off one safety of the product, in a server process that is to be tested."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 import asyncpg
@@ -8,9 +9,9 @@ import asyncpg
 from app.feed import log
 from app.feed.feed import Feed
 from app.feed.offset import Epoch, Offset, Position
-from app.sockets.broadcast import Broadcast, Client
-from app.sockets.connection import Connection
-from app.sockets.frames import Frames
+from app.sockets.broadcast import Broadcast
+from app.sockets.live import Client, Live
+from app.sockets.recent import Part
 
 
 def fence() -> None:
@@ -52,11 +53,12 @@ def joining_blindly() -> None:
 def bound() -> None:
     """A client that takes nothing is written to all the same."""
 
-    def offer(self: Connection, frames: Frames, limit_bytes: int) -> bool:
-        self.write(frames)
-        return True
+    send = Live.send
 
-    Connection.offer = offer  # type: ignore[method-assign]
+    def send_all(self: Live, part: Part, limit_bytes: int) -> list[Client]:
+        return send(self, part, sys.maxsize)
+
+    Live.send = send_all  # type: ignore[method-assign]
 
 
 def catch_up() -> None:
