@@ -8,7 +8,7 @@ from bench.crowd import Crowd
 from bench.lab import Figure, Lab, at_least, most, ready_mark, write_singly
 from bench.servers import Peer, running
 
-ROUNDS = {1: 2, 8: 2, 32: 4}  # by the number of connections
+ROUNDS = {1: 2, 8: 2, 32: 6}  # by the number of connections
 SECONDS = 3
 SETTLE_SECONDS = 0.5
 LEAST_OF_CLASSIC = 3.0
