@@ -422,6 +422,7 @@ UNWATCHABLE = [
     ("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE c () INHERITS (t)", "shares its rows"),
     ("CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);"
      "CREATE TABLE t PARTITION OF p DEFAULT", "shares its rows"),
+    ("SET search_path = feed; ALTER TABLE change RENAME TO t", "the feed's own"),
 ]  # fmt: skip
 
 

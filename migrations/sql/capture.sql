@@ -24,9 +24,9 @@ AS $$
 $$;
 
 -- A transition table with its virtual generated columns (Postgres 18), for a FROM clause: those are
--- computed when a row is read, and a transition table has NULL in their place. The triggers have a
--- second argument where feed.watch saw such columns; one added later shows only after another
--- feed.watch (to look at every statement would make every write pay for it).
+-- computed when a row is read, and a transition table has NULL in their place. The triggers have an
+-- argument where feed.watch saw such columns; one added later shows only after another feed.watch
+-- (to look at every statement would make every write pay for it).
 CREATE FUNCTION feed.whole_rows(relation regclass, rows name) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -37,44 +37,6 @@ AS $$
     FROM pg_attribute
     LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
     WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped
-$$;
-
--- For INSERT and DELETE, whose triggers give their one transition table the same name.
-CREATE FUNCTION feed.capture_rows() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO'
-SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = '1'
-AS $$
-DECLARE
-    operation text := CASE TG_OP WHEN 'INSERT' THEN 'create' ELSE 'destroy' END;
-    logged bigint;
-BEGIN
-    IF TG_NARGS > 1 THEN
-        EXECUTE format('INSERT INTO feed.change (topic, op, row) '
-                       'SELECT $1, $2, row_to_json(whole.*) FROM %s AS whole',
-                       feed.whole_rows(TG_RELID, 'changed_rows')) USING TG_ARGV[0], operation;
-    ELSE
-        INSERT INTO feed.change (topic, op, row)
-        SELECT TG_ARGV[0], operation, row_to_json(changed_rows.*) FROM changed_rows;
-    END IF;
-    GET DIAGNOSTICS logged = ROW_COUNT;
-    IF logged > 0 AND feed.must_ring() THEN
-        NOTIFY feed;
-    END IF;
-    RETURN NULL;
-END
-$$;
-
-CREATE FUNCTION feed.capture_truncate() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    INSERT INTO feed.change (topic, op) VALUES (TG_ARGV[0], 'truncate');
-    IF feed.must_ring() THEN
-        NOTIFY feed;
-    END IF;
-    RETURN NULL;
-END
 $$;
 
 -- The columns of a table's primary key, in order; NULL where it has none.
@@ -88,17 +50,25 @@ AS $$
     WHERE indrelid = relation AND indisprimary AND place <= indnkeyatts
 $$;
 
--- The statement that logs an UPDATE of rows with this key ($1 is the topic). Old and new rows are
--- paired by key: a key that changed is a destroy and a create, destroys first; a row that did not
--- change is no change. Without a key nothing can be paired: all old rows go, all new ones come.
+-- The statement that logs an INSERT (as create) or a DELETE (as destroy).
+CREATE FUNCTION feed.rows_statement(topic text, op text, rows text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('INSERT INTO feed.change (topic, op, row) '
+                  'SELECT %L, %L, row_to_json(changed.*) FROM %s AS changed', topic, op, rows)
+$$;
+
+-- The statement that logs an UPDATE of rows with this key. Old and new rows are paired by key: a key
+-- that changed is a destroy and a create, destroys first; a row that did not change is no change.
+-- Without a key nothing can be paired: all old rows go, all new ones come.
 CREATE FUNCTION feed.update_statement(
-    key name[], old_rows text DEFAULT 'old_rows', new_rows text DEFAULT 'new_rows'
+    topic text, key name[], old_rows text DEFAULT 'old_rows', new_rows text DEFAULT 'new_rows'
 ) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format($sql$
         INSERT INTO feed.change (topic, op, row)
-        SELECT $1,
+        SELECT %6$L,
                CASE WHEN after IS NULL THEN 'destroy' WHEN before IS NULL THEN 'create'
                     ELSE 'update' END,
                coalesce(after, before)
@@ -116,7 +86,7 @@ AS $$
     coalesce(string_agg(format('old_rows.%I AS k%s', part, place), ', '), 'true AS k'),
     coalesce(string_agg(format('new_rows.%I AS k%s', part, place), ', '), 'false AS k'),
     coalesce(string_agg(format('o.k%1$s = n.k%1$s', place), ' AND '), 'o.k = n.k'),
-    old_rows, new_rows)
+    old_rows, new_rows, topic)
     FROM unnest(key) WITH ORDINALITY AS parts (part, place)
 $$;
 
@@ -128,10 +98,10 @@ AS $watch$
 DECLARE
     key name[] := feed.key_of(relation);
     kind record;
-    on_update text := format('capture_update_%s', relation::oid);
-    arguments text := quote_nullable(topic);
+    capture text := format('capture_%s', relation::oid);
+    virtual text := '';
 BEGIN
-    SELECT relkind, relpersistence, relhassubclass, relispartition,
+    SELECT relkind, relpersistence, relnamespace, relhassubclass, relispartition,
            EXISTS (SELECT FROM pg_inherits WHERE inhrelid = relation) AS inherits
     INTO STRICT kind FROM pg_class WHERE oid = relation;
     IF topic IS NULL OR topic !~ '^[a-z][a-z0-9_-]{0,62}$' OR topic = 'feed' THEN
@@ -139,6 +109,9 @@ BEGIN
             quote_nullable(topic) USING ERRCODE = 'invalid_parameter_value';
     ELSIF kind.relkind <> 'r' OR kind.relpersistence <> 'p' THEN
         RAISE EXCEPTION '% cannot be watched: only ordinary, permanent tables can.', relation
+            USING ERRCODE = 'wrong_object_type';
+    ELSIF kind.relnamespace = 'feed'::regnamespace THEN
+        RAISE EXCEPTION '% cannot be watched: it is the feed''s own.', relation
             USING ERRCODE = 'wrong_object_type';
     ELSIF kind.relispartition OR kind.inherits OR kind.relhassubclass THEN
         RAISE EXCEPTION '% cannot be watched: it shares its rows with another table (partition or inheritance).', relation
@@ -149,11 +122,12 @@ BEGIN
     END IF;
     PERFORM feed.unwatch(relation);
     IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = relation AND attgenerated = 'v') THEN
-        arguments := arguments || ', ''virtual''';
+        virtual := 'virtual';
     END IF;
 
-    -- One function a table, so that its statement is planned once and not at every UPDATE. If the
-    -- key has changed since, or columns are virtual, it is made anew: slower, but right.
+    -- One function a table, its statements without parameters, so that they are planned once and not
+    -- at every write. If the key has changed since, or columns are virtual, they are made anew:
+    -- slower, but right.
     EXECUTE format($create$
         CREATE FUNCTION feed.%1$I() RETURNS trigger
         LANGUAGE plpgsql SECURITY DEFINER
@@ -163,14 +137,26 @@ BEGIN
         DECLARE
             logged bigint;
         BEGIN
-            IF TG_NARGS > 1 THEN
+            IF TG_OP = 'TRUNCATE' THEN
+                INSERT INTO feed.change (topic, op) VALUES (%2$L, 'truncate');
+            ELSIF TG_OP = 'UPDATE' AND TG_NARGS > 0 THEN
                 EXECUTE feed.update_statement(
-                    feed.key_of(TG_RELID), feed.whole_rows(TG_RELID, 'old_rows'),
-                    feed.whole_rows(TG_RELID, 'new_rows')) USING TG_ARGV[0];
-            ELSIF feed.key_of(TG_RELID) = %2$L::name[] THEN
-                %3$s;
+                    %2$L, feed.key_of(TG_RELID), feed.whole_rows(TG_RELID, 'old_rows'),
+                    feed.whole_rows(TG_RELID, 'new_rows'));
+            ELSIF TG_OP = 'UPDATE' AND feed.key_of(TG_RELID) = %3$L::name[] THEN
+                %4$s;
+            ELSIF TG_OP = 'UPDATE' THEN
+                EXECUTE feed.update_statement(%2$L, feed.key_of(TG_RELID));
+            ELSIF TG_OP = 'INSERT' AND TG_NARGS > 0 THEN
+                EXECUTE feed.rows_statement(
+                    %2$L, 'create', feed.whole_rows(TG_RELID, 'new_rows'));
+            ELSIF TG_OP = 'INSERT' THEN
+                %5$s;
+            ELSIF TG_NARGS > 0 THEN
+                EXECUTE feed.rows_statement(
+                    %2$L, 'destroy', feed.whole_rows(TG_RELID, 'old_rows'));
             ELSE
-                EXECUTE feed.update_statement(feed.key_of(TG_RELID)) USING TG_ARGV[0];
+                %6$s;
             END IF;
             GET DIAGNOSTICS logged = ROW_COUNT;
             IF logged > 0 AND feed.must_ring() THEN
@@ -179,20 +165,20 @@ BEGIN
             RETURN NULL;
         END
         $body$
-    $create$, on_update, key, replace(feed.update_statement(key), '$1', 'TG_ARGV[0]'));
-    EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', on_update);
+    $create$, capture, topic, key, feed.update_statement(topic, key),
+    feed.rows_statement(topic, 'create', 'new_rows'),
+    feed.rows_statement(topic, 'destroy', 'old_rows'));
+    EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', capture);
 
-    EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s '
-                   'REFERENCING NEW TABLE AS changed_rows '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_rows(%s)', relation, arguments);
+    EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I(%s)', relation, capture, virtual);
     EXECUTE format('CREATE TRIGGER feed_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows '
                    'NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION feed.%I(%s)',
-                   relation, on_update, arguments);
-    EXECUTE format('CREATE TRIGGER feed_delete AFTER DELETE ON %s '
-                   'REFERENCING OLD TABLE AS changed_rows '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_rows(%s)', relation, arguments);
+                   relation, capture, virtual);
+    EXECUTE format('CREATE TRIGGER feed_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS old_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I(%s)', relation, capture, virtual);
     EXECUTE format('CREATE TRIGGER feed_truncate AFTER TRUNCATE ON %s '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_truncate(%L)', relation, topic);
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
     -- ALWAYS: also for sessions that have set session_replication_role to replica.
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER feed_insert, '
                    'ENABLE ALWAYS TRIGGER feed_update, ENABLE ALWAYS TRIGGER feed_delete, '
@@ -207,18 +193,21 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages =
 AS $$
 DECLARE
     trigger record;
+    capture name;
 BEGIN
     FOR trigger IN
-        SELECT tgname, proname, proname LIKE 'capture\_update\_%' AS generated
+        SELECT tgname, proname
         FROM pg_trigger
         JOIN pg_proc ON pg_proc.oid = tgfoid
-        WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace AND NOT tgisinternal
+        WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace
+              AND proname LIKE 'capture\_%'
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', trigger.tgname, relation);
-        IF trigger.generated THEN
-            EXECUTE format('DROP FUNCTION feed.%I()', trigger.proname);
-        END IF;
+        capture := trigger.proname;
     END LOOP;
+    IF capture IS NOT NULL THEN
+        EXECUTE format('DROP FUNCTION feed.%I()', capture);
+    END IF;
 END
 $$;
 
