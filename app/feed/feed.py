@@ -26,7 +26,7 @@ REST_PER_CHANGE_S = 0.00015
 KEPT_AWAKE_REST_S = 0.030
 NO_BELL_REST_S = 0.010
 # Awake and nothing read for so long: try to sleep.
-TIRED_AFTER_S = 0.010
+TIRED_AFTER_S = 0.030
 # While busy, the other nodes are rung for no more often.
 RING_S = 0.010
 # Every node looks without any bell.
