@@ -20,12 +20,20 @@ from app.sockets.server import INBOUND_BYTES
 
 BACKLOG = 4096
 GRACE_S = 1
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Lends itself to the application, which so can write frames that are encoded once for all
     clients, see how much of them a client has not taken, and wait until it has.
     """
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # What is no handshake at all (a request with a body, say) uvicorn would leave unanswered.
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(BAD_REQUEST)
+            self.transport.close()
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)

@@ -581,6 +581,14 @@ def test_fuzzed_requests(server: RunningServer) -> None:
     no_fault_shows(server)
 
 
+def test_an_upgrade_with_a_body_is_refused(server: RunningServer) -> None:
+    """A request for a WebSocket that has a body is answered, not left waiting."""
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    answer = httpx.request("GET", f"{server.url}{PATH}", headers=upgrade, content=b"x")
+    assert answer.status_code == 400
+    no_fault_shows(server)
+
+
 def test_fuzzed_frames(server: RunningServer) -> None:
     """Whatever frames a client sends, before and after CONNECT, the server stands."""
     address = server.url.replace("http", "ws") + PATH + QUERY + "websocket"
