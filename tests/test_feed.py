@@ -247,12 +247,20 @@ async def test_the_leader_rings_for_the_others(
     connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A follower that looks at nothing by itself hears of each batch from the leader."""
+    looked: set[Listener] = set()
+    take_part = Listener.take_part
+
+    async def noted(listener: Listener) -> None:
+        await take_part(listener)
+        looked.add(listener)
+
+    monkeypatch.setattr(Listener, "take_part", noted)
     monkeypatch.setattr(feed_module, "LOOK_S", 0.1)
     async with following(database_url) as (leader, _), following(database_url) as (_, recorder):
-        await eventually(lambda: leader.leading)
-        await asyncio.sleep(0.3)  # the leader has looked around since
+        await eventually(lambda: len(looked) == 2 and leader.leading)
         monkeypatch.setattr(feed_module, "LOOK_S", 3600.0)
-        await asyncio.sleep(0.3)
+        looked.clear()
+        await eventually(lambda: len(looked) == 2)  # both for the last time
         for number in range(30):
             await insert(connection, f"{number}")
             await recorder.until(number + 1)

@@ -90,6 +90,39 @@ async def test_nothing_to_read(connection: Connection) -> None:
     assert (page.changes, page.until) == ([], since)
 
 
+async def test_every_way_of_reading_leads_to_the_same_position(
+    connection: Connection,
+    other: Connection,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the newest read works out, what a read of any amount works out, and feed.position() are
+    one position, with a transaction that ended meanwhile, one that is still open, and one that failed.
+    """
+    ended, older = other.transaction(), connection.transaction()
+    reader = await connect(database_url)
+    await ended.start()
+    await insert(other, "ends")
+    since = await start(reader)
+    await ended.commit()
+    await insert(reader, "a")
+    await older.start()
+    await insert(connection, "stays open")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await insert(reader, "a")
+    await insert(reader, "b", "c")
+    async with reader.transaction(isolation="repeatable_read", readonly=True):
+        monkeypatch.setattr(log, "FEW_ROWS", 1000)
+        latest = await log.read(reader, since)
+        monkeypatch.setattr(log, "FEW_ROWS", 0)
+        paged = await log.read(reader, since)
+        now = await start(reader)
+    assert latest.until == paged.until == now and now.position.running
+    assert names(latest) == names(paged) == ["ends", "a", "b", "c"]
+    await older.rollback()
+    reader.terminate()
+
+
 async def test_commits_out_of_order(connection: Connection, other: Connection) -> None:
     """Of two writers the first to draw an id commits last; both are read, each once."""
     since = await start(connection)

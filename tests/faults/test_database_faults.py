@@ -85,7 +85,7 @@ async def test_postgres_is_restarted_again_and_again(
     async with followed(postgres.url, Follower(server.url)) as writer:
         for _ in range(scaled(3, 20)):
             await asyncio.to_thread(postgres.restart)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # some are back by then, some are not
         await writer.write_on()
     no_fault_shows(server)
 
@@ -99,7 +99,7 @@ async def test_killed_backends(
         until = time.monotonic() + scaled(2, 20)
         while time.monotonic() < until:
             await connection.execute(whom)
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.15)  # the pace of the fault
         await writer.write_on()
         await until_readiness(server.url, 200)
     no_fault_shows(server)
