@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from app import health, openapi, problems, things
 from app.database import create_pool
 from app.feed.feed import Feed
+from app.feed.inspection import Inspection
 from app.feed.retention import Retention
 from app.settings import Settings
 from app.sockets.broadcast import Broadcast
@@ -81,9 +84,18 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         tasks = [
             asyncio.create_task(feed.run(), name="feed"),
             asyncio.create_task(retention.run(), name="retention"),
+            asyncio.create_task(Inspection(feed, pool).run(), name="inspection"),
         ]
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                logger.critical(
+                    "the task %s has failed", task.get_name(), exc_info=task.exception()
+                )
+                app.state.failed()
+
         for task in tasks:
-            task.add_done_callback(report_failure)
+            task.add_done_callback(ended)
         try:
             yield
         finally:
@@ -95,14 +107,17 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         pool.terminate()  # what is under way has nobody left to answer
 
 
-def report_failure(task: asyncio.Task[None]) -> None:
-    """A background task ends by being cancelled or not at all; /readyz shows the consequence."""
-    if not task.cancelled() and task.exception() is not None:
-        logger.critical("the task %s has failed", task.get_name(), exc_info=task.exception())
+def stop_process() -> None:
+    """End the process as its supervisor would."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-def create_app(settings: Settings) -> Starlette:
-    """The ASGI application. `settings.database_url` must name a migrated database."""
+def create_app(settings: Settings, failed: Callable[[], None] = stop_process) -> Starlette:
+    """The ASGI application. `settings.database_url` must name a migrated database.
+
+    `failed` is called when a task that must never end has: it is to end the process, so that a
+    supervisor starts it again. Clients continue where they were.
+    """
     routes: list[BaseRoute] = [
         *things.routes,
         *openapi.routes,
@@ -127,5 +142,5 @@ def create_app(settings: Settings) -> Starlette:
         exception_handlers=problems.exception_handlers,
         lifespan=lifespan,
     )
-    app.state.settings = settings
+    app.state.settings, app.state.failed = settings, failed
     return app

@@ -18,7 +18,16 @@ SESSION = {
     "IntervalStyle": "postgres",
     "bytea_output": "hex",
     "extra_float_digits": "1",
+    # Reading under a database's default of serializable could make writers fail.
+    "default_transaction_isolation": "read committed",
 }
+
+FLUSH = """
+    BEGIN;
+    SET LOCAL synchronous_commit = local;
+    SELECT pg_logical_emit_message(true, 'tablecast', '');
+    COMMIT
+"""
 
 # Raised when the database is away, going away, starting, full or too slow: nobody's fault here.
 UNAVAILABLE: tuple[type[BaseException], ...] = (
@@ -53,6 +62,15 @@ async def connect(url: str, **options: Any) -> Connection:
     """
     options["server_settings"] = SESSION | options.get("server_settings", {})
     return await asyncpg.connect(url, **{"timeout": CONNECT_TIMEOUT_S} | options)
+
+
+async def flush(connection: Connection) -> None:
+    """Have everything that is committed so far on disk.
+
+    A commit under `synchronous_commit = off` is visible before it is flushed, and a crash takes it
+    back. Committing a message of no meaning, synchronously, flushes all that lies before it.
+    """
+    await connection.execute(FLUSH)
 
 
 async def keep_session(_: Connection) -> None:

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app.application import create_app
+from app.database import Refusal
 from app.settings import Settings
 from app.sockets.connection import LENT_TRANSPORT
 from app.sockets.server import INBOUND_BYTES
@@ -69,6 +70,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._started = started
+        self.failed = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -77,6 +79,10 @@ class Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             self._started()
+
+    def fail(self) -> None:
+        """Stop, for a reason that the log tells."""
+        self.failed = self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -111,10 +117,11 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(settings: Settings, started: Callable[[str], None]) -> None:
     """Serve until a signal says stop. `started` is told the address once requests are answered.
 
-    Raises OSError if the address is taken or cannot be had.
+    Raises OSError if the address is taken or cannot be had, and Refusal if the server stopped because
+    something in it has failed.
     """
     allow_many_clients()
-    app = create_app(settings)
+    app = create_app(settings, lambda: server.fail())
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -134,3 +141,7 @@ async def serve(settings: Settings, started: Callable[[str], None]) -> None:
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         server = Server(config, app, lambda: started(address))
         await server.serve(sockets=[listening])
+        if server.failed:
+            raise Refusal(
+                "The server has stopped because of an internal error; the log says which."
+            )

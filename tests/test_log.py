@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import asyncpg
 import pytest
@@ -17,11 +16,15 @@ from app.feed.offset import Offset
 OneMore = Callable[[], "asyncio.Future[Connection]"]
 
 
-@pytest.fixture(autouse=True, params=["the latest", "page by page"])
+@pytest.fixture(autouse=True, params=["the latest", "a batch", "a large batch"])
 def way_of_reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test twice: with the query of a feed that keeps up, and with the one for any amount."""
-    if request.param == "page by page":
+    """Every test three times: as a feed reads that keeps up, as one that is behind does, and as a
+    batch of any size is read.
+    """
+    if request.param != "the latest":
         monkeypatch.setattr(log, "FEW_ROWS", 0)
+    if request.param == "a large batch":
+        monkeypatch.setattr(log, "BATCH_ROWS", 0)
 
 
 @pytest.fixture
@@ -199,7 +202,7 @@ async def test_a_large_transaction_comes_in_pages(connection: Connection) -> Non
     assert (again.changes, again.until) == (pages[1].changes, pages[1].until)
 
 
-@pytest.mark.parametrize("transactions", [3, log.FEW_TRANSACTIONS, 3 * log.FEW_TRANSACTIONS])
+@pytest.mark.parametrize("transactions", [3, 40])
 async def test_continuing_behind_any_change(connection: Connection, transactions: int) -> None:
     """Whoever stopped within a batch, of few transactions or of many, continues with the next
     change.
@@ -295,15 +298,12 @@ async def test_every_change_once_under_concurrent_writers(database_url: str) -> 
     await reader.close()
 
 
-READ_ALL = (log.READ, log.PAGE_ROWS, log.PAGE_BYTES, None, 0, log.FEW_TRANSACTIONS)
-READ_LATEST = (log.READ_LATEST, 1000, log.PAGE_BYTES)
-
-
+@pytest.mark.parametrize("bulk_is_older", [True, False])
 @pytest.mark.parametrize(
-    ("read", "bulk_is_older"), [(READ_ALL, True), (READ_LATEST, True), (READ_LATEST, False)]
+    "read", [(log.READ_BATCH, log.FEW_ROWS), (log.READ_LARGE, 0)], ids=["batch", "large"]
 )
 async def test_reading_costs_the_same_in_a_long_log(
-    connection: Connection, other: Connection, read: tuple[Any, ...], bulk_is_older: bool
+    connection: Connection, other: Connection, read: tuple[str, int], bulk_is_older: bool
 ) -> None:
     """Reading the newest change touches few blocks, with 50,000 changes behind it and 50,000 that
     an open transaction has written, before the position it is read from or after it.
@@ -319,10 +319,16 @@ async def test_reading_costs_the_same_in_a_long_log(
         if not bulk_is_older:
             await other.execute(bulk)
         await insert(connection, "new")
-        query, *arguments = read
+        query, third = read
         plan = json.loads(
             await connection.fetchval(
-                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {query}", str(since.position), *arguments
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {query}",
+                str(since.position),
+                None,
+                third,
+                log.PAGE_ROWS,
+                log.PAGE_BYTES,
+                True,
             )
         )[0]["Plan"]
     assert plan["Actual Rows"] == 2

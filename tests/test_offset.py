@@ -9,22 +9,38 @@ from hypothesis import strategies as st
 
 from app.database import Connection
 from app.feed import log
-from app.feed.offset import GREATEST_XID, Epoch, InvalidOffset, Offset, Position
+from app.feed.offset import GREATEST_XID, Epoch, InvalidOffset, Offset, Position, xid_after
 
 EPOCH = Epoch("0123abcd", "secret")
 ALLOWED = set(string.ascii_letters + string.digits + ".:,_-")
 
 
+def xids(greatest: int = GREATEST_XID) -> st.SearchStrategy[int]:
+    """Transaction ids as Postgres gives them out: their lower 32 bits are at least 3."""
+    return st.integers(3, greatest).filter(lambda xid: xid & 0xFFFFFFFF >= 3)
+
+
 @st.composite
 def positions(draw: st.DrawFn) -> Position:
-    xmax = draw(st.integers(1, GREATEST_XID))
-    running = draw(st.frozensets(st.integers(1, xmax - 1), max_size=8) if xmax > 1 else st.just([]))
+    xmax = draw(xids())
+    running = draw(st.frozensets(xids(xmax - 1), max_size=8) if xmax > 3 else st.just([]))
     return Position(xmax, frozenset(running))
 
 
 offsets = st.builds(Offset, positions()) | st.builds(
     Offset, positions(), positions(), st.integers(0, 2**63 - 1)
 )
+
+
+@pytest.mark.parametrize(
+    ("xid", "following"),
+    [(3, 4), (2**32 - 2, 2**32 - 1), (2**32 - 1, 2**32 + 3), (7 * 2**32 - 1, 7 * 2**32 + 3)],
+)
+def test_ids_that_postgres_leaves_out_are_stepped_over(xid: int, following: int) -> None:
+    """After the last id of an epoch of 2^32 comes the fourth of the next one."""
+    assert xid_after(xid) == following
+    position = Position(3, frozenset()).advanced(Position(following + 5, frozenset()), xid)
+    assert Position.parse(str(position)).xmax == following
 
 
 @given(positions())

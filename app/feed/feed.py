@@ -4,11 +4,12 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Protocol
 
 import asyncpg
 
-from app.database import UNAVAILABLE, connect
+from app.database import UNAVAILABLE, connect, flush
 from app.feed import log
 from app.feed.listener import Listener
 from app.feed.log import HistoryLost, Page
@@ -52,6 +53,13 @@ class Audience(Protocol):
         """The next page; it begins where the last one ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class FeedStats:
+    """`unreadable`: changes that could not be read, and became reloads of their topics."""
+
+    unreadable: int
+
+
 class Feed:
     """Reads every committed change exactly once and in order, and publishes it.
 
@@ -69,6 +77,11 @@ class Feed:
         self._read_at = float("-inf")
         self._looked = asyncio.Condition()
         self._looks = 0
+        self._unreadable = 0
+
+    def stats(self) -> FeedStats:
+        """What has happened so far."""
+        return FeedStats(self._unreadable)
 
     async def run(self) -> None:
         """Follow the log for ever, reconnecting by itself."""
@@ -139,6 +152,7 @@ class Feed:
             await log.disown(reader, self.reached.position)
         self.epoch = await log.current_epoch(reader)
         self.reached = Offset(await log.current_position(reader))
+        await flush(reader)  # the position may have seen commits that a crash would take back
         self._audience.started(self.epoch, self.reached)
 
     async def _follow(self, listener: Listener, reader: asyncpg.Connection) -> None:
@@ -187,11 +201,11 @@ class Feed:
             while True:
                 page = await log.read(reader, self.reached)
                 changes += len(page.changes)
+                self._unreadable += page.unreadable
                 if page.until != self.reached:
                     self._audience.publish(page)
                     self.reached = page.until
-                # A page that ends a batch it did not begin says nothing about now.
-                if page.until.until is None and page.since.until is None:
+                if page.is_latest:
                     break
         except HistoryLost:
             await self._restart(reader)

@@ -1,119 +1,138 @@
 """Every query on the log: positions in, pages out."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
+from app.database import UNAVAILABLE, flush
 from app.feed.offset import Epoch, Offset, Position
+from app.feed.row import member
+
+logger = logging.getLogger("tablecast.feed")
 
 PAGE_ROWS = 5_000
-# More than a feed that keeps up finds at once.
-FEW_ROWS = 1_000
-FEW_TRANSACTIONS = 32
 # What is stored compressed counts tenfold; often it is threefold, rarely ninety.
 PAGE_BYTES = 1024 * 1024
+# More than a feed that keeps up finds at once.
+FEW_ROWS = 1_000
+# More than lies between two checkpoints (there is one about every 4096 changes).
+BATCH_ROWS = 10_000
+# What fails for a reason that lies in the rows; a failed connection is one of UNAVAILABLE.
+UNREADABLE = (asyncpg.PostgresError, UnicodeDecodeError)
 
-# The page of what is `unread`, at most $2 rows and about $3 bytes. The first row, with id 0, is the
-# header: what was read up to, and whether the log continues from $1, both from the very snapshot
-# the rows are from.
+# How both reads start, and how they end.
+#
+# `unread` are changes, at most so many that one more says there are others. The first row, with id
+# 0, is the header: the snapshot that was read up to, whether the log continues from $1, how many
+# changes are `unread`, and the newest transaction among them. Then comes the page, at most $4 rows
+# and about $5 bytes; without $6 it has no bodies.
+BOUNDS = """
+bounds AS MATERIALIZED (
+    SELECT since, until, feed.xid_before(pg_snapshot_xmax(since)) AS seen,
+           ARRAY(SELECT xid FROM pg_snapshot_xip(until) AS xid
+                 WHERE xid >= pg_snapshot_xmax(since)) AS running
+    FROM (SELECT $1::text::pg_snapshot AS since,
+                 coalesce($2::text::pg_snapshot, pg_current_snapshot()) AS until) AS given
+),
+gap AS (
+    SELECT gap.* FROM bounds,
+           unnest(seen || running, running || pg_snapshot_xmax(until)) AS gap (above, below)
+),
+ended AS (
+    SELECT xid FROM bounds, pg_snapshot_xip(since) AS xid WHERE pg_visible_in_snapshot(xid, until)
+)
+"""
 PAGE = """
 page AS (
     SELECT *, sum(size) OVER (ORDER BY id) AS bytes
     FROM (
-        SELECT *, coalesce(pg_column_size(row), 0)
-                  * CASE WHEN pg_column_compression(row) IS NULL THEN 1 ELSE 10 END AS size
-        FROM unread
-    ) AS unread
-    ORDER BY id
-    LIMIT $2
+        SELECT *, coalesce(pg_column_size(body), 0)::bigint
+                  * CASE WHEN pg_column_compression(body) IS NULL THEN 1 ELSE 10 END AS size
+        FROM (
+            SELECT id, topic, op, at, async,
+                   CASE op WHEN 'destroy' THEN coalesce(old, new) ELSE new END AS body
+            FROM unread
+        ) AS sent
+        ORDER BY id LIMIT $4
+    ) AS sized
 )
-SELECT 0 AS id, until::text AS topic, feed.continues(since)::text AS op, NULL AS body,
-       extract(epoch FROM clock_timestamp())::float8 AS at, false AS full, '0'::xid8 AS xid
+SELECT 0 AS id, NULL AS topic, NULL AS op, NULL AS body, NULL::boolean AS async,
+       extract(epoch FROM clock_timestamp())::float8 AS at,
+       until::text AS until, feed.continues(since) AS continues,
+       (SELECT count(*) FROM unread) AS found,
+       (SELECT max(xid::text::bigint) FROM unread) AS newest
 FROM bounds
 UNION ALL
-SELECT id, topic, op,
-       CASE op WHEN 'destroy' THEN coalesce((row -> 'name')::text, row::text) ELSE row::text END,
-       extract(epoch FROM at)::float8, bytes >= $3, xid
+SELECT id, topic, op, CASE WHEN $6 THEN body::text END, async, extract(epoch FROM at)::float8,
+       NULL, NULL, NULL, NULL
 FROM page
-WHERE bytes - size < $3
+WHERE bytes - size < $5
 ORDER BY id
 """
 
-# What a feed that keeps up asks: what is visible now and was not in $1.
+# What is visible in $2 (NULL: now) and was not in $1, unless that is more than $3 changes.
 #
-# It is read gap by gap between the transactions still running: the rows of a bulk load under way
-# cannot be seen, but would be stepped over one by one.
-READ_LATEST = f"""
-WITH bounds AS MATERIALIZED (
-    SELECT since, until, (pg_snapshot_xmax(since)::text::bigint - 1)::text::xid8 AS seen,
-           ARRAY(SELECT xid FROM pg_snapshot_xip(until) AS xid
-                 WHERE xid >= pg_snapshot_xmax(since)) AS running
-    FROM (SELECT $1::text::pg_snapshot AS since, pg_current_snapshot() AS until) AS p
-),
-unread AS (
-    SELECT change.*
-    FROM bounds,
-         unnest(seen || running, running || pg_snapshot_xmax(until)) AS gap (above, below),
-         LATERAL (
-             SELECT * FROM feed.change WHERE xid > above AND xid < below
-             ORDER BY xid, id LIMIT $2
-         ) AS change
-    UNION ALL
-    SELECT change.*
-    FROM bounds, pg_snapshot_xip(since) AS ended, LATERAL (
-        SELECT * FROM feed.change WHERE xid = ended ORDER BY id LIMIT $2
+# It is read by the primary key, gap by gap between the transactions still running: the rows of a
+# bulk load under way cannot be seen, but would be stepped over one by one.
+READ_BATCH = f"""
+WITH {BOUNDS},
+unread AS MATERIALIZED (
+    SELECT change.* FROM gap, LATERAL (
+        SELECT * FROM feed.change WHERE xid > gap.above AND xid < gap.below
+        ORDER BY xid, id LIMIT $3 + 1
     ) AS change
-    WHERE pg_visible_in_snapshot(ended, until)
+    UNION ALL
+    SELECT change.* FROM ended, LATERAL (
+        SELECT * FROM feed.change WHERE xid = ended.xid ORDER BY id LIMIT $3 + 1
+    ) AS change
 ),
 {PAGE}
 """
 
-# What is between two positions, however much: not visible in $1 (two index searches, whatever the
-# size of the log and however long some transaction stays open), visible in $4 (NULL: now), behind
-# change $5.
-#
-# The primary key gives the changes of one transaction in order. So while the transactions are few
-# (`written` stops at $6) each is entered where the page begins; a million rows of one COPY are not
-# sorted anew for every page. Many transactions are read whole, and sorted. Of those that ran at $1
-# only the ones that have `ended` are looked at: the rest would be walked in vain, row by row.
-READ = f"""
-WITH RECURSIVE bounds AS MATERIALIZED (
-    SELECT pg_snapshot_xmax(since) AS low, pg_snapshot_xmax(until) AS high, since, until,
-           ARRAY(SELECT xid FROM pg_snapshot_xip(since) AS xid
-                 WHERE pg_visible_in_snapshot(xid, until)) AS ended
-    FROM (SELECT $1::text::pg_snapshot AS since,
-                 coalesce($4::text::pg_snapshot, feed.position()) AS until) AS p
-),
+# The same however much it is, from after change $3 on. The primary key gives the changes of one
+# transaction in order, so each is entered where the page begins; a million rows of one COPY are not
+# sorted again for every page.
+READ_LARGE = f"""
+WITH RECURSIVE {BOUNDS},
 written AS (
-    (SELECT xid FROM feed.change
-     WHERE xid >= (SELECT low FROM bounds) AND xid < (SELECT high FROM bounds)
-     ORDER BY xid LIMIT 1)
+    SELECT gap.below, (SELECT xid FROM feed.change WHERE xid > gap.above AND xid < gap.below
+                       ORDER BY xid LIMIT 1) AS xid
+    FROM gap
     UNION ALL
-    SELECT (SELECT xid FROM feed.change
-            WHERE xid > written.xid AND xid < (SELECT high FROM bounds) ORDER BY xid LIMIT 1)
+    SELECT below, (SELECT xid FROM feed.change WHERE xid > written.xid AND xid < written.below
+                   ORDER BY xid LIMIT 1)
     FROM written WHERE xid IS NOT NULL
 ),
-few AS MATERIALIZED (SELECT array_agg(xid) AS xids FROM (SELECT xid FROM written LIMIT $6) AS w),
-behind AS (
-    SELECT one.* FROM few, unnest(xids || (SELECT ended FROM bounds)) AS of (xid), LATERAL (
-        SELECT * FROM feed.change
-        WHERE change.xid = of.xid AND id > $5 ORDER BY id LIMIT $2
-    ) AS one
-    WHERE (SELECT cardinality(xids) < $6 FROM few) IS NOT FALSE
-    UNION ALL
-    SELECT * FROM feed.change
-    WHERE xid >= (SELECT low FROM bounds) AND xid < (SELECT high FROM bounds) AND id > $5
-      AND (SELECT cardinality(xids) >= $6 FROM few)
-    UNION ALL
-    SELECT * FROM feed.change
-    WHERE xid = ANY ((SELECT ended FROM bounds)::xid8[]) AND id > $5
-      AND (SELECT cardinality(xids) >= $6 FROM few)
-),
-unread AS (
-    SELECT * FROM behind WHERE pg_visible_in_snapshot(xid, (SELECT until FROM bounds))
+unread AS MATERIALIZED (
+    SELECT change.*
+    FROM (SELECT xid FROM written WHERE xid IS NOT NULL UNION ALL SELECT xid FROM ended) AS part,
+         LATERAL (
+             SELECT * FROM feed.change
+             WHERE xid = part.xid AND id > $3 ORDER BY id LIMIT $4 + 1
+         ) AS change
+    ORDER BY id LIMIT $4 + 1
 ),
 {PAGE}
+"""
+
+# The first checkpoint after position $1 and before $2 (NULL: now) with changes between. A snapshot
+# is later than another if it sees all that the other one does. The primary key serves it.
+NEXT_CHECKPOINT = """
+SELECT position::text
+FROM (SELECT $1::text::pg_snapshot AS since,
+             coalesce($2::text::pg_snapshot, pg_current_snapshot()) AS until) AS given,
+     feed.checkpoint,
+     LATERAL (SELECT feed.position_of(snapshot) AS position OFFSET 0) AS cut
+WHERE checkpoint.until > pg_snapshot_xmax(since)
+      AND checkpoint.until <= pg_snapshot_xmax(given.until)
+      AND NOT EXISTS (SELECT FROM pg_snapshot_xip(snapshot) AS xid
+                      WHERE pg_visible_in_snapshot(xid, since))
+      AND NOT EXISTS (SELECT FROM pg_snapshot_xip(given.until) AS xid
+                      WHERE pg_visible_in_snapshot(xid, snapshot))
+      AND position::text <> since::text
+ORDER BY checkpoint.until, id LIMIT 1
 """
 
 # Transactions that have written changes and not ended for $1 seconds; a prepared one has no pid.
@@ -134,7 +153,10 @@ class HistoryLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One row of the log. `body` is what the event carries, as JSON text (truncate: None)."""
+    """One row of the log. `body` is what the event carries, as JSON text.
+
+    The operations truncate and reload have none; reload says that the topic must be loaded again.
+    """
 
     id: int
     topic: str
@@ -147,7 +169,8 @@ class Page:
     """Consecutive changes of one batch, between two offsets.
 
     `written` and `read`: when the last change was written and when the page was read, in
-    milliseconds since 1970 by the database's clock.
+    milliseconds since 1970 by the database's clock. `is_latest`: nothing was left to read then.
+    `unreadable`: how many of the changes are in it as reload, because they could not be read.
     """
 
     since: Offset
@@ -155,6 +178,8 @@ class Page:
     changes: Sequence[Change]
     written: int
     read: int
+    is_latest: bool = False
+    unreadable: int = 0
 
 
 async def current_epoch(connection: asyncpg.Connection) -> Epoch:
@@ -180,55 +205,149 @@ async def current_position(connection: asyncpg.Connection) -> Position:
     return Position.parse(await connection.fetchval("SELECT feed.position()::text"))
 
 
+async def continues(connection: asyncpg.Connection, position: Position) -> bool:
+    """Return whether the log holds everything after a position. Reads no change."""
+    return bool(
+        await connection.fetchval("SELECT feed.continues($1::text::pg_snapshot)", str(position))
+    )
+
+
 async def read(
     connection: asyncpg.Connection, since: Offset, until: Position | None = None
 ) -> Page:
-    """Read the next page behind an offset, up to a position (None: up to now).
+    """Read the next page after an offset, up to a position (None: up to now).
 
-    An offset within a batch is continued to the end of that batch. Raises HistoryLost.
+    An offset within a batch is continued to the end of that batch; a long way is divided into
+    batches at checkpoints. A change that cannot be read becomes a reload of its topic. What is read
+    up to now is flushed to disk before it is returned: a crash cannot take it back.
+
+    Raises HistoryLost, or one of UNAVAILABLE.
     """
-    until = since.until or until
-    if until is None:
-        found = await connection.fetch(READ_LATEST, str(since.position), FEW_ROWS, PAGE_BYTES)
-        if _whole(found, FEW_ROWS):
-            newest = max(row["xid"] for row in found)
-            snapshot = Position.parse(found[0]["topic"])
-            return _page(found, since, Offset(since.position.advanced(snapshot, newest)))
-    found = await connection.fetch(
-        READ,
-        str(since.position),
-        PAGE_ROWS,
-        PAGE_BYTES,
-        str(until) if until else None,
-        since.id,
-        FEW_TRANSACTIONS,
+    rows = PAGE_ROWS
+    while True:
+        try:
+            return await _read(connection, since, until, rows, bodies=True)
+        except UNAVAILABLE:
+            raise
+        except UNREADABLE as error:
+            if rows > 1:
+                rows = max(1, rows // 8)
+                continue
+            return await _read_around(connection, since, until, error)
+
+
+async def _read_around(
+    connection: asyncpg.Connection, since: Offset, until: Position | None, error: Exception
+) -> Page:
+    """The page of one change that cannot be read."""
+    page = await _read(connection, since, until, 1, bodies=False)
+    [change] = page.changes
+    logger.error(
+        "change %d of the topic %s cannot be read (%s): its clients load again",
+        change.id, change.topic, str(error).partition("\n")[0],
+    )  # fmt: skip
+    return Page(
+        page.since, page.until, [Change(change.id, change.topic, "reload", None)],
+        page.written, page.read, page.is_latest, unreadable=1,
+    )  # fmt: skip
+
+
+async def _read(
+    connection: asyncpg.Connection,
+    since: Offset,
+    until: Position | None,
+    rows: int,
+    *,
+    bodies: bool,
+) -> Page:
+    page_limits = (rows, PAGE_BYTES, bodies)
+    if since.until is not None:
+        found = await _fetch(connection, READ_LARGE, since, since.until, since.id, *page_limits)
+        return await _page(connection, found, since, since.until, until is None)
+
+    found = await _fetch(connection, READ_BATCH, since, until, FEW_ROWS, *page_limits)
+    if found[0]["found"] <= FEW_ROWS:
+        return await _page(connection, found, since, until, until is None)
+
+    target = await _next_checkpoint(connection, since, until)
+    if target is None:
+        target = until or await current_position(connection)
+    found = await _fetch(connection, READ_BATCH, since, target, BATCH_ROWS, *page_limits)
+    if found[0]["found"] > BATCH_ROWS:
+        found = await _fetch(connection, READ_LARGE, since, target, 0, *page_limits)
+    return await _page(connection, found, since, target, until is None)
+
+
+async def _fetch(
+    connection: asyncpg.Connection,
+    query: str,
+    since: Offset,
+    until: Position | None,
+    *arguments: object,
+) -> list[asyncpg.Record]:
+    """Run one of the reads. Raises HistoryLost."""
+    found: list[asyncpg.Record] = await connection.fetch(
+        query, str(since.position), None if until is None else str(until), *arguments
     )
-    reached = Position.parse(found[0]["topic"])
-    if _whole(found, PAGE_ROWS):
-        return _page(found, since, Offset(reached))
-    return _page(found, since, Offset(since.position, reached, found[-1]["id"]))
-
-
-def _whole(found: Sequence[asyncpg.Record], most_rows: int) -> bool:
-    """Whether a header and rows are all there was."""
-    return len(found) <= most_rows and not found[-1]["full"]
-
-
-def _page(found: Sequence[asyncpg.Record], since: Offset, until: Offset) -> Page:
-    header, *rows = found
-    if header["op"] != "true":
+    if not found[0]["continues"]:
         raise HistoryLost(f"the log does not continue from {since.position}")
+    return found
+
+
+async def _next_checkpoint(
+    connection: asyncpg.Connection, since: Offset, until: Position | None
+) -> Position | None:
+    text = await connection.fetchval(
+        NEXT_CHECKPOINT, str(since.position), None if until is None else str(until)
+    )
+    return None if text is None else Position.parse(text)
+
+
+async def _page(
+    connection: asyncpg.Connection,
+    found: Sequence[asyncpg.Record],
+    since: Offset,
+    target: Position | None,
+    is_live: bool,
+) -> Page:
+    """The page that was found between an offset and a position (None: the header's snapshot)."""
+    header, *rows = found
+    is_latest = target is None and since.until is None and len(rows) == header["found"]
+    if is_live and any(row["async"] for row in rows):
+        await flush(connection)
+    if target is None:
+        target = since.position.advanced(Position.parse(header["until"]), header["newest"])
+    if len(rows) == header["found"]:
+        until = Offset(target)
+    else:
+        until = Offset(since.position, target, rows[-1]["id"])
     now = header["at"]
     written = rows[-1]["at"] if rows else now
-    return Page(
-        since, until, [Change(*row[:4]) for row in rows], round(written * 1000), round(now * 1000)
-    )
+    changes = [_change(*row[:4]) for row in rows]
+    return Page(since, until, changes, round(written * 1000), round(now * 1000), is_latest)
+
+
+def _change(id: int, topic: str, op: str, body: str | None) -> Change:
+    if body is None:
+        # A row that was too long for the log, or changes that could not be put into order.
+        return Change(id, topic, "truncate" if op == "truncate" else "reload", None)
+    if op == "destroy":
+        body = member(body, "name") or body
+    return Change(id, topic, op, body)
 
 
 async def holding_back(connection: asyncpg.Connection, seconds: float) -> list[asyncpg.Record]:
-    """The transactions whose changes wait for a commit longer than so many seconds."""
+    """The transactions whose changes have waited for a commit longer than `seconds`."""
     holders: list[asyncpg.Record] = await connection.fetch(HOLDING_BACK, seconds)
     return holders
+
+
+async def check_topics(connection: asyncpg.Connection) -> list[tuple[str, str | None]]:
+    """Have clients load again what they cannot have followed: tables that were altered, triggers
+    that were missing. Returns each such topic, and what is still wrong with it (None: nothing).
+    """
+    found = await connection.fetch("SELECT topic, problem FROM feed.check_topics()")
+    return [(row["topic"], row["problem"]) for row in found]
 
 
 async def prune(connection: asyncpg.Connection, retention: float, keep: int, step: int) -> int:

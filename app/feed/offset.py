@@ -8,6 +8,14 @@ from typing import Self
 # 64-bit transaction ids have at most 20 digits; a snapshot lists one per connection at most.
 LONGEST_OFFSET_CHARS = 64 * 1024
 GREATEST_XID = 2**63 - 1
+# Postgres leaves out ids whose lower 32 bits are below this, and refuses snapshots that name them.
+FIRST_XID = 3
+
+
+def xid_after(xid: int) -> int:
+    """The transaction id that follows one (FullTransactionIdAdvance in Postgres's transam.h)."""
+    following = xid + 1
+    return following + max(0, FIRST_XID - (following & 0xFFFFFFFF))
 
 
 class InvalidOffset(ValueError):
@@ -34,7 +42,11 @@ class Position:
         except ValueError:
             raise InvalidOffset(f"not a snapshot: {text[:100]!r}") from None
         position = cls(xmax, frozenset(running))
-        if not 0 < xmin <= xmax <= GREATEST_XID or str(position) != text:
+        if (
+            not 0 < xmin <= xmax <= GREATEST_XID
+            or any(xid & 0xFFFFFFFF < FIRST_XID for xid in (xmax, *running))
+            or str(position) != text
+        ):
             raise InvalidOffset(f"not a snapshot: {text[:100]!r}")
         return position
 
@@ -48,11 +60,12 @@ class Position:
             xid >= other.xmax or xid in other.running for xid in self.running
         )
 
-    def advanced(self, snapshot: "Position", newest: int) -> "Position":
+    def advanced(self, snapshot: "Position", newest: int | None) -> "Position":
         """Where a reader is that has read on from here all that a snapshot can see, the newest of
-        it by transaction `newest`. Cut back to just behind that, as feed.position() is.
+        it by transaction `newest` (None: nothing). Cut back to just after that, as feed.position()
+        is.
         """
-        xmax = max(self.xmax, newest + 1)
+        xmax = self.xmax if newest is None else max(self.xmax, xid_after(newest))
         return Position(xmax, frozenset(xid for xid in snapshot.running if xid < xmax))
 
 

@@ -9,6 +9,7 @@ back to catching up; one that takes nothing at all is cut off, and continues whe
 import asyncio
 import logging
 import secrets
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -27,10 +28,28 @@ logger = logging.getLogger("tablecast.sockets")
 
 # Replays read through the pool that also serves REST; the rest of it is REST's.
 READS_AT_ONCE = 2
+JUDGED_AT_ONCE = 2
 # What ends a replay; the client comes back, and is told.
 GONE: tuple[type[BaseException], ...] = (HistoryLost, *UNAVAILABLE)
 # Parts that lie ready are sent together, up to so many bytes.
 JOINED_BYTES = 256 * 1024
+
+
+@dataclass(slots=True)
+class Reading:
+    """A read of the log under way, and how many clients wait for it."""
+
+    task: asyncio.Task[Part]
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastStats:
+    """`reading`: reads of the log under way. `unreadable`: changes that replays could not read."""
+
+    clients: int
+    reading: int
+    unreadable: int
 
 
 class Broadcast:
@@ -44,14 +63,20 @@ class Broadcast:
         self._live = Live()
         self._clients: dict[Connection, Client] = {}
         self._recent = Recent()
-        self._reading: dict[Offset, asyncio.Task[Part]] = {}
+        self._reading: dict[Offset, Reading] = {}
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
+        self._judged = asyncio.Semaphore(JUDGED_AT_ONCE)
+        self._unreadable = 0
         self._epoch: Epoch | None = None
         self._end: Offset | None = None  # where the live clients are
         self._settled = asyncio.Event()  # the end is not within a batch
 
     def __len__(self) -> int:
         return len(self._clients)
+
+    def stats(self) -> BroadcastStats:
+        """How it stands."""
+        return BroadcastStats(len(self._clients), len(self._reading), self._unreadable)
 
     # The feed's side
 
@@ -134,7 +159,10 @@ class Broadcast:
         try:
             offset = self._epoch.parse(text)
             if offset != self._end and self._recent.get(offset) is None:
-                await self._read(offset)
+                await self._wait_until_reached(offset)
+                async with self._judged, self._pool.acquire() as connection:
+                    if not await log.continues(connection, offset.position):
+                        raise HistoryLost(f"the log does not continue from {offset.position}")
             return offset
         except (InvalidOffset, HistoryLost) as reason:
             logger.info("a client cannot continue: %s", reason)
@@ -160,7 +188,10 @@ class Broadcast:
         except TimeoutError:
             client.connection.cut("it takes nothing")
         except GONE as reason:
-            client.connection.cut(str(reason))
+            client.connection.cut(str(reason) or type(reason).__name__)
+        except Exception:
+            logger.exception("the replay to %s has failed", client.connection.sid)
+            client.connection.cut("its replay has failed")
 
     async def _drained(self, connection: Connection) -> None:
         """Wait until a client has taken what it was sent. Raises TimeoutError when it stalls."""
@@ -175,37 +206,50 @@ class Broadcast:
                     raise
 
     async def _read(self, offset: Offset) -> Part:
-        """The part behind an offset, out of the log. Whoever asks for the same shares one read.
+        """The part after an offset, out of the log. Clients that ask for the same share one read; it
+        is cancelled when nobody waits for it any more.
 
         Raises HistoryLost if the log does not continue from there.
         """
         reading = self._reading.get(offset)
         if reading is None:
-            reading = asyncio.create_task(self._read_log(offset), name="replay")
+            reading = Reading(asyncio.create_task(self._read_log(offset), name="replay"))
             self._reading[offset] = reading
-            reading.add_done_callback(lambda task: self._read_done(offset, task))
-        return await asyncio.shield(reading)
-
-    def _read_done(self, offset: Offset, reading: asyncio.Task[Part]) -> None:
-        self._reading.pop(offset, None)
-        if not reading.cancelled():
-            reading.exception()  # told to whoever waits; perhaps nobody does any more
+        reading.waiting += 1
+        try:
+            return await asyncio.shield(reading.task)
+        finally:
+            reading.waiting -= 1
+            if not reading.waiting or reading.task.done():
+                if self._reading.get(offset) is reading:
+                    del self._reading[offset]
+                reading.task.cancel()
 
     async def _read_log(self, offset: Offset) -> Part:
-        # Not beyond where the live clients are to be: behind a batch, never within.
+        # Not beyond where the live clients are to be: after a batch, never within.
         await self._settled.wait()
+        await self._wait_until_reached(offset)
         assert self._end is not None and self._epoch is not None
-        if not self._end.position.covers(offset.until or offset.position):
-            await self._look()  # another node was faster
-            if not self._end.position.covers(offset.until or offset.position):
-                raise HistoryLost("from the future")
         epoch, target = self._epoch, self._end.position
         async with self._reads, self._pool.acquire() as connection:
             page = await log.read(connection, offset, target)
+        self._unreadable += page.unreadable
         part = Part(page, epoch)
         if epoch is self._epoch:
             self._recent.add(part)
         return part
+
+    async def _wait_until_reached(self, offset: Offset) -> None:
+        """Return when the live clients are as far as an offset. Raises HistoryLost if they are not,
+        even after a look: it is from the future.
+        """
+        reached = offset.until or offset.position
+        if self._end is not None and self._end.position.covers(reached):
+            return
+        await self._settled.wait()
+        await self._look()  # another node was faster
+        if self._end is None or not self._end.position.covers(reached):
+            raise HistoryLost("from the future")
 
     async def _look(self) -> None:
         if self.feed is None or not await self.feed.look():

@@ -6,7 +6,7 @@ from functools import cached_property, partial
 
 from engineio.packet import MESSAGE, Packet
 
-from app.feed.log import Page
+from app.feed.log import Change, Page
 from app.feed.offset import Epoch
 
 CONNECT, EVENT, CONNECT_ERROR = "0", "2", "4"  # Socket.IO packet types
@@ -87,6 +87,13 @@ def changes(page: Page, epoch: Epoch) -> Frames:
     return Frames(
         f'{EVENT}["{change.topic}:{change.op}",{change.body},"{offset}"]'
         if change.body is not None
-        else f'{EVENT}["{change.topic}:{change.op}","{offset}"]'
+        else without_body(change, offset)
         for change, offset in zip(page.changes, offsets, strict=True)
     )
+
+
+def without_body(change: Change, offset: str) -> str:
+    """A truncate; or `feed:hello` once more, for one topic: what clients have of it is void."""
+    if change.op == "reload":
+        return EVENT + _json(["feed:hello", {"recovered": False, "topic": change.topic}, offset])
+    return f'{EVENT}["{change.topic}:{change.op}","{offset}"]'

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 IMAGE = "postgres:18"
 # Nothing in the shared server outlives the tests, so nothing need reach the disk.
-CARELESS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+CARELESS = {"fsync": "off", "full_page_writes": "off"}
 SHARED_SETTINGS: dict[str, str | int] = {**CARELESS, "max_connections": 300}
 TEMPLATE_LOCK = 8_140_263
 

@@ -1,0 +1,617 @@
+-- The triggers that write the log and ring the bell, and the functions that put them on a table.
+--
+-- Capture is by statement, with transition tables: a bulk statement costs one INSERT ... SELECT.
+-- The functions pin every setting a row's text depends on, so a row looks the same whoever wrote
+-- it. They run as the owner of the feed: writers need no rights on it. So they must run no code of
+-- anybody else's (feed.trusts), and nothing that a user may do to a table may make them fail.
+
+-- The topics: which table's changes they carry, and what the table was like when somebody last
+-- looked (feed.shape). What differs later is noticed by feed.check_topics.
+CREATE TABLE feed.topic (
+    relation regclass PRIMARY KEY,
+    topic    text     NOT NULL,
+    shape    text     NOT NULL
+);
+
+-- Begins a statement on a watched table: before it, so that its capture can tell whether other
+-- statements on this table ran inside it (in triggers, or in functions that it calls).
+--
+-- `feed.nesting_<table>` is empty or lists, separated by blanks, the last change logged inside the
+-- outermost open statement, and for each open statement what that was when it began; 0 stands for
+-- none. It is local to the transaction, so what fails takes its part of it along.
+--
+-- It runs as the writer and pins no search path, which would cost more than all it does.
+CREATE FUNCTION feed.begin_statement() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    setting text := pg_catalog.concat('feed.nesting_', TG_RELID);
+    nesting text := pg_catalog.current_setting(setting, true);
+BEGIN
+    IF nesting OPERATOR(pg_catalog.<>) '' THEN
+        nesting := pg_catalog.concat_ws(' ', nesting, pg_catalog.split_part(nesting, ' ', 1));
+    ELSE
+        nesting := '0 0';
+    END IF;
+    nesting := pg_catalog.set_config(setting, nesting, true);
+    RETURN NULL;
+END
+$$;
+
+-- Whether values of a type can be rendered as JSON without running code of somebody who could not
+-- act as the owner of the feed anyway: row_to_json calls a cast to json where a type has one. (The
+-- first object of a user has the number 16384. A domain is rendered as its base type.)
+CREATE FUNCTION feed.trusts_type(type oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE part (type) AS (
+        SELECT trusts_type.type
+        UNION
+        SELECT inside.type
+        FROM part
+        JOIN pg_type ON pg_type.oid = part.type
+        CROSS JOIN LATERAL (
+            SELECT unnest(ARRAY[typelem, typbasetype])
+            UNION ALL
+            SELECT atttypid FROM pg_attribute
+            WHERE typrelid <> 0 AND attrelid = typrelid AND attnum > 0 AND NOT attisdropped
+        ) AS inside (type)
+        WHERE inside.type <> 0
+    )
+    SELECT bool_and(oid < 16384 OR typtype = 'd' OR pg_has_role(typowner, current_user, 'MEMBER'))
+    FROM part JOIN pg_type ON oid = part.type
+$$;
+
+-- Whether that holds for every column of a table.
+--
+-- Declared immutable, which it is not, so that it is evaluated when a capture statement is planned
+-- and not when it runs; any change of the table's columns has the statement planned again.
+CREATE FUNCTION feed.trusts(relation oid) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(bool_and(feed.trusts_type(atttypid)), true) FROM pg_attribute
+    WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped
+$$;
+
+-- Whether a table's rows must be spelled out column by column: it has columns that may not be
+-- rendered by their types, or virtual generated ones (Postgres 18), which are computed when a row is
+-- read and are NULL in a transition table.
+CREATE FUNCTION feed.needs_spelling(relation regclass) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT feed.trusts(relation::oid) OR EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = relation AND attgenerated = 'v')
+$$;
+
+-- The rows of a table, or of a transition table with its columns, as an item of a FROM clause. What
+-- may not be rendered by its type is given as text, or as an array of texts.
+CREATE FUNCTION feed.rows_of(relation regclass, source text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN NOT feed.needs_spelling(relation) THEN source ELSE (
+        SELECT format('(SELECT %s FROM %s)', string_agg(format(CASE
+                   WHEN attgenerated = 'v' THEN '(%2$s) AS %1$I'
+                   WHEN feed.trusts_type(atttypid) THEN '%1$I'
+                   WHEN typcategory = 'A'
+                       THEN 'CASE num_nulls(%1$I) WHEN 0 THEN format(''%%s'', %1$I)::text[] END AS %1$I'
+                   ELSE 'CASE num_nulls(%1$I) WHEN 0 THEN format(''%%s'', %1$I) END AS %1$I'
+               END, attname, pg_get_expr(adbin, adrelid)), ', ' ORDER BY attnum), source)
+        FROM pg_attribute
+        JOIN pg_type ON pg_type.oid = atttypid
+        LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped
+    ) END
+$$;
+
+-- The columns of a table's primary key, in order; NULL where it has none.
+CREATE FUNCTION feed.key_of(relation regclass) RETURNS name[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(attname ORDER BY place)
+    FROM pg_index
+    CROSS JOIN LATERAL unnest(indkey::int2[]) WITH ORDINALITY AS key (attnum, place)
+    JOIN pg_attribute ON attrelid = indrelid AND pg_attribute.attnum = key.attnum
+    WHERE indrelid = relation AND indisprimary AND place <= indnkeyatts
+$$;
+
+-- A row as JSON; NULL if that would be longer than the log takes: whoever shows the table must load
+-- it again. Only rows of some size are given to this function (feed.json_expression).
+CREATE FUNCTION feed.large_json(changed record) RETURNS json
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    rendered json := row_to_json(changed);
+BEGIN
+    RETURN CASE WHEN octet_length(rendered::text) <= 268435456 THEN rendered END;
+END
+$$;
+
+-- The expression that renders one row as JSON. Up to 32 KiB no row can become so long that
+-- rendering fails: the worst, a numeric of 8 bytes, is 150,000 digits.
+CREATE FUNCTION feed.json_expression(rows text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('CASE WHEN pg_column_size(%1$s) <= 32768 THEN row_to_json(%1$s) '
+                  'ELSE feed.large_json(%1$s) END', rows)
+$$;
+
+-- The statement that logs what an INSERT, UPDATE or DELETE has changed; NULL without a primary key
+-- it cannot do without.
+--
+-- Columns are written `alias.column` and whole rows `alias.*`, so that no column's name can be taken
+-- for something else. Of an UPDATE the old and the new rows come in the same order; pairing them by
+-- place needs no key and no equality, and holds where foreign keys update one row several times. A
+-- row that did not change is no change. One whose key changed is logged as `rekey`, which
+-- feed.settle makes a destroy and a create; `feed.rekeyed` tells that there is one.
+CREATE FUNCTION feed.capture_statement(relation regclass, topic text, op text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE op
+        WHEN 'INSERT' THEN format($sql$
+            INSERT INTO feed.change (topic, op, new, async)
+            SELECT %L, 'create', %s, %s FROM %s AS x
+        $sql$, topic, feed.json_expression('x.*'), commit.async, feed.rows_of(relation, 'new_rows'))
+        WHEN 'DELETE' THEN format($sql$
+            INSERT INTO feed.change (topic, op, old, async)
+            SELECT %L, 'destroy', %s, %s FROM %s AS x
+        $sql$, topic, feed.json_expression('x.*'), commit.async, feed.rows_of(relation, 'old_rows'))
+        ELSE format($sql$
+            INSERT INTO feed.change (topic, op, old, new, async)
+            SELECT %L,
+                   CASE WHEN record_image_eq(ROW(%s), ROW(%s)) THEN 'update'
+                        ELSE set_config('feed.rekeyed', 'rekey', true) END,
+                   %s, %s, %s
+            FROM (SELECT row_number() OVER () AS place, x.*::record AS r%s FROM %s AS x) AS o
+            JOIN (SELECT row_number() OVER () AS place, x.*::record AS r%s FROM %s AS x) AS n
+                ON n.place = o.place
+            WHERE record_image_ne(o.r, n.r)
+            ORDER BY o.place
+        $sql$, topic, coalesce(key.of_old, 'false'), coalesce(key.of_new, 'true'),
+        feed.json_expression('o.r'), feed.json_expression('n.r'), commit.async,
+        key.named, feed.rows_of(relation, 'old_rows'), key.named, feed.rows_of(relation, 'new_rows'))
+    END
+    FROM (VALUES ('(SELECT true WHERE current_setting(''synchronous_commit'') = ''off'')'))
+             AS commit (async),
+         LATERAL (
+             SELECT string_agg(format('o.k%s', place), ', ') AS of_old,
+                    string_agg(format('n.k%s', place), ', ') AS of_new,
+                    string_agg(format(', x.%I AS k%s', part, place), '' ORDER BY place) AS named
+             FROM unnest(feed.key_of(relation)) WITH ORDINALITY AS parts (part, place)
+         ) AS key
+$$;
+
+-- The order of one key's changes that leads to what the table holds now (`final`, NULL: no row), as
+-- places in the arrays; 0 stands for a change that is missing at the end.
+--
+-- The changes are two runs, each in the order it was made: the first `mine` those of a statement, the
+-- others of statements that ran inside it. From the end backwards each state tells which change led
+-- to it. Where both could have, it was the inner one: what a statement removes or updates was there
+-- before it, and what it adds, it adds where nothing is.
+CREATE FUNCTION feed.chain(befores text[], afters text[], mine integer, final text)
+RETURNS integer[]
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    state text := final;
+    outer_end integer := mine;
+    inner_end integer := cardinality(befores);
+    chained integer[] := '{}';
+    found integer;
+BEGIN
+    WHILE outer_end > 0 OR inner_end > mine LOOP
+        IF inner_end > mine AND afters[inner_end] IS NOT DISTINCT FROM state THEN
+            found := inner_end;
+            inner_end := inner_end - 1;
+        ELSIF outer_end > 0 AND afters[outer_end] IS NOT DISTINCT FROM state THEN
+            found := outer_end;
+            outer_end := outer_end - 1;
+        ELSE
+            -- No order leads there, as where a deferred key is held by two rows for a while.
+            SELECT array_agg(place ORDER BY place <= mine AND befores[place] IS NULL, place)
+            INTO chained FROM generate_subscripts(befores, 1) AS place;
+            IF afters[chained[cardinality(chained)]] IS NOT DISTINCT FROM final THEN
+                RETURN chained;
+            ELSIF final IS NULL THEN
+                RAISE EXCEPTION 'changes lead to a row that is not there';
+            END IF;
+            RETURN chained || 0;
+        END IF;
+        chained := chained || found;
+        state := befores[found];
+    END LOOP;
+    SELECT array_agg(place ORDER BY step DESC) INTO chained
+    FROM unnest(chained) WITH ORDINALITY AS steps (place, step);
+    RETURN chained;
+END
+$$;
+
+-- Logs again, in the right order, what a statement and the statements inside it have changed on one
+-- table: changes after `since`, of which `mine` and later are the statement's own.
+--
+-- Only keys that were changed several times can be in the wrong order, and destroys and creates that
+-- an update has made of a changed key. What existed before the statement goes first.
+CREATE FUNCTION feed.reorder(relation regclass, changed text, since bigint, mine bigint)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off
+AS $$
+DECLARE
+    key name[] := feed.key_of(relation);
+    rekeyed boolean := current_setting('feed.rekeyed', true) = 'rekey';
+    key_expression text;
+    key_join text;
+BEGIN
+    SELECT string_agg(format('(image -> %L)::text', attname), ', ' ORDER BY place),
+           string_agg(format('x.%1$I OPERATOR(%2$I.%3$s) (suspect.image ->> %1$L)::%4$s', attname,
+                             nspname, oprname, format_type(atttypid, atttypmod)), ' AND ')
+    INTO key_expression, key_join
+    FROM unnest(key) WITH ORDINALITY AS parts (part, place)
+    JOIN pg_attribute ON attrelid = relation AND attname = part
+    JOIN pg_index ON indrelid = relation AND indisprimary
+    JOIN pg_opclass ON pg_opclass.oid = indclass[place - 1]
+    JOIN pg_amop ON amopfamily = opcfamily AND amopstrategy = 3
+         AND amoplefttype = opcintype AND amoprighttype = opcintype
+    JOIN pg_operator ON pg_operator.oid = amopopr
+    JOIN pg_namespace ON pg_namespace.oid = oprnamespace;
+    IF key IS NOT NULL AND NOT (SELECT bool_and(feed.trusts_type(atttypid)) FROM pg_attribute
+            WHERE attrelid = relation AND attname = ANY (key)) THEN
+        RAISE EXCEPTION 'the key is of a type that is not trusted';
+    END IF;
+
+    EXECUTE format($sql$
+        WITH entry AS MATERIALIZED (
+            SELECT *, ARRAY[%1$s] AS key
+            FROM (
+                SELECT id, part.*, id >= $3 AS mine, async
+                FROM feed.change CROSS JOIN LATERAL (
+                    SELECT 1 AS part, op, old, new, coalesce(new, old) AS image WHERE op <> 'rekey'
+                    UNION ALL
+                    SELECT 1, 'destroy', old, NULL, old WHERE op = 'rekey'
+                    UNION ALL
+                    SELECT 2, 'create', NULL, new, new WHERE op = 'rekey'
+                ) AS part
+                WHERE xid = pg_current_xact_id() AND id > $2 AND topic = $1
+            ) AS logged
+        ),
+        suspect AS MATERIALIZED (
+            SELECT key, (array_agg(image))[1] AS image FROM entry WHERE image IS NOT NULL AND $6
+            GROUP BY key HAVING count(*) > 1 OR $5
+        ),
+        present AS MATERIALIZED (
+            SELECT suspect.key, (array_agg(%2$s))[1] AS image
+            FROM suspect JOIN %3$s AS x ON %4$s
+            GROUP BY suspect.key
+        ),
+        placed AS MATERIALIZED (
+            SELECT entry.*, row_number() OVER (
+                       PARTITION BY entry.key ORDER BY mine DESC, id, part) AS place
+            FROM entry JOIN suspect ON suspect.key = entry.key
+        ),
+        chained AS MATERIALIZED (
+            SELECT *, feed.chain(befores, afters, mine, image::text) AS chain
+            FROM (
+                SELECT key, (SELECT image FROM present WHERE present.key = placed.key) AS image,
+                       array_agg(old::text ORDER BY place) AS befores,
+                       array_agg(new::text ORDER BY place) AS afters,
+                       count(*) FILTER (WHERE mine)::integer AS mine,
+                       array_agg(place ORDER BY id, part)::integer[] AS logged
+                FROM placed GROUP BY key
+            ) AS run
+        ),
+        step AS (
+            SELECT chained.key, chained.image, place, ordinal,
+                   max(entry.id) OVER so_far AS id,
+                   max((place = 0 OR entry.mine AND entry.old IS NULL)::integer) OVER so_far AS late
+            FROM chained
+            CROSS JOIN LATERAL unnest(chain) WITH ORDINALITY AS link (place, ordinal)
+            LEFT JOIN placed AS entry USING (key, place)
+            WHERE $4 OR chain <> logged
+            WINDOW so_far AS (PARTITION BY chained.key ORDER BY ordinal)
+        ),
+        again AS MATERIALIZED (
+            SELECT late, step.id, ordinal, part, coalesce(op, 'create') AS op,
+                   old, CASE place WHEN 0 THEN step.image ELSE new END AS new, async, entry.id AS was
+            FROM step LEFT JOIN placed AS entry USING (key, place)
+            UNION ALL
+            SELECT (old IS NULL)::integer, id, 0, part, op, old, new, async, id
+            FROM entry
+            WHERE $4 AND mine AND NOT EXISTS (SELECT FROM suspect WHERE suspect.key = entry.key)
+        ),
+        gone AS (
+            DELETE FROM feed.change USING (SELECT DISTINCT was FROM again) AS old_place
+            WHERE xid = pg_current_xact_id() AND change.id = was
+        )
+        INSERT INTO feed.change (topic, op, old, new, async)
+        SELECT $1, op, old, new, async FROM again ORDER BY late, id, ordinal, part
+    $sql$, coalesce(key_expression, 'image::text'), feed.json_expression('x.*'),
+    feed.rows_of(relation, format('ONLY %s', relation)), coalesce(key_join, 'false'))
+    USING changed, since, mine, rekeyed, feed.key_is_deferrable(relation), key IS NOT NULL;
+END
+$$;
+
+-- Whether two rows may hold one key until the transaction ends.
+CREATE FUNCTION feed.key_is_deferrable(relation regclass) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (SELECT FROM pg_index
+                   WHERE indrelid = relation AND indisprimary AND NOT indimmediate)
+$$;
+
+-- Ends a statement that others ran inside, that ran inside another, or that changed keys: brings
+-- their changes into order, and returns what `feed.nesting_<table>` becomes. `logged`: how many
+-- changes the statement itself has just logged.
+--
+-- What cannot be brought into order is not passed over: the topic must be loaded again.
+CREATE FUNCTION feed.settle(relation regclass, changed text, nesting text, logged bigint)
+RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    stack bigint[];
+    since bigint;
+    mine bigint;
+BEGIN
+    SELECT min(id) INTO mine FROM (
+        SELECT id FROM feed.change WHERE xid = pg_current_xact_id() ORDER BY id DESC LIMIT logged
+    ) AS newest;
+    BEGIN
+        stack := string_to_array(coalesce(nullif(nesting, ''), '0 0'), ' ')::bigint[];
+        since := stack[cardinality(stack)];
+        stack := trim_array(stack, 1);
+        IF logged > 0 AND (stack[1] > since OR current_setting('feed.rekeyed', true) = 'rekey'
+                           OR feed.key_is_deferrable(relation))
+        THEN
+            PERFORM feed.reorder(relation, changed,
+                                 CASE WHEN stack[1] > since THEN since ELSE mine - 1 END, mine);
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE LOG 'The changes of % cannot be brought into order (%): it must be loaded again.',
+            relation, SQLERRM;
+        INSERT INTO feed.change (topic, op) VALUES (changed, 'reload');
+        logged := logged + 1;
+    END;
+    PERFORM set_config('feed.rekeyed', '', true);
+    IF coalesce(cardinality(stack), 0) < 2 THEN
+        RETURN '';
+    ELSIF logged > 0 THEN
+        -- Where nothing was logged before, the statements around begin before this one's changes.
+        stack := array_replace(stack, 0, mine - 1);
+        stack[1] := currval('feed.change_id_seq');
+    END IF;
+    RETURN array_to_string(stack, ' ');
+END
+$$;
+
+-- The body of the function that captures the changes of one table. Its statements have no
+-- parameters, so that they are planned once and not at every write. Where a table is not what it
+-- was when the body was written, or must be spelled out, they are made at each write: slower, but
+-- right.
+CREATE FUNCTION feed.capture_body(relation regclass, topic text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format($body$
+DECLARE
+    nesting text := current_setting('feed.nesting_%1$s', true);
+    spelled boolean := %2$L;
+    logged bigint;
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        INSERT INTO feed.change (topic, op, async)
+        VALUES (%3$L, 'truncate', nullif(current_setting('synchronous_commit') = 'off', false));
+    ELSIF spelled OR TG_RELID <> %1$s THEN
+        EXECUTE feed.capture_statement(TG_RELID, %3$L, TG_OP);
+    ELSIF TG_OP = 'INSERT' THEN
+        %4$s WHERE feed.trusts(%1$s);
+    ELSIF TG_OP = 'DELETE' THEN
+        %5$s WHERE feed.trusts(%1$s);
+    ELSIF %7$s THEN
+        %6$s;
+    ELSE
+        EXECUTE feed.capture_statement(TG_RELID, %3$L, TG_OP);
+    END IF;
+    GET DIAGNOSTICS logged = ROW_COUNT;
+    IF logged = 0 AND NOT spelled AND TG_OP <> 'TRUNCATE' AND NOT feed.trusts(TG_RELID) THEN
+        EXECUTE feed.capture_statement(TG_RELID, %3$L, TG_OP);
+        GET DIAGNOSTICS logged = ROW_COUNT;
+    END IF;
+    IF nesting = '0 0' AND %8$s THEN
+        nesting := set_config('feed.nesting_%1$s', '', true);
+    ELSIF TG_OP <> 'TRUNCATE' THEN
+        nesting := set_config('feed.nesting_%1$s',
+                              feed.settle(TG_RELID, %3$L, nesting, logged), true);
+    END IF;
+    IF logged > 0 THEN
+        -- Now and then a snapshot: what it can see a reader can take as one batch.
+        IF currval('feed.change_id_seq') %% 4096 < logged THEN
+            INSERT INTO feed.checkpoint DEFAULT VALUES;
+        END IF;
+        IF feed.must_ring() THEN
+            NOTIFY feed;
+        END IF;
+    END IF;
+    RETURN NULL;
+END
+    $body$, relation::oid, feed.needs_spelling(relation), topic,
+    feed.capture_statement(relation, topic, 'INSERT'),
+    feed.capture_statement(relation, topic, 'DELETE'),
+    regexp_replace(feed.capture_statement(relation, topic, 'UPDATE'), '(?=ORDER BY o.place)',
+                   format('AND feed.trusts(%s) ', relation::oid)),
+    (SELECT string_agg(format('pg_get_indexdef(%s, %s, false) = %L', indexrelid, place,
+                              quote_ident(part)), ' AND ')
+     FROM pg_index, unnest(feed.key_of(relation)) WITH ORDINALITY AS parts (part, place)
+     WHERE indrelid = relation AND indisprimary),
+    CASE WHEN feed.key_is_deferrable(relation) THEN 'TG_OP = ''INSERT'''
+         ELSE '(TG_OP <> ''UPDATE'' OR current_setting(''feed.rekeyed'', true) IS DISTINCT FROM ''rekey'')'
+    END)
+$$;
+
+-- Puts the capture triggers on a table, its events named `topic:create` and so on. Idempotent:
+-- called again it takes a changed key or topic over.
+CREATE FUNCTION feed.watch(relation regclass, topic text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
+AS $watch$
+DECLARE
+    kind record;
+    capture text := format('capture_%s', relation::oid);
+BEGIN
+    SELECT relkind, relpersistence, relnamespace, relhassubclass, relispartition,
+           EXISTS (SELECT FROM pg_inherits WHERE inhrelid = relation) AS inherits
+    INTO STRICT kind FROM pg_class WHERE oid = relation;
+    IF topic IS NULL OR topic !~ '^[a-z][a-z0-9_-]{0,62}$' OR topic = 'feed' THEN
+        RAISE EXCEPTION 'The topic % cannot be used: take a lower-case word of letters, digits, _ and -, other than feed.',
+            quote_nullable(topic) USING ERRCODE = 'invalid_parameter_value';
+    ELSIF kind.relkind <> 'r' OR kind.relpersistence <> 'p' THEN
+        RAISE EXCEPTION '% cannot be watched: only ordinary, permanent tables can.', relation
+            USING ERRCODE = 'wrong_object_type';
+    ELSIF kind.relnamespace = 'feed'::regnamespace THEN
+        RAISE EXCEPTION '% cannot be watched: it is the feed''s own.', relation
+            USING ERRCODE = 'wrong_object_type';
+    ELSIF kind.relispartition OR kind.inherits
+          OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = relation)
+    THEN
+        RAISE EXCEPTION '% cannot be watched: it shares its rows with another table (partition or inheritance).', relation
+            USING ERRCODE = 'wrong_object_type';
+    ELSIF feed.key_of(relation) IS NULL THEN
+        RAISE EXCEPTION '% cannot be watched: it has no primary key, and without one an update cannot be told from a delete and an insert.', relation
+            USING ERRCODE = 'invalid_table_definition', HINT = 'Add a primary key first.';
+    END IF;
+    PERFORM feed.unwatch(relation);
+    -- A dump restored elsewhere brings functions named after other tables' numbers.
+    WHILE EXISTS (SELECT FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+                  WHERE proname = capture AND pronamespace = 'feed'::regnamespace)
+    LOOP
+        capture := capture || '_';
+    END LOOP;
+
+    EXECUTE format('CREATE OR REPLACE FUNCTION feed.%I() RETURNS trigger LANGUAGE plpgsql '
+                   'SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = ''UTC'' '
+                   'SET datestyle = ''ISO'' SET intervalstyle = ''postgres'' '
+                   'SET bytea_output = ''hex'' SET extra_float_digits = ''1'' AS %L',
+                   capture, feed.capture_body(relation, topic));
+    EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', capture);
+
+    EXECUTE format('CREATE TRIGGER feed_begin BEFORE INSERT OR UPDATE OR DELETE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.begin_statement()', relation);
+    EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
+    EXECUTE format('CREATE TRIGGER feed_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows '
+                   'NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()',
+                   relation, capture);
+    EXECUTE format('CREATE TRIGGER feed_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS old_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
+    EXECUTE format('CREATE TRIGGER feed_truncate AFTER TRUNCATE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
+    -- ALWAYS: also for sessions that have set session_replication_role to replica.
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER feed_begin, '
+                   'ENABLE ALWAYS TRIGGER feed_insert, ENABLE ALWAYS TRIGGER feed_update, '
+                   'ENABLE ALWAYS TRIGGER feed_delete, ENABLE ALWAYS TRIGGER feed_truncate', relation);
+    INSERT INTO feed.topic (relation, topic, shape)
+    VALUES (watch.relation, watch.topic, feed.shape(watch.relation));
+END
+$watch$;
+
+-- Takes the capture triggers off a table; changes already logged stay. Not an error where there
+-- are none.
+CREATE FUNCTION feed.unwatch(relation regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
+AS $$
+DECLARE
+    trigger record;
+BEGIN
+    FOR trigger IN
+        SELECT tgname FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', trigger.tgname, relation);
+    END LOOP;
+    DELETE FROM feed.topic WHERE feed.topic.relation = unwatch.relation;
+    PERFORM feed.drop_unused_captures();
+END
+$$;
+
+-- Drops capture functions that no trigger calls: their tables are unwatched, or gone.
+CREATE FUNCTION feed.drop_unused_captures() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    capture regprocedure;
+BEGIN
+    FOR capture IN
+        SELECT oid FROM pg_proc
+        WHERE pronamespace = 'feed'::regnamespace AND proname ~ '^capture_[0-9]+_*$'
+              AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgfoid = pg_proc.oid)
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', capture);
+    END LOOP;
+END
+$$;
+
+-- What a table is like, as far as its clients must load it again where that has changed: columns
+-- (`xmin` tells of each ALTER COLUMN, also one that rewrites the values), the triggers' state,
+-- children. Rewriting the table without changing it (VACUUM FULL) does not show.
+CREATE FUNCTION feed.shape(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT md5(concat_ws('/',
+        (SELECT string_agg(concat_ws(',', attnum, attname, atttypid, atttypmod, pg_attribute.xmin,
+                                     pg_attrdef.xmin), ';' ORDER BY attnum)
+         FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+         WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped),
+        (SELECT string_agg(tgname || tgenabled::text, ',' ORDER BY tgname)
+         FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+         WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace),
+        (SELECT string_agg(inhrelid::text, ',' ORDER BY inhrelid)
+         FROM pg_inherits WHERE inhparent = relation),
+        feed.key_of(relation)))
+$$;
+
+-- Looks at all watched tables. Of each that is not what it was: logs that its topic must be loaded
+-- again, has its capture follow where it can, and returns the topic and what is wrong, NULL if all
+-- is well again.
+CREATE FUNCTION feed.check_topics() RETURNS TABLE (topic text, problem text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
+AS $$
+#variable_conflict use_column
+DECLARE
+    seen record;
+BEGIN
+    FOR seen IN
+        SELECT watched.*, feed.shape(watched.relation) AS now, pg_class.oid IS NULL AS gone,
+               EXISTS (SELECT FROM pg_inherits WHERE inhparent = watched.relation) AS has_children,
+               (SELECT count(*) FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+                WHERE tgrelid = watched.relation AND pronamespace = 'feed'::regnamespace
+                      AND tgenabled <> 'D') AS triggers
+        FROM feed.topic AS watched LEFT JOIN pg_class ON pg_class.oid = watched.relation
+    LOOP
+        CONTINUE WHEN seen.now = seen.shape AND NOT seen.gone;
+        check_topics.topic := seen.topic;
+        check_topics.problem := NULL;
+        IF seen.gone THEN
+            check_topics.problem := 'its table was dropped';
+            DELETE FROM feed.topic WHERE relation = seen.relation;
+            PERFORM feed.drop_unused_captures();
+        ELSE
+            IF seen.has_children THEN
+                check_topics.problem := 'its table has children, whose rows are not captured';
+            ELSIF feed.key_of(seen.relation) IS NULL THEN
+                check_topics.problem := 'its table has no primary key any more';
+            ELSIF seen.triggers < 5 THEN
+                check_topics.problem := 'triggers are disabled or missing: what is written now is not captured';
+            ELSE
+                BEGIN
+                    PERFORM feed.watch(seen.relation, seen.topic);
+                EXCEPTION
+                    WHEN lock_not_available THEN
+                        CONTINUE;  -- the next look will do it
+                    WHEN OTHERS THEN
+                        check_topics.problem := SQLERRM;
+                END;
+            END IF;
+            UPDATE feed.topic SET shape = feed.shape(seen.relation) WHERE relation = seen.relation;
+        END IF;
+        INSERT INTO feed.change (topic, op) VALUES (seen.topic, 'reload');
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA feed FROM PUBLIC;

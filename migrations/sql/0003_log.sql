@@ -1,0 +1,191 @@
+-- The log, and where a reader of it is, as 0.2 has them: old and new rows, checkpoints, and an epoch
+-- that knows in which database it began.
+
+ALTER TABLE feed.change RENAME COLUMN row TO new;
+-- Of an update the row before and after, of a create only `new`, of a destroy only `old` (one from
+-- before 0.2 has it in `new`). Where a row should be and is none, it was too long for the log.
+--
+-- `op` may also be reload: something has happened to the topic's table that no change can tell, so
+-- whoever shows it must load it again.
+ALTER TABLE feed.change ADD COLUMN old json;
+-- Written under synchronous_commit = off: it is shown only after a flush, because a crash could take
+-- it back.
+ALTER TABLE feed.change ADD COLUMN async boolean;
+
+-- Where and in which tables the history began. A copy of the database, or a dump restored over it,
+-- is another one.
+ALTER TABLE feed.state ADD COLUMN birthplace text;
+CREATE FUNCTION feed.place() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT concat_ws('/', pg_database.oid, 'feed.change'::regclass::oid)
+    FROM pg_database WHERE datname = current_database()
+$$;
+UPDATE feed.state SET birthplace = feed.place();
+ALTER TABLE feed.state ALTER COLUMN birthplace SET DEFAULT feed.place();
+ALTER TABLE feed.state ALTER COLUMN birthplace SET NOT NULL;
+
+-- Snapshots, one about every 4096 changes, written by whoever logs the change with that number. Any
+-- snapshot in the past splits what came since into two batches that are complete each; so a long
+-- backlog is read checkpoint by checkpoint, and a page costs what it holds.
+CREATE TABLE feed.checkpoint (
+    until    xid8        NOT NULL DEFAULT pg_snapshot_xmax(pg_current_snapshot()),
+    id       bigint      NOT NULL DEFAULT currval('feed.change_id_seq'),
+    snapshot pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
+    PRIMARY KEY (until, id)
+);
+
+-- The transaction id after one, and the one before. Postgres leaves out those whose lower 32 bits
+-- are 0, 1 or 2, and refuses snapshots that name them.
+CREATE FUNCTION feed.xid_after(xid xid8) RETURNS xid8
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT (CASE WHEN next & 4294967295 < 3 THEN next + 3 - (next & 4294967295) ELSE next END
+           )::text::xid8
+    FROM (SELECT xid::text::bigint + 1 AS next) AS number
+$$;
+CREATE FUNCTION feed.xid_before(xid xid8) RETURNS xid8
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT (CASE WHEN previous & 4294967295 < 3 AND previous > 4294967295
+                 THEN previous - 1 - (previous & 4294967295) ELSE previous END)::text::xid8
+    FROM (SELECT xid::text::bigint - 1 AS previous) AS number
+$$;
+
+-- The epoch names one unbroken history of the log: this log, in this database, on this cluster, on
+-- this timeline. A backup restored elsewhere has another system identifier, a promotion another
+-- timeline (the first eight digits of a WAL file's name).
+CREATE OR REPLACE FUNCTION feed.epoch() RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT substr(md5(concat_ws('/', history, system_identifier,
+                                left(pg_walfile_name(pg_current_wal_lsn()), 8),
+                                nullif(feed.place(), birthplace))), 1, 8)
+    FROM feed.state, pg_control_system()
+$$;
+
+-- The position of a snapshot.
+--
+-- It is the snapshot cut back to just after the newest change it sees. What lies above has left no
+-- change, so asking for it again costs nothing; and it must be asked for again: after a crash
+-- Postgres gives the ids of transactions that left no trace on disk (aborted ones) to new ones, and
+-- a position that claimed to have seen those would skip the new changes. The id of a change that is
+-- visible is never given out again, because its commit was flushed first.
+--
+-- The newest visible change is looked for gap by gap between the running transactions: a backward
+-- walk from the end of the index would step over every row of a bulk load still under way.
+CREATE FUNCTION feed.position_of(seen pg_snapshot) RETURNS pg_snapshot
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH gap AS (
+        SELECT edge AS below, lead(edge) OVER (ORDER BY edge DESC) AS above
+        FROM (SELECT pg_snapshot_xmax(seen) UNION ALL SELECT pg_snapshot_xip(seen)) AS edges (edge)
+    ),
+    newest AS (
+        SELECT change.xid
+        FROM gap, LATERAL (
+            SELECT xid FROM feed.change
+            WHERE xid < gap.below AND xid > coalesce(gap.above, '0')
+            ORDER BY xid DESC LIMIT 1
+        ) AS change
+        ORDER BY gap.below DESC LIMIT 1
+    ),
+    bound AS (
+        SELECT greatest(horizon, feed.xid_after(redrawn),
+                        (SELECT feed.xid_after(xid) FROM newest)) AS xmax
+        FROM feed.state
+    ),
+    running AS (
+        SELECT xid FROM bound, pg_snapshot_xip(seen) AS xid WHERE xid < xmax
+    )
+    SELECT concat_ws(':', coalesce((SELECT xid FROM running ORDER BY xid LIMIT 1), xmax), xmax,
+                     coalesce((SELECT string_agg(xid::text, ',' ORDER BY xid) FROM running), '')
+           )::pg_snapshot
+    FROM bound
+$$;
+
+-- The position of the calling statement's snapshot.
+CREATE OR REPLACE FUNCTION feed.position() RETURNS pg_snapshot
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT feed.position_of(pg_current_snapshot())
+$$;
+
+-- Whether the log still holds everything after a position, and the history the position comes
+-- from: it has seen the history drawn, nothing after it is pruned, and the newest change it has
+-- seen is there (or just pruned).
+CREATE OR REPLACE FUNCTION feed.continues(since pg_snapshot) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT pg_visible_in_snapshot(redrawn, since) AND horizon <= pg_snapshot_xmin(since)
+           AND (feed.xid_before(pg_snapshot_xmax(since)) = redrawn
+                OR horizon = pg_snapshot_xmax(since) OR EXISTS (
+               SELECT FROM feed.change WHERE xid = feed.xid_before(pg_snapshot_xmax(since))))
+    FROM feed.state
+$$;
+
+-- Empties a log that came with a dump from a cluster whose transaction ids were further: new
+-- changes would lie before what it says has been read.
+CREATE OR REPLACE FUNCTION feed.adopt() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM feed.state
+               WHERE redrawn >= pg_snapshot_xmax(pg_current_snapshot())
+                     OR horizon > pg_snapshot_xmax(pg_current_snapshot()))
+       OR EXISTS (SELECT FROM feed.change WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+    THEN
+        TRUNCATE feed.change, feed.checkpoint;
+        UPDATE feed.state SET horizon = pg_snapshot_xmin(pg_current_snapshot());
+    END IF;
+END
+$$;
+
+-- Deletes old changes, at most `step` rows, and returns how many. Old is what was written longer
+-- than `retention` ago or lies more than `keep` changes back. Only whole beginnings of the log go
+-- (up to the first row that is to stay), and only below every running transaction, so `horizon`
+-- says exactly what is gone.
+--
+-- A change from the future (the clock was set back since) is as old as the next one that is not.
+CREATE OR REPLACE FUNCTION feed.prune(retention interval, keep bigint, step integer)
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET feed.pruning = 'on'
+AS $$
+DECLARE
+    deleted integer;
+    reached xid8;
+BEGIN
+    WITH first AS MATERIALIZED (
+        SELECT xid, id, at FROM feed.change
+        WHERE xid >= (SELECT feed.xid_before(horizon) FROM feed.state)
+          AND xid < pg_snapshot_xmin(pg_current_snapshot())
+        ORDER BY xid, id LIMIT step
+    ), dated AS (
+        SELECT xid, id, CASE WHEN at <= clock_timestamp() THEN at ELSE (
+                   SELECT at FROM feed.change AS later
+                   WHERE (later.xid, later.id) > (first.xid, first.id) AND at <= clock_timestamp()
+                   ORDER BY later.xid, later.id LIMIT 1) END AS at
+        FROM first
+    ), oldest AS (
+        SELECT xid, id,
+               bool_and(coalesce(at < clock_timestamp() - retention, false)
+                        OR id <= pg_sequence_last_value('feed.change_id_seq') - keep)
+                   OVER (ORDER BY xid, id) AS old
+        FROM dated
+    ), gone AS (
+        DELETE FROM feed.change USING oldest
+        WHERE oldest.old AND change.xid = oldest.xid AND change.id = oldest.id
+        RETURNING change.xid
+    )
+    SELECT count(*), feed.xid_after(max(xid::text::bigint)::text::xid8) INTO deleted, reached
+    FROM gone;
+    UPDATE feed.state SET horizon = reached WHERE reached > horizon;
+    DELETE FROM feed.checkpoint WHERE until <= (SELECT horizon FROM feed.state);
+    RETURN deleted;
+END
+$$;
+
+-- A log emptied by hand is another history. What capture puts into order is its own.
+DROP TRIGGER rewrite_history ON feed.change;
+CREATE TRIGGER rewrite_history AFTER DELETE OR UPDATE OR TRUNCATE ON feed.change
+FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION feed.rewrite_history();

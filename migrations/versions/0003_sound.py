@@ -1,0 +1,60 @@
+"""Old and new rows, changes in the order of the rows, checkpoints, topics."""
+
+from migrations.sql_files import SQL, run_file, run_text
+
+revision = "0003"
+down_revision = "0002"
+
+# What 0002's files made and 0003's replace. (Which topic a table was watched as, only the text of
+# its capture function tells.)
+WATCHED = """
+    CREATE TEMPORARY TABLE watched AS
+    SELECT DISTINCT tgrelid::regclass AS relation,
+           substring(prosrc FROM $$VALUES \\('([a-z][a-z0-9_-]*)', 'truncate'$$) AS topic
+    FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+    WHERE pronamespace = 'feed'::regnamespace AND proname LIKE 'capture\\_%';
+    SELECT feed.unwatch(relation) FROM watched;
+"""
+WATCH_AGAIN = """
+    SELECT feed.watch(relation, topic) FROM watched;
+    DROP TABLE watched;
+"""
+"""How both directions put the tables that were watched under the new capture."""
+
+
+def upgrade() -> None:
+    run_text(WATCHED)
+    run_text(
+        "DROP FUNCTION feed.watch, feed.unwatch, feed.update_statement, feed.rows_statement,"
+        " feed.key_of, feed.whole_rows"
+    )
+    run_file("0003_log.sql")
+    run_file("0003_capture.sql")
+    run_text(WATCH_AGAIN)
+
+
+def downgrade() -> None:
+    run_text(
+        """
+        CREATE TEMPORARY TABLE watched AS SELECT relation, topic FROM feed.topic;
+        SELECT feed.unwatch(relation) FROM watched;
+        DROP FUNCTION feed.begin_statement, feed.trusts_type, feed.trusts, feed.needs_spelling,
+            feed.rows_of, feed.key_of, feed.large_json, feed.json_expression,
+            feed.capture_statement, feed.chain, feed.reorder, feed.key_is_deferrable, feed.settle,
+            feed.capture_body, feed.watch, feed.unwatch, feed.drop_unused_captures, feed.shape,
+            feed.check_topics, feed.epoch, feed.position, feed.position_of, feed.continues, feed.adopt,
+            feed.offset, feed.prune, feed.disown, feed.must_ring, feed.xid_after, feed.xid_before;
+        DROP TRIGGER rewrite_history ON feed.change;
+        DROP FUNCTION feed.rewrite_history;
+        DROP TABLE feed.topic, feed.checkpoint;
+        ALTER TABLE feed.state DROP COLUMN birthplace;
+        DROP FUNCTION feed.place;
+        UPDATE feed.change SET new = old WHERE op = 'destroy' AND new IS NULL;
+        ALTER TABLE feed.change DROP COLUMN old, DROP COLUMN async;
+        ALTER TABLE feed.change RENAME COLUMN new TO row;
+        """
+    )
+    log = (SQL / "log.sql").read_text(encoding="utf-8")
+    run_text(log[log.index("-- The epoch names") :])  # what comes before are the tables
+    run_file("capture.sql")
+    run_text(WATCH_AGAIN)
