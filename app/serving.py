@@ -117,8 +117,8 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(settings: Settings, started: Callable[[str], None]) -> None:
     """Serve until a signal says stop. `started` is told the address once requests are answered.
 
-    Raises OSError if the address is taken or cannot be had, and Refusal if the server stopped because
-    something in it has failed.
+    Raises OSError if the address is taken or cannot be had, and Refusal if the server stopped
+    because something in it has failed.
     """
     allow_many_clients()
     app = create_app(settings, lambda: server.fail())

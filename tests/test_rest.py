@@ -162,7 +162,7 @@ async def test_the_offset_continues_exactly_where_the_list_ends(
     for response in lists:
         listed = {thing["name"] for thing in response.json()}
         later = await sql.fetch(
-            """SELECT row ->> 'name' FROM feed.change
+            """SELECT new ->> 'name' FROM feed.change
                WHERE op = 'create' AND NOT pg_visible_in_snapshot(xid, $1::text::pg_snapshot)""",
             str(epoch.parse(response.headers["Feed-Offset"]).position),
         )

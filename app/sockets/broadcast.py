@@ -206,8 +206,8 @@ class Broadcast:
                     raise
 
     async def _read(self, offset: Offset) -> Part:
-        """The part after an offset, out of the log. Clients that ask for the same share one read; it
-        is cancelled when nobody waits for it any more.
+        """The part after an offset, out of the log. Clients that ask for the same share one read;
+        it is cancelled when nobody waits for it any more.
 
         Raises HistoryLost if the log does not continue from there.
         """

@@ -68,6 +68,14 @@ class RunningServer:
         finally:
             self.kill()
 
+    def wait(self) -> int:
+        """Wait until the server has stopped by itself, and return its exit code."""
+        assert self._process is not None
+        try:
+            return self._process.wait(STOP_TIMEOUT_S)
+        finally:
+            self.kill()
+
     def kill(self) -> None:
         """End the process at once."""
         if self._process is not None:

@@ -1,0 +1,492 @@
+"""What stands in the way of reading: a long backlog, a crash, rows that cannot be read, errors."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic import command
+
+from app.database import Connection, connect
+from app.feed import log
+from app.feed.feed import Feed
+from app.feed.inspection import Inspection
+from app.feed.log import Page
+from app.feed.offset import Offset, Position
+from app.feed.retention import Retention
+from app.migration import configuration, migrate
+from app.postgres import Server
+from tests.support.feeds import eventually, following
+from tests.support.postgres import clone, in_thread, with_database
+from tests.support.server import RunningServer
+from tests.support.sockets import App, RawClient, joined, opened, serving_here
+
+SPACING = 4096  # of checkpoints, in changes
+
+
+@pytest.fixture
+async def app(database_url: str) -> AsyncIterator[App]:
+    """The application, served in this event loop."""
+    async with serving_here(database_url) as served:
+        yield served
+
+
+async def insert(connection: Connection, *names: str) -> None:
+    """One statement that makes things."""
+    await connection.execute("INSERT INTO things (name) SELECT unnest($1::text[])", names)
+
+
+async def start(connection: Connection) -> Offset:
+    """The offset of now."""
+    return Offset(await log.current_position(connection))
+
+
+async def write_backlog(connection: Connection, transactions: int, rows: int) -> None:
+    """Many transactions, each with some changes."""
+    await connection.execute("CREATE TABLE backlog (id bigint PRIMARY KEY, n int)")
+    await connection.execute("SELECT feed.watch('backlog', 'backlog')")
+    fill = (
+        "INSERT INTO backlog SELECT $1::bigint * 1000 + i, i FROM generate_series(1, $2::int) AS i"
+    )
+    for number in range(transactions):
+        await connection.execute(fill, number, rows)
+
+
+async def pages_from(connection: Connection, since: Offset, until: Position) -> list[Page]:
+    """All pages from an offset to a position."""
+    pages: list[Page] = []
+    while since != Offset(until):
+        pages.append(await log.read(connection, since, until))
+        assert pages[-1].since == since != pages[-1].until
+        since = pages[-1].until
+    return pages
+
+
+# A long backlog
+
+
+async def test_a_long_backlog_is_read_checkpoint_by_checkpoint(
+    connection: Connection, database_url: str
+) -> None:
+    """A backlog of many transactions, one of them left open, is divided into batches of about as
+    many changes as lie between two checkpoints; each change comes once.
+    """
+    other = await connect(database_url)
+    since = await start(connection)
+    left_open = other.transaction()
+    await left_open.start()
+    await insert(other, *(f"open {number}" for number in range(5000)))
+    await write_backlog(connection, 600, 33)
+    pages = await pages_from(connection, since, await log.current_position(connection))
+    ids = [change.id for page in pages for change in page.changes]
+    logged = await connection.fetch("SELECT id FROM feed.change WHERE topic = 'backlog'")
+    assert sorted(ids) == sorted(row["id"] for row in logged) and len(ids) == 600 * 33
+    assert max(len(page.changes) for page in pages) <= 2 * SPACING
+    assert sum(page.until.until is None for page in pages) >= 600 * 33 // SPACING
+    await left_open.commit()
+    late = await log.read(connection, pages[-1].until)
+    assert len(late.changes) == 5000 and late.changes[0].topic == "thing"
+    other.terminate()
+
+
+async def test_changes_of_one_row_stay_in_order_across_checkpoints(
+    connection: Connection, database_url: str
+) -> None:
+    """Eight sessions count up the same rows, taking their transactions' ids long before they write
+    them; a replay over many checkpoints has every row's numbers in order.
+    """
+    since = await start(connection)
+    await connection.execute("CREATE TABLE counter (id int PRIMARY KEY, n int)")
+    await connection.execute("SELECT feed.watch('counter', 'counter')")
+    await connection.execute("INSERT INTO counter SELECT i, 0 FROM generate_series(1, 200) AS i")
+
+    async def count(session: int) -> None:
+        mine = await connect(database_url)
+        for round in range(16):
+            async with mine.transaction():
+                await insert(mine, f"{session} {round}")  # draws the transaction's id
+                await asyncio.sleep(0.002 * (session % 3))
+                await mine.execute(
+                    "UPDATE counter SET n = n + 1 WHERE id IN"
+                    " (SELECT id FROM counter ORDER BY id FOR UPDATE)"
+                )
+        mine.terminate()
+
+    await asyncio.gather(*(count(session) for session in range(8)))
+    pages = await pages_from(connection, since, await log.current_position(connection))
+    reached = dict.fromkeys(range(1, 201), -1)
+    for page in pages:
+        for change in page.changes:
+            if change.topic == "counter":
+                row = json.loads(change.body or "")
+                assert row["n"] == reached[row["id"]] + 1
+                reached[row["id"]] = row["n"]
+    assert set(reached.values()) == {8 * 16}
+    assert sum(page.until.until is None for page in pages) > 3
+
+
+async def test_a_page_of_a_replay_touches_as_much_as_it_holds(connection: Connection) -> None:
+    """Finding the next batch and reading it touches few blocks, however long the backlog is."""
+    since = await start(connection)
+    await write_backlog(connection, 1000, 33)
+    await connection.execute("ANALYZE feed.change; SET enable_seqscan = off")
+    until = str(await log.current_position(connection))
+
+    async def blocks(query: str, *arguments: object) -> int:
+        plan = json.loads(
+            await connection.fetchval(
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {query}", *arguments
+            )
+        )[0]["Plan"]
+        return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+    text = str(since.position)
+    limits = (log.PAGE_ROWS, log.PAGE_BYTES, True)
+    checkpoint = await connection.fetchval(log.NEXT_CHECKPOINT, text, until)
+    assert await blocks(log.NEXT_CHECKPOINT, text, until) < 100
+    assert await blocks(log.READ_BATCH, text, until, log.FEW_ROWS, *limits) < 200
+    assert await blocks(log.READ_BATCH, text, checkpoint, log.BATCH_ROWS, *limits) < 600
+
+
+async def test_the_feed_catches_up_over_checkpoints(
+    connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A feed that was cut off while a backlog grew publishes all of it, once, then what is new."""
+    async with following(database_url) as (feed, recorder):
+        connecting = asyncio.Event()
+        real = Feed._begin
+
+        async def late(self: Feed, reader: Any) -> None:
+            await connecting.wait()
+            await real(self, reader)
+
+        monkeypatch.setattr(Feed, "_begin", late)
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+        await write_backlog(connection, 400, 33)
+        connecting.set()
+        await recorder.until(400 * 33)
+        await insert(connection, "new")
+        await recorder.until(400 * 33 + 1)
+        assert recorder.ids == sorted(set(recorder.ids)) and recorder.out_of_order == 0
+        assert max(len(page.changes) for page in recorder.pages) <= 2 * SPACING
+        await eventually(lambda: feed.trouble() is None)
+
+
+async def test_reads_that_nobody_waits_for_are_cancelled(
+    app: App, connection: Connection, database_url: str
+) -> None:
+    """Clients that leave while their replay waits for the log leave no read behind; one that stays
+    gets what it missed.
+    """
+    async with joined(app.url) as gone:
+        pass
+    await write_backlog(connection, 300, 33)
+    auth = {"pid": "p", "offset": gone.offset}
+    async with joined(app.url):
+        await eventually(lambda: app.broadcast.feed and app.broadcast.feed.trouble() is None)
+    app.broadcast._recent.clear()
+    blocker = await connect(database_url)
+    leaving: list[RawClient] = []
+    async with opened(app.url) as stays:
+        await stays.join(auth)  # judged, and reading
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE feed.checkpoint IN ACCESS EXCLUSIVE MODE")
+            app.broadcast._recent.clear()
+            for _ in range(20):
+                async with opened(app.url) as client:
+                    await client.join(auth)
+                    leaving.append(client)
+            await eventually(lambda: app.broadcast.stats().clients == 1)
+            await eventually(lambda: app.broadcast.stats().reading <= 1)
+        assert len(leaving) == 20
+        taken = 0
+        while taken < 300 * 33:
+            assert "backlog:create" in await stays.frame()
+            taken += 1
+    blocker.terminate()
+    await eventually(lambda: app.empty)
+
+
+# A crash
+
+
+async def test_what_a_crash_could_take_back_is_not_shown(
+    private_postgres: Callable[..., Server],
+) -> None:
+    """A commit without waiting for the disk, older in the log than a flushed one, is on disk once a
+    reader has it: after a crash it is still there.
+    """
+    server = private_postgres(wal_writer_delay="10s", wal_writer_flush_after="1GB")
+    reader, lazy, careful = [await connect(server.url) for _ in range(3)]
+    since = await start(reader)
+    await lazy.execute("SET synchronous_commit = off")
+    async with lazy.transaction():
+        await insert(lazy, "lazy")
+        await insert(careful, "careful")
+    page = await log.read(reader, since)
+    assert len(page.changes) == 2
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+    again = await connect(server.url)
+    assert await again.fetchval("SELECT count(*) FROM things") == 2
+    assert (await log.read(again, page.until)).changes == []
+    for connection in (reader, lazy, careful, again):
+        connection.terminate()
+
+
+async def test_without_a_flush_a_crash_takes_it_back(
+    private_postgres: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same without the flush loses what was shown: the test above can fail."""
+
+    async def nothing(_: object) -> None: ...
+
+    monkeypatch.setattr(log, "flush", nothing)
+    server = private_postgres(wal_writer_delay="10s", wal_writer_flush_after="1GB")
+    reader, lazy = [await connect(server.url) for _ in range(2)]
+    since = await start(reader)
+    await lazy.execute("SET synchronous_commit = off")
+    await insert(lazy, "lazy")
+    assert len((await log.read(reader, since)).changes) == 1
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+    again = await connect(server.url)
+    assert await again.fetchval("SELECT count(*) FROM things") == 0
+    for connection in (reader, lazy, again):
+        connection.terminate()
+
+
+# Rows that cannot be read
+
+
+@pytest.fixture
+def foreign_url(server_url: str) -> Iterator[Callable[[str], str]]:
+    """Makes migrated databases of another encoding."""
+    made: list[str] = []
+
+    def make(encoding: str) -> str:
+        name = f"foreign_{encoding.lower()}_{id(made)}"
+
+        async def create() -> None:
+            admin = await connect(server_url)
+            await admin.execute(
+                f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+            )
+            await admin.close()
+
+        in_thread(asyncio.run, create())
+        made.append(name)
+        url = with_database(server_url, name)
+        in_thread(migrate, url)
+        return url
+
+    yield make
+    for name in made:
+        with clone(server_url, "template0"):
+            in_thread(asyncio.run, _drop(server_url, name))
+
+
+async def _drop(server_url: str, name: str) -> None:
+    admin = await connect(server_url)
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.mark.parametrize(("encoding", "bytes"), [("SQL_ASCII", "\\xff"), ("WIN1252", "\\x81")])
+async def test_a_row_that_cannot_be_read_is_isolated(
+    foreign_url: Callable[[str], str],
+    encoding: str,
+    bytes: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A row of bytes that are no UTF-8, among others, live and in a replay: its topic's clients are
+    told to load again, everything else comes, and the log says what happened.
+    """
+    url = foreign_url(encoding)
+    writer = await asyncpg.connect(url, server_settings={"client_encoding": encoding})
+    await writer.execute("CREATE TABLE odd (id int PRIMARY KEY, v text)")
+    await writer.execute("SELECT feed.watch('odd', 'odd')")
+    async with serving_here(url) as app, joined(app.url) as client:
+        since = client.offset
+        await writer.execute(
+            f"INSERT INTO odd SELECT i, CASE i WHEN 40 THEN convert_from('{bytes}', '{encoding}')"
+            " ELSE 'v' || i END FROM generate_series(1, 90) AS i"
+        )
+        await writer.execute("INSERT INTO things (name) VALUES ('after')")
+        live = await client.take(91)
+        app.broadcast._recent.clear()
+        async with joined(app.url, {"since": since}) as returning:
+            assert returning.recovered
+            replayed = await returning.take(91)
+        assert live[39][:2] == ["feed:hello", {"recovered": False, "topic": "odd"}]
+        for events in (live, replayed):
+            assert [event[0] for event in events] == (
+                ["odd:create"] * 39 + ["feed:hello"] + ["odd:create"] * 50 + ["thing:create"]
+            )
+        assert [event[:2] for event in live] == [event[:2] for event in replayed]
+        assert app.broadcast.feed is not None
+        assert app.broadcast.feed.stats().unreadable == app.broadcast.stats().unreadable == 1
+    assert "of the topic odd cannot be read" in caplog.text
+    writer.terminate()
+
+
+async def test_rows_that_no_parser_takes_come_like_any(app: App, connection: Connection) -> None:
+    """Documents with U+0000, half a surrogate pair, or nested as deep as Postgres takes them, are
+    created and destroyed before everybody's eyes.
+    """
+    await connection.execute("CREATE TABLE documents (id int PRIMARY KEY, name text, doc json)")
+    await connection.execute("SELECT feed.watch('documents', 'document')")
+    deep = 6000
+    async with joined(app.url) as client:
+        for doc in ('"\\u0000"', '"\\ud83d"', "[" * deep + "]" * deep):
+            await connection.execute("INSERT INTO documents VALUES (1, 'a', $1::json)", doc)
+            await connection.execute("DELETE FROM documents")
+            assert doc in await client.frame()
+            name, body, _ = await client.event()
+            assert (name, body) == ("document:destroy", "a")
+
+
+# Errors in the tasks
+
+
+async def test_a_replay_that_fails_ends_its_client_alone(
+    app: App,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error that nobody foresaw, in one client's replay, cuts that client off with a line in the
+    log; others go on.
+    """
+    async with joined(app.url) as gone:
+        pass
+    await insert(connection, "missed")
+    assert app.broadcast.feed and await app.broadcast.feed.look()
+    async with joined(app.url) as witness:
+        app.broadcast._recent.clear()
+        real = log.read
+
+        async def failing(*arguments: Any) -> Page:
+            if len(arguments) == 3:  # a replay
+                raise KeyError("unforeseen")
+            return await real(*arguments)
+
+        monkeypatch.setattr(log, "read", failing)
+        async with opened(app.url) as client:
+            await client.send("40" + json.dumps({"pid": "p", "offset": gone.offset}))
+            frames = await client.closed()
+            assert [frame[:3] for frame in frames] == ["40{", "42["]
+        assert "the replay to" in caplog.text and "unforeseen" in caplog.text
+        await insert(connection, "more")
+        assert (await witness.event())[1]["name"] == "more"
+    await eventually(lambda: app.empty)
+
+
+FAILING = """
+import app.cli
+from {module} import {name}
+
+async def fail(self):
+    raise KeyError("unforeseen")
+
+{name}.run = fail
+app.cli.main()
+"""
+
+
+@pytest.mark.parametrize("task", [Feed, Retention, Inspection], ids=lambda task: task.__name__)
+def test_a_task_that_fails_ends_the_process(
+    database_url: str, tmp_path: Path, task: type[Feed | Retention | Inspection]
+) -> None:
+    """When the feed, the retention or the inspection ends by an error, the process says why and
+    ends with code 1: a supervisor starts it again.
+    """
+    server = RunningServer(database_url, tmp_path / "log")
+    source = FAILING.format(module=task.__module__, name=task.__name__)
+    server.command = [server.command[0].replace("tablecast", "python"), "-c", source, "serve"]
+    try:
+        server.start()
+    except RuntimeError:
+        pass  # it ended before it had said where it listens
+    else:
+        assert server.wait() == 1
+    assert f"the task {task.__name__.lower()} has failed" in server.log
+    assert "unforeseen" in server.log and "internal error" in server.log
+
+
+# Tables that change under the feed
+
+
+async def test_clients_load_an_altered_table_again(app: App, connection: Connection) -> None:
+    """Within seconds after a table was rewritten by ALTER TABLE, clients that are connected and one
+    that returns are told to load its topic, with an offset to continue from; what is written then
+    comes with the new column.
+    """
+    async with joined(app.url) as client:
+        await insert(connection, "a")
+        await client.take(1)
+        since = client.offset
+        await connection.execute("ALTER TABLE things ALTER info TYPE text USING upper(info)")
+        await connection.execute("ALTER TABLE things ADD extra int DEFAULT 7")
+        name, hello, _ = await client.event()
+        while (name, hello) == ("feed:hello", {"recovered": False, "topic": "thing"}):
+            await insert(connection, f"after {client.offset}")
+            name, hello, _ = await client.event()
+        assert (name, hello["extra"]) == ("thing:create", 7)
+    async with joined(app.url, {"since": since}) as returning:
+        assert returning.recovered
+        assert (await returning.event())[:2] == [
+            "feed:hello",
+            {"recovered": False, "topic": "thing"},
+        ]
+
+
+# An installation of 0.1.0
+
+
+async def test_clients_of_an_older_installation_continue(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    """Clients that took their offset from a node of 0.1.0 continue after the database was migrated:
+    behind its changes, with what was written before and after, each change once.
+    """
+    url = empty_database_url
+    await asyncio.to_thread(command.upgrade, configuration(url), "0002")
+    connection = await connect(url)
+    await insert(connection, "seen", "old")
+    since = await connection.fetchval("SELECT feed.offset()")
+    await connection.execute("INSERT INTO things (name) VALUES ('b'), ('c')")
+    await connection.execute("UPDATE things SET info = 'changed' WHERE name = 'b'")
+    await connection.execute("DELETE FROM things WHERE name IN ('old', 'c')")
+    between = await connection.fetchval("SELECT feed.offset()")
+    await asyncio.to_thread(migrate, url)
+    await connection.execute("DELETE FROM things WHERE name = 'b'")
+    server = RunningServer(url, tmp_path / "log")
+    await asyncio.to_thread(server.start)
+    try:
+        async with joined(server.url, {"pid": "p", "offset": since}) as client:
+            assert client.recovered and client.pid == "p"
+            events = await client.take(6)
+            told = [
+                (name, what if isinstance(what, str) else what["name"]) for name, what, _ in events
+            ]
+            assert told == [
+                ("thing:create", "b"), ("thing:create", "c"), ("thing:update", "b"),
+                ("thing:destroy", "old"), ("thing:destroy", "c"), ("thing:destroy", "b"),
+            ]  # fmt: skip
+            assert await client.silent()
+        async with joined(server.url, {"since": between}) as client:
+            assert client.recovered
+            assert (await client.take(1))[0][:2] == ["thing:destroy", "b"]
+        async with joined(server.url, {"since": events[2][2]}) as client:
+            assert client.recovered
+            assert (await client.take(3))[0][:2] == ["thing:destroy", "old"]
+    finally:
+        server.kill()
+        connection.terminate()
