@@ -22,11 +22,10 @@ SESSION = {
     "default_transaction_isolation": "read committed",
 }
 
+# Commits a message of no meaning, and waits until it is on disk, and with it all that lies before.
 FLUSH = """
-    BEGIN;
-    SET LOCAL synchronous_commit = local;
-    SELECT pg_logical_emit_message(true, 'tablecast', '');
-    COMMIT
+    SELECT set_config('synchronous_commit', 'local', true),
+           pg_logical_emit_message(true, 'tablecast', '')
 """
 
 # Raised when the database is away, going away, starting, full or too slow: nobody's fault here.
@@ -68,7 +67,7 @@ async def flush(connection: Connection) -> None:
     """Have everything that is committed so far on disk.
 
     A commit under `synchronous_commit = off` is visible before it is flushed, and a crash takes it
-    back. Committing a message of no meaning, synchronously, flushes all that lies before it.
+    back.
     """
     await connection.execute(FLUSH)
 

@@ -13,7 +13,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.database import UNAVAILABLE, Pool
+from app.database import FLUSH, UNAVAILABLE, Pool
 from app.problems import Problem, Unavailable
 from app.resource import resource
 
@@ -28,9 +28,10 @@ PAGE_LIMIT = 10_000
 LOWEST_ID, HIGHEST_ID = -(2**63), 2**63 - 1
 
 # The list and its offset come from one statement, so from one snapshot. `more_after` is the last
-# id of the page if others follow it.
+# id of the page if others follow it. `unflushed`: it may hold commits that a crash would take back.
 LIST = """
     SELECT feed.offset() AS "offset",
+           pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() AS unflushed,
            '[' || coalesce(string_agg(row_to_json(page)::text, ',' ORDER BY id), '') || ']' AS list,
            (SELECT max(page.id)
             WHERE EXISTS (SELECT FROM public.things WHERE id > max(page.id))) AS more_after
@@ -103,6 +104,8 @@ async def list_things(request: Request) -> Response:
     except asyncpg.ProgramLimitExceededError as error:
         raise Problem(422, "The list is too long for one answer: add ?limit=1000.") from error
     assert found is not None
+    if found["unflushed"]:
+        await _fetch(request, FLUSH)
     headers = {"Feed-Offset": found["offset"]}
     if limit is not None and found["more_after"] is not None:
         headers["Link"] = f'<{COLLECTION}?limit={limit}&after={found["more_after"]}>; rel="next"'

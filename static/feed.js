@@ -151,7 +151,7 @@ export class Feed {
       auth: (send) => send({ since: this.offset, ...(timing && { timing }) }),
     });
     this.#socket = socket;
-    socket.on('feed:hello', ({ recovered }, offset) => this.#greeted(recovered, offset));
+    socket.on('feed:hello', (hello, offset) => this.#greeted(hello, offset));
     socket.on('feed:timing', (times) => this.#timed(times));
     socket.on(`${topic}:create`, (row, offset) => this.#put('create', row, offset));
     socket.on(`${topic}:update`, (row, offset) => this.#put('update', row, offset));
@@ -173,8 +173,12 @@ export class Feed {
     this.#socket = null;
   }
 
-  #greeted(recovered, offset) {
+  #greeted({ recovered, topic = this.#options.topic }, offset) {
     this.#retries = 0;
+    if (topic !== this.#options.topic) {
+      this.offset = offset; // another topic must be loaded again
+      return;
+    }
     if (!recovered) {
       this.#reload();
       return;

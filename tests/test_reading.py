@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 from alembic import command
 
@@ -18,11 +21,11 @@ from app.feed.log import Page
 from app.feed.offset import Offset, Position
 from app.feed.retention import Retention
 from app.migration import configuration, migrate
-from app.postgres import Server
+from app.postgres import Server, binary
 from tests.support.feeds import eventually, following
 from tests.support.postgres import clone, in_thread, with_database
 from tests.support.server import RunningServer
-from tests.support.sockets import App, RawClient, joined, opened, serving_here
+from tests.support.sockets import App, RawClient, joined, opened, serving_here, until_ready
 
 SPACING = 4096  # of checkpoints, in changes
 
@@ -490,3 +493,73 @@ async def test_clients_of_an_older_installation_continue(
     finally:
         server.kill()
         connection.terminate()
+
+
+async def test_a_list_holds_nothing_that_a_crash_takes_back(
+    private_postgres: Callable[..., Server],
+) -> None:
+    """A thing committed without waiting for the disk, once a list has shown it, survives a crash."""
+    server = private_postgres(wal_writer_delay="10s", wal_writer_flush_after="1GB")
+    lazy = await connect(server.url)
+    await lazy.execute("SET synchronous_commit = off")
+    async with serving_here(server.url) as app, httpx.AsyncClient(base_url=app.url) as http:
+        await insert(lazy, "lazy")
+        assert [thing["name"] for thing in (await http.get("/api/things")).json()] == ["lazy"]
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        await until_ready(app.url)
+        assert [thing["name"] for thing in (await http.get("/api/things")).json()] == ["lazy"]
+    lazy.terminate()
+
+
+# The end of an epoch of transaction ids
+
+
+async def test_the_feed_goes_on_where_an_epoch_of_ids_ends(
+    private_postgres: Callable[..., Server],
+) -> None:
+    """While transaction ids pass 2^32, with a transaction open across, the feed publishes every
+    change once, and each of its positions can be continued from.
+    """
+    server = private_postgres(fsync="off")
+    for database in ("tablecast", "postgres", "template1"):
+        connection = await connect(with_database(server.url, database))
+        await connection.execute("VACUUM FREEZE")  # else its rows would be from the future
+        await connection.close()
+    await asyncio.to_thread(server.stop)
+    await asyncio.to_thread(set_next_xid, server, 2**32 - 40)
+    await asyncio.to_thread(server.start)
+    connection, other = await connect(server.url), await connect(server.url)
+    async with following(server.url) as (feed, recorder):
+        left_open = other.transaction()
+        await left_open.start()
+        await insert(other, "across")
+        for number in range(80):
+            await insert(connection, f"{number}")
+            await recorder.until(number + 1)
+        await left_open.commit()
+        await recorder.until(81)
+        assert feed.trouble() is None
+        assert recorder.ids == [*range(2, 82), 1]
+        assert int(await connection.fetchval("SELECT pg_current_xact_id()::text")) > 2**32
+        for page in recorder.pages:
+            rest, offset = 0, page.since
+            while offset != recorder.pages[-1].until:
+                found = await log.read(connection, offset, recorder.pages[-1].until.position)
+                rest, offset = rest + len(found.changes), found.until
+            before = recorder.pages[: recorder.pages.index(page)]
+            assert rest == 81 - sum(len(earlier.changes) for earlier in before)
+    connection.terminate()
+    other.terminate()
+
+
+def set_next_xid(server: Server, xid: int) -> None:
+    """Have a stopped server continue with a transaction id, by its own tool."""
+    epoch, low = divmod(xid, 2**32)
+    as_owner = ["setpriv", f"--reuid={server.data.stat().st_uid}", "--clear-groups"]
+    command = [binary("pg_resetwal"), "-D", str(server.data), "-e", str(epoch), "-x", str(low)]
+    subprocess.run(as_owner * (os.geteuid() == 0) + command, check=True, capture_output=True)
+    # The commit log of an id so far ahead is a file that Postgres would have made on its way.
+    segment = server.data / "pg_xact" / f"{low // (8192 * 4 * 32):04X}"
+    segment.write_bytes(bytes(8192 * 32))
+    os.chown(segment, server.data.stat().st_uid, server.data.stat().st_gid)

@@ -206,8 +206,10 @@ BEGIN
             found := outer_end;
             outer_end := outer_end - 1;
         ELSE
-            -- No order leads there, as where a deferred key is held by two rows for a while.
-            SELECT array_agg(place ORDER BY place <= mine AND befores[place] IS NULL, place)
+            -- No order leads there, as where a deferred key is held by two rows for a while. Then
+            -- only the end counts.
+            SELECT array_agg(place ORDER BY afters[place] IS NOT DISTINCT FROM final,
+                                            place <= mine AND befores[place] IS NULL, place)
             INTO chained FROM generate_subscripts(befores, 1) AS place;
             IF afters[chained[cardinality(chained)]] IS NOT DISTINCT FROM final THEN
                 RETURN chained;
@@ -233,6 +235,7 @@ $$;
 CREATE FUNCTION feed.reorder(relation regclass, changed text, since bigint, mine bigint)
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off
+SET enable_nestloop = off
 AS $$
 DECLARE
     key name[] := feed.key_of(relation);
@@ -273,23 +276,22 @@ BEGIN
             ) AS logged
         ),
         suspect AS MATERIALIZED (
-            SELECT key, (array_agg(image))[1] AS image FROM entry WHERE image IS NOT NULL AND $6
-            GROUP BY key HAVING count(*) > 1 OR $5
-        ),
-        present AS MATERIALIZED (
-            SELECT suspect.key, (array_agg(%2$s))[1] AS image
-            FROM suspect JOIN %3$s AS x ON %4$s
-            GROUP BY suspect.key
+            SELECT key, (SELECT %2$s FROM %3$s AS x WHERE %4$s LIMIT 1) AS present
+            FROM (
+                SELECT key, (array_agg(image))[1] AS image FROM entry
+                WHERE image IS NOT NULL AND $6
+                GROUP BY key HAVING count(*) > 1 OR $5
+            ) AS suspect
         ),
         placed AS MATERIALIZED (
-            SELECT entry.*, row_number() OVER (
+            SELECT entry.*, present, row_number() OVER (
                        PARTITION BY entry.key ORDER BY mine DESC, id, part) AS place
             FROM entry JOIN suspect ON suspect.key = entry.key
         ),
         chained AS MATERIALIZED (
-            SELECT *, feed.chain(befores, afters, mine, image::text) AS chain
+            SELECT *, feed.chain(befores, afters, mine, present::text) AS chain
             FROM (
-                SELECT key, (SELECT image FROM present WHERE present.key = placed.key) AS image,
+                SELECT key, (array_agg(present))[1] AS present,
                        array_agg(old::text ORDER BY place) AS befores,
                        array_agg(new::text ORDER BY place) AS afters,
                        count(*) FILTER (WHERE mine)::integer AS mine,
@@ -298,7 +300,7 @@ BEGIN
             ) AS run
         ),
         step AS (
-            SELECT chained.key, chained.image, place, ordinal,
+            SELECT chained.key, chained.present, place, ordinal,
                    max(entry.id) OVER so_far AS id,
                    max((place = 0 OR entry.mine AND entry.old IS NULL)::integer) OVER so_far AS late
             FROM chained
@@ -309,7 +311,7 @@ BEGIN
         ),
         again AS MATERIALIZED (
             SELECT late, step.id, ordinal, part, coalesce(op, 'create') AS op,
-                   old, CASE place WHEN 0 THEN step.image ELSE new END AS new, async, entry.id AS was
+                   old, CASE place WHEN 0 THEN step.present ELSE new END AS new, async, entry.id AS was
             FROM step LEFT JOIN placed AS entry USING (key, place)
             UNION ALL
             SELECT (old IS NULL)::integer, id, 0, part, op, old, new, async, id
@@ -343,41 +345,38 @@ $$;
 -- What cannot be brought into order is not passed over: the topic must be loaded again.
 CREATE FUNCTION feed.settle(relation regclass, changed text, nesting text, logged bigint)
 RETURNS text
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 DECLARE
-    stack bigint[];
-    since bigint;
+    stack bigint[] := string_to_array(coalesce(nullif(nesting, ''), '0 0'), ' ')::bigint[];
+    since bigint := stack[cardinality(stack)];
+    newest bigint := stack[1];
     mine bigint;
 BEGIN
-    SELECT min(id) INTO mine FROM (
-        SELECT id FROM feed.change WHERE xid = pg_current_xact_id() ORDER BY id DESC LIMIT logged
-    ) AS newest;
-    BEGIN
-        stack := string_to_array(coalesce(nullif(nesting, ''), '0 0'), ' ')::bigint[];
-        since := stack[cardinality(stack)];
-        stack := trim_array(stack, 1);
-        IF logged > 0 AND (stack[1] > since OR current_setting('feed.rekeyed', true) = 'rekey'
-                           OR feed.key_is_deferrable(relation))
+    stack := trim_array(stack, 1);
+    IF logged > 0 THEN
+        SELECT min(id) INTO mine FROM (
+            SELECT id FROM feed.change WHERE xid = pg_current_xact_id()
+            ORDER BY xid DESC, id DESC LIMIT logged
+        ) AS own;
+        IF newest > since OR current_setting('feed.rekeyed', true) = 'rekey'
+           OR feed.key_is_deferrable(relation)
         THEN
-            PERFORM feed.reorder(relation, changed,
-                                 CASE WHEN stack[1] > since THEN since ELSE mine - 1 END, mine);
+            BEGIN
+                PERFORM feed.reorder(relation, changed,
+                                     CASE WHEN newest > since THEN since ELSE mine - 1 END, mine);
+            EXCEPTION WHEN OTHERS THEN
+                RAISE LOG 'The changes of % cannot be brought into order (%): it must be loaded again.',
+                    relation, SQLERRM;
+                INSERT INTO feed.change (topic, op) VALUES (changed, 'reload');
+            END;
+            PERFORM set_config('feed.rekeyed', '', true);
         END IF;
-    EXCEPTION WHEN OTHERS THEN
-        RAISE LOG 'The changes of % cannot be brought into order (%): it must be loaded again.',
-            relation, SQLERRM;
-        INSERT INTO feed.change (topic, op) VALUES (changed, 'reload');
-        logged := logged + 1;
-    END;
-    PERFORM set_config('feed.rekeyed', '', true);
-    IF coalesce(cardinality(stack), 0) < 2 THEN
-        RETURN '';
-    ELSIF logged > 0 THEN
         -- Where nothing was logged before, the statements around begin before this one's changes.
         stack := array_replace(stack, 0, mine - 1);
         stack[1] := currval('feed.change_id_seq');
     END IF;
-    RETURN array_to_string(stack, ' ');
+    RETURN CASE WHEN cardinality(stack) > 1 THEN array_to_string(stack, ' ') ELSE '' END;
 END
 $$;
 
@@ -485,7 +484,9 @@ BEGIN
     EXECUTE format('CREATE OR REPLACE FUNCTION feed.%I() RETURNS trigger LANGUAGE plpgsql '
                    'SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = ''UTC'' '
                    'SET datestyle = ''ISO'' SET intervalstyle = ''postgres'' '
-                   'SET bytea_output = ''hex'' SET extra_float_digits = ''1'' AS %L',
+                   'SET bytea_output = ''hex'' SET extra_float_digits = ''1'' '
+                   -- Planned when one row is updated, and used when a million are.
+                   'SET enable_nestloop = off AS %L',
                    capture, feed.capture_body(relation, topic));
     EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', capture);
 

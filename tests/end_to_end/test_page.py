@@ -354,6 +354,29 @@ async def test_a_foreign_offset_is_mended_by_loading_anew(
     assert await page.evaluate("window.loads") == [1, 2]
 
 
+async def test_an_altered_table_is_loaded_again(
+    windows: list[Page], connection: Connection
+) -> None:
+    """After ALTER TABLE has rewritten every row, which no trigger sees, both windows show the rows
+    as they are within seconds; when another table was altered they load nothing.
+    """
+    page, other = windows
+    await connection.execute("INSERT INTO things (name, info) VALUES ('a', 'quiet'), ('b', 'calm')")
+    await page.evaluate(FOLLOW)
+    await expect_value(page, "window.loads.length", 1)
+    await connection.execute("CREATE TABLE elsewhere (id int PRIMARY KEY)")
+    await connection.execute("SELECT feed.watch('elsewhere', 'elsewhere')")
+    await connection.execute("ALTER TABLE elsewhere ADD n int DEFAULT 1")
+    await connection.execute("ALTER TABLE things ALTER info TYPE text USING upper(info)")
+    for window in (page, other):
+        await expect_table(window, connection)
+    await expect_value(page, "window.loads.length", 2)
+    await connection.execute("UPDATE things SET info = 'after' WHERE name = 'a'")
+    for window in (page, other):
+        await expect_table(window, connection)
+    await expect_value(page, "window.loads.length", 2)
+
+
 async def test_five_thousand_things_stay_smooth(
     server: RunningServer, open_page: OpenPage, connection: Connection
 ) -> None:

@@ -16,7 +16,7 @@ from tests.support.sockets import RawClient, joined
 
 PAUSE_S = 0.05
 LOST = (OSError, EOFError, WebSocketException, InvalidHandshake, AssertionError)
-LOG = "SELECT row ->> 'name' FROM feed.change ORDER BY id"
+LOG = "SELECT coalesce(new, old) ->> 'name' FROM feed.change ORDER BY id"
 
 
 class Follower:
