@@ -14,6 +14,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
+from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.types import UserDefinedType
 
@@ -27,7 +28,18 @@ class Xid8(UserDefinedType[int]):
         return "xid8"
 
 
-ischema_names["xid8"] = Xid8  # so that reflection knows the type, too
+class Snapshot(UserDefinedType[str]):
+    """Which transactions had ended at a moment."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        return "pg_snapshot"
+
+
+# So that reflection knows the types, too.
+ischema_names["xid8"] = Xid8
+ischema_names["pg_snapshot"] = Snapshot
 
 metadata = MetaData()
 
@@ -49,8 +61,9 @@ change = Table(
     Column("at", DateTime(timezone=True), nullable=False, server_default=text("clock_timestamp()")),
     Column("topic", Text, nullable=False),
     Column("op", Text, nullable=False),
-    Column("row", JSON),
-    CheckConstraint("op IN ('create', 'update', 'destroy', 'truncate')", name="change_op_check"),
+    Column("new", JSON),
+    Column("old", JSON),
+    Column("async", Boolean),
     schema="feed",
 )
 
@@ -67,6 +80,36 @@ state = Table(
         nullable=False,
         server_default=text("pg_snapshot_xmin(pg_current_snapshot())"),
     ),
+    Column("birthplace", Text, nullable=False, server_default=text("feed.place()")),
     CheckConstraint("singleton", name="state_singleton_check"),
+    schema="feed",
+)
+
+topic = Table(
+    "topic",
+    metadata,
+    Column("relation", REGCLASS, primary_key=True),
+    Column("topic", Text, nullable=False),
+    Column("shape", Text, nullable=False),
+    schema="feed",
+)
+
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column(
+        "until",
+        Xid8,
+        primary_key=True,
+        server_default=text("pg_snapshot_xmax(pg_current_snapshot())"),
+    ),
+    Column(
+        "id",
+        BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        server_default=text("currval('feed.change_id_seq')"),
+    ),
+    Column("snapshot", Snapshot, nullable=False, server_default=text("pg_current_snapshot()")),
     schema="feed",
 )

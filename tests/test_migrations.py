@@ -1,6 +1,8 @@
 """Migrations: up and down lead where they should, also for two nodes at once."""
 
 import asyncio
+import json
+from itertools import pairwise
 
 import pytest
 from alembic import command
@@ -17,10 +19,10 @@ CATALOG = """
     FROM pg_class AS c WHERE relkind IN ('r', 'v', 'S') AND relnamespace = ANY ($1::regnamespace[])
     UNION ALL
     SELECT format('%s %s', attrelid::regclass, to_jsonb(a)
-                  - '{attrelid,atttypid,attoptions}'::text[]
+                  - '{attrelid,atttypid,attoptions,attnum}'::text[]
                   || jsonb_build_object('type', atttypid::regtype))
     FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = attrelid
-    WHERE relkind IN ('r', 'v') AND relnamespace = ANY ($1::regnamespace[])
+    WHERE relkind IN ('r', 'v') AND relnamespace = ANY ($1::regnamespace[]) AND NOT attisdropped
     UNION ALL
     SELECT format('%s DEFAULT %s', adrelid::regclass, pg_get_expr(adbin, adrelid)) FROM pg_attrdef
     UNION ALL
@@ -35,6 +37,7 @@ CATALOG = """
     FROM pg_proc AS p WHERE pronamespace = ANY ($1::regnamespace[])
     ORDER BY 1
 """
+VERSIONS = ("0001", "0002", "0003")
 SCHEMAS = "SELECT array_agg(nspname) FROM pg_namespace WHERE nspname !~ '^pg_|^information_schema$'"
 
 
@@ -44,9 +47,11 @@ async def catalog(url: str) -> list[str]:
     try:
         schemas = await connection.fetchval(SCHEMAS)
         rows = await connection.fetch(CATALOG, schemas)
-        # The name of the function that captures updates holds its table's number.
-        table = await connection.fetchval("SELECT to_regclass('things')::oid::text")
-        return [row[0].replace(table or "-", "TABLE") for row in rows] + sorted(schemas)
+        # The function that captures changes has its table's number in its name, and its key's.
+        table = await connection.fetchval("SELECT to_regclass('things')::oid::text") or "-"
+        key = await connection.fetchval("SELECT to_regclass('things_pkey')::oid::text") or "-"
+        lines = [row[0].replace(table, "TABLE").replace(key, "KEY") for row in rows]
+        return lines + sorted(schemas)
     finally:
         await connection.close()
 
@@ -68,14 +73,23 @@ async def test_up_down_up(empty_database_url: str) -> None:
 
 
 async def test_each_step_down_and_up(empty_database_url: str) -> None:
-    """Who goes one step down and up again, from each version, has the same schema."""
+    """One step down from any version, and up again, leads to the schema that was there."""
     url = empty_database_url
-    await asyncio.to_thread(migrate, url)
-    full = await catalog(url)
-    await asyncio.to_thread(command.downgrade, configuration(url), "-1")
-    assert not any("feed." in line for line in await catalog(url))
-    await asyncio.to_thread(migrate, url)
-    assert await catalog(url) == full
+    seen = [await catalog(url)]
+    for version in VERSIONS:
+        await asyncio.to_thread(command.upgrade, configuration(url), version)
+        seen.append(await catalog(url))
+    for before, after in reversed(list(pairwise(seen))):
+        await asyncio.to_thread(command.downgrade, configuration(url), "-1")
+        assert made_by_migrations(await catalog(url)) == made_by_migrations(before)
+        await asyncio.to_thread(command.upgrade, configuration(url), "+1")
+        assert await catalog(url) == after
+        await asyncio.to_thread(command.downgrade, configuration(url), "-1")
+
+
+def made_by_migrations(lines: list[str]) -> list[str]:
+    """What a catalog holds besides alembic's own table."""
+    return [line for line in lines if "alembic_version" not in line]
 
 
 async def test_tables_are_what_was_migrated(database_url: str) -> None:
@@ -106,3 +120,68 @@ async def test_migrating_again_changes_nothing(database_url: str) -> None:
         assert await connection.fetchval("SELECT count(*) FROM things") == 1
     finally:
         await connection.close()
+
+
+async def test_an_installation_of_0_1_0_is_upgraded_in_place(empty_database_url: str) -> None:
+    """Data, log, epoch and watched tables of 0.1.0 stay what they were, offsets can be continued,
+    and what is written then is captured in the new way; the same on the way down and up again.
+    """
+    url = empty_database_url
+    await asyncio.to_thread(command.upgrade, configuration(url), "0002")
+    connection = await connect(url)
+    await connection.execute(
+        """
+        CREATE SCHEMA "Odd ""Schema"; CREATE TABLE "Odd ""Schema"."T'able" (a int, b int, v text,
+            PRIMARY KEY (a, b));
+        CREATE TABLE orders (id int PRIMARY KEY, v text);
+        SELECT feed.watch('"Odd ""Schema"."T''able"', 'odd-one'), feed.watch('orders', 'order');
+        INSERT INTO things (name) VALUES ('a'), ('b');
+        INSERT INTO orders VALUES (1, 'x');
+        """
+    )
+    epoch = await connection.fetchval("SELECT feed.epoch()")
+    since = await connection.fetchval("SELECT feed.position()::text")
+    await connection.execute("UPDATE things SET info = 'x'; DELETE FROM things WHERE name = 'a'")
+    await connection.execute("TRUNCATE orders")
+    rows = await connection.fetch("SELECT id, topic, op, row::text FROM feed.change ORDER BY id")
+    for _ in range(2):
+        await asyncio.to_thread(migrate, url)
+        kept = await connection.fetch(
+            "SELECT id, topic, op, new::text FROM feed.change ORDER BY id"
+        )
+        assert [tuple(row) for row in kept[: len(rows)]] == [tuple(row) for row in rows]
+        assert await connection.fetchval("SELECT feed.epoch()") == epoch
+        assert await connection.fetchval("SELECT feed.continues($1::text::pg_snapshot)", since)
+        watched = await connection.fetch(
+            "SELECT relation::text, topic FROM feed.topic ORDER BY topic"
+        )
+        assert [tuple(row) for row in watched] == [
+            ('"Odd ""Schema"."T\'able"', "odd-one"), ("orders", "order"), ("things", "thing"),
+        ]  # fmt: skip
+        assert (
+            await connection.fetchval(
+                "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgenabled = 'A'"
+            )
+            == 3 * 5
+        )
+        newest = await connection.fetchval("SELECT max(id) FROM feed.change")
+        await connection.execute(
+            """
+            INSERT INTO "Odd ""Schema"."T'able" VALUES (1, 2, 'a');
+            UPDATE "Odd ""Schema"."T'able" SET v = 'b';
+            DELETE FROM "Odd ""Schema"."T'able";
+            """
+        )
+        made = await connection.fetch(
+            "SELECT topic, op, old::text, new::text FROM feed.change WHERE id > $1 ORDER BY id",
+            newest,
+        )
+        images = [
+            tuple(image and json.loads(image)["v"] for image in (row["old"], row["new"]))
+            for row in made
+        ]
+        assert images == [(None, "a"), ("a", "b"), ("b", None)]
+        await asyncio.to_thread(command.downgrade, configuration(url), "0002")
+        row = await connection.fetchrow("SELECT op, row ->> 'v' FROM feed.change ORDER BY id DESC")
+        assert tuple(row) == ("destroy", "b")
+    await connection.close()

@@ -17,7 +17,7 @@ CREATE TABLE feed.topic (
 -- statements on this table ran inside it (in triggers, or in functions that it calls).
 --
 -- `feed.nesting_<table>` is empty or lists, separated by blanks, the last change logged inside the
--- outermost open statement, and for each open statement what that was when it began; 0 stands for
+-- outermost open statement, and for each open statement what that was when it began; -1 stands for
 -- none. It is local to the transaction, so what fails takes its part of it along.
 --
 -- It runs as the writer and pins no search path, which would cost more than all it does.
@@ -31,7 +31,7 @@ BEGIN
     IF nesting OPERATOR(pg_catalog.<>) '' THEN
         nesting := pg_catalog.concat_ws(' ', nesting, pg_catalog.split_part(nesting, ' ', 1));
     ELSE
-        nesting := '0 0';
+        nesting := '-1 -1';
     END IF;
     nesting := pg_catalog.set_config(setting, nesting, true);
     RETURN NULL;
@@ -348,7 +348,7 @@ RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 DECLARE
-    stack bigint[] := string_to_array(coalesce(nullif(nesting, ''), '0 0'), ' ')::bigint[];
+    stack bigint[] := string_to_array(coalesce(nullif(nesting, ''), '-1 -1'), ' ')::bigint[];
     since bigint := stack[cardinality(stack)];
     newest bigint := stack[1];
     mine bigint;
@@ -373,7 +373,7 @@ BEGIN
             PERFORM set_config('feed.rekeyed', '', true);
         END IF;
         -- Where nothing was logged before, the statements around begin before this one's changes.
-        stack := array_replace(stack, 0, mine - 1);
+        stack := array_replace(stack, -1, mine - 1);
         stack[1] := currval('feed.change_id_seq');
     END IF;
     RETURN CASE WHEN cardinality(stack) > 1 THEN array_to_string(stack, ' ') ELSE '' END;
@@ -412,7 +412,7 @@ BEGIN
         EXECUTE feed.capture_statement(TG_RELID, %3$L, TG_OP);
         GET DIAGNOSTICS logged = ROW_COUNT;
     END IF;
-    IF nesting = '0 0' AND %8$s THEN
+    IF nesting = '-1 -1' AND %8$s THEN
         nesting := set_config('feed.nesting_%1$s', '', true);
     ELSIF TG_OP <> 'TRUNCATE' THEN
         nesting := set_config('feed.nesting_%1$s',
