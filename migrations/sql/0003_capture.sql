@@ -120,9 +120,12 @@ CREATE FUNCTION feed.large_json(changed record) RETURNS json
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    rendered json := row_to_json(changed);
+    rendered json;
 BEGIN
+    rendered := row_to_json(changed);
     RETURN CASE WHEN octet_length(rendered::text) <= 268435456 THEN rendered END;
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
 END
 $$;
 

@@ -1,0 +1,95 @@
+"""What no trigger can tell is noticed by a look at the tables, and said once."""
+
+import pytest
+
+from app.database import Connection
+
+pytestmark = pytest.mark.database
+
+NOT_CAPTURED = "triggers are disabled or missing: what is written now is not captured"
+HAS_CHILDREN = "its table has children, whose rows are not captured"
+NOTICED = [
+    ("ALTER TABLE watched ALTER v TYPE text USING upper(v)", None),
+    ("ALTER TABLE watched ADD w int DEFAULT 7", None),
+    ("ALTER TABLE watched ADD g text GENERATED ALWAYS AS (v || '!') STORED", None),
+    ("ALTER TABLE watched RENAME v TO w", None),
+    ("ALTER TABLE watched DROP v", None),
+    ("CREATE TABLE child () INHERITS (watched)", HAS_CHILDREN),
+    ("ALTER TABLE watched DISABLE TRIGGER ALL", NOT_CAPTURED),
+    ("DROP TRIGGER feed_delete ON watched", NOT_CAPTURED),
+    ("ALTER TABLE watched DISABLE TRIGGER ALL; ALTER TABLE watched ENABLE TRIGGER ALL", None),
+    ("ALTER TABLE watched DROP CONSTRAINT watched_pkey", "its table has no primary key any more"),
+    ("DROP TABLE watched", "its table was dropped"),
+]  # fmt: skip
+PASSED_OVER = [
+    "VACUUM FULL watched", "CLUSTER watched USING watched_pkey", "ANALYZE watched",
+    "REINDEX TABLE watched", "CREATE INDEX ON watched (v)", "UPDATE watched SET v = v || '!'",
+    "ALTER TABLE watched ADD CHECK (v <> '')", "ALTER TABLE watched SET (fillfactor = 80)",
+]  # fmt: skip
+
+
+@pytest.fixture
+async def watched(connection: Connection) -> Connection:
+    """A connection to a database with one more watched table, with a row in it."""
+    await connection.execute("CREATE TABLE watched (id int PRIMARY KEY, v text)")
+    await connection.execute("SELECT feed.watch('watched', 'watched')")
+    await connection.execute("INSERT INTO watched VALUES (1, 'a')")
+    return connection
+
+
+async def look(connection: Connection) -> list[tuple[str, str | None]]:
+    """What a look at the tables finds."""
+    rows = await connection.fetch("SELECT topic, problem FROM feed.check_topics()")
+    return [(row["topic"], row["problem"]) for row in rows]
+
+
+async def reloads(connection: Connection) -> int:
+    """How often clients of the table were told to load it again."""
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM feed.change WHERE op = 'reload' AND topic = 'watched'"
+    )
+    return count
+
+
+@pytest.mark.parametrize(("ddl", "problem"), NOTICED)
+async def test_what_changes_a_table_is_noticed_once(
+    watched: Connection, ddl: str, problem: str | None
+) -> None:
+    """After a change of the table, or of its triggers, the next look has clients load it again and
+    says what is wrong; the one after that finds nothing.
+    """
+    assert await look(watched) == []
+    await watched.execute(ddl)
+    assert await look(watched) == [("watched", problem)]
+    assert await look(watched) == [] and await reloads(watched) == 1
+
+
+@pytest.mark.parametrize("statement", PASSED_OVER)
+async def test_what_changes_no_row_is_passed_over(watched: Connection, statement: str) -> None:
+    """Upkeep of a table, and what triggers see, makes nobody load anything."""
+    await watched.execute(statement)
+    assert await look(watched) == [] and await reloads(watched) == 0
+
+
+async def test_lost_triggers_are_put_back(watched: Connection) -> None:
+    """Triggers that were switched off and on again fire for everybody again after a look."""
+    await watched.execute("ALTER TABLE watched DISABLE TRIGGER ALL")
+    await look(watched)
+    await watched.execute("INSERT INTO watched VALUES (2, 'unseen')")
+    await watched.execute("ALTER TABLE watched ENABLE TRIGGER ALL")
+    assert await look(watched) == [("watched", None)] and await reloads(watched) == 2
+    await watched.execute("SET session_replication_role = replica; INSERT INTO watched VALUES (3)")
+    newest = await watched.fetchval("SELECT new ->> 'id' FROM feed.change ORDER BY id DESC LIMIT 1")
+    assert newest == "3"
+
+
+async def test_a_dropped_table_leaves_nothing(watched: Connection) -> None:
+    """With a table go its topic and its capture function."""
+    count = """
+        SELECT (SELECT count(*) FROM feed.topic),
+               (SELECT count(*) FROM pg_proc WHERE proname ~ '^capture_[0-9]')
+    """
+    assert tuple(await watched.fetchrow(count)) == (2, 2)
+    await watched.execute("DROP TABLE watched")
+    await look(watched)
+    assert tuple(await watched.fetchrow(count)) == (1, 1)
