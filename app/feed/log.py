@@ -19,6 +19,7 @@ PAGE_BYTES = 1024 * 1024
 FEW_ROWS = 1_000
 # More than lies between two checkpoints (there is one about every 4096 changes).
 BATCH_ROWS = 10_000
+ROW_OPERATIONS = frozenset({"create", "update", "destroy"})
 # What fails for a reason that lies in the rows; a failed connection is one of UNAVAILABLE.
 UNREADABLE = (asyncpg.PostgresError, UnicodeDecodeError)
 
@@ -328,9 +329,11 @@ async def _page(
 
 
 def _change(id: int, topic: str, op: str, body: str | None) -> Change:
-    if body is None:
+    if op == "truncate":
+        return Change(id, topic, op, None)
+    if body is None or op not in ROW_OPERATIONS:
         # A row that was too long for the log, or changes that could not be put into order.
-        return Change(id, topic, "truncate" if op == "truncate" else "reload", None)
+        return Change(id, topic, "reload", None)
     if op == "destroy":
         body = member(body, "name") or body
     return Change(id, topic, op, body)

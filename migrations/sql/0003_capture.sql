@@ -16,9 +16,9 @@ CREATE TABLE feed.topic (
 -- Begins a statement on a watched table: before it, so that its capture can tell whether other
 -- statements on this table ran inside it (in triggers, or in functions that it calls).
 --
--- `feed.nesting_<table>` is empty or lists, separated by blanks, the last change logged inside the
--- outermost open statement, and for each open statement what that was when it began; -1 stands for
--- none. It is local to the transaction, so what fails takes its part of it along.
+-- `feed.nesting_<table>` is empty, or holds the number of statements open on the table and the last
+-- change logged before the first of them logged anything (-1 while none has). It is local to the
+-- transaction, so what fails takes its part of it along.
 --
 -- It runs as the writer and pins no search path, which would cost more than all it does.
 CREATE FUNCTION feed.begin_statement() RETURNS trigger
@@ -29,9 +29,11 @@ DECLARE
     nesting text := pg_catalog.current_setting(setting, true);
 BEGIN
     IF nesting OPERATOR(pg_catalog.<>) '' THEN
-        nesting := pg_catalog.concat_ws(' ', nesting, pg_catalog.split_part(nesting, ' ', 1));
+        nesting := pg_catalog.concat_ws(
+            ' ', pg_catalog.split_part(nesting, ' ', 1)::pg_catalog.int4 OPERATOR(pg_catalog.+) 1,
+            pg_catalog.split_part(nesting, ' ', 2));
     ELSE
-        nesting := '-1 -1';
+        nesting := '1 -1';
     END IF;
     nesting := pg_catalog.set_config(setting, nesting, true);
     RETURN NULL;
@@ -186,52 +188,70 @@ $$;
 -- The order of one key's changes that leads to what the table holds now (`final`, NULL: no row), as
 -- places in the arrays; 0 stands for a change that is missing at the end.
 --
--- The changes are two runs, each in the order it was made: the first `mine` those of a statement, the
--- others of statements that ran inside it. From the end backwards each state tells which change led
--- to it. Where both could have, it was the inner one: what a statement removes or updates was there
--- before it, and what it adds, it adds where nothing is.
-CREATE FUNCTION feed.chain(befores text[], afters text[], mine integer, final text)
-RETURNS integer[]
+-- Each change begins where the one before it ended, so the order is a trail through the key's states
+-- that takes every change once (an Eulerian trail, found by Hierholzer's algorithm). It is walked from
+-- the end backwards; where several changes lead to a state, the one with the highest place was last.
+CREATE FUNCTION feed.chain(befores text[], afters text[], final text) RETURNS integer[]
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    state text := final;
-    outer_end integer := mine;
-    inner_end integer := cardinality(befores);
+    -- The states are numbered; NULL, too, is one.
+    starts integer[];
+    ends integer[];
+    last integer;
+    state integer;
+    newest integer[] := '{}';  -- for each state, the last change not yet taken that leads to it
+    older integer[] := '{}';   -- for each change, the one before it that leads to the same state
+    walk integer[] := '{}';
+    depth integer := 0;
     chained integer[] := '{}';
-    found integer;
+    unbroken boolean := true;
 BEGIN
-    WHILE outer_end > 0 OR inner_end > mine LOOP
-        IF inner_end > mine AND afters[inner_end] IS NOT DISTINCT FROM state THEN
-            found := inner_end;
-            inner_end := inner_end - 1;
-        ELSIF outer_end > 0 AND afters[outer_end] IS NOT DISTINCT FROM state THEN
-            found := outer_end;
-            outer_end := outer_end - 1;
-        ELSE
-            -- No order leads there, as where a deferred key is held by two rows for a while. Then
-            -- only the end counts.
-            SELECT array_agg(place ORDER BY afters[place] IS NOT DISTINCT FROM final,
-                                            place <= mine AND befores[place] IS NULL, place)
-            INTO chained FROM generate_subscripts(befores, 1) AS place;
-            IF afters[chained[cardinality(chained)]] IS NOT DISTINCT FROM final THEN
-                RETURN chained;
-            ELSIF final IS NULL THEN
-                RAISE EXCEPTION 'changes lead to a row that is not there';
-            END IF;
-            RETURN chained || 0;
-        END IF;
-        chained := chained || found;
-        state := befores[found];
+    SELECT array_agg(number ORDER BY place) FILTER (WHERE side = 1),
+           array_agg(number ORDER BY place) FILTER (WHERE side = 2),
+           max(number) FILTER (WHERE side = 3)
+    INTO starts, ends, last
+    FROM (
+        SELECT side, place, dense_rank() OVER (ORDER BY image COLLATE "C") AS number
+        FROM (SELECT 1, * FROM unnest(befores) WITH ORDINALITY
+              UNION ALL SELECT 2, * FROM unnest(afters) WITH ORDINALITY
+              UNION ALL SELECT 3, final, 0) AS images (side, image, place)
+    ) AS numbered;
+    FOR place IN 1 .. cardinality(ends) LOOP
+        older[place] := newest[ends[place]];
+        newest[ends[place]] := place;
     END LOOP;
-    SELECT array_agg(place ORDER BY step DESC) INTO chained
-    FROM unnest(chained) WITH ORDINALITY AS steps (place, step);
-    RETURN chained;
+    LOOP
+        state := CASE depth WHEN 0 THEN last ELSE starts[walk[depth]] END;
+        IF newest[state] IS NOT NULL THEN
+            depth := depth + 1;
+            walk[depth] := newest[state];
+            newest[state] := older[walk[depth]];
+        ELSE
+            EXIT WHEN depth = 0;
+            unbroken := unbroken AND coalesce(ends[chained[cardinality(chained)]]
+                                              = starts[walk[depth]], true);
+            chained := chained || walk[depth];
+            depth := depth - 1;
+        END IF;
+    END LOOP;
+    IF unbroken AND cardinality(chained) = cardinality(ends) THEN
+        RETURN chained;
+    END IF;
+    -- There is none, as where a deferred key was held by two rows. Then only the end counts.
+    SELECT array_agg(place ORDER BY ends[place] = last, befores[place] IS NULL, place)
+    INTO chained FROM generate_subscripts(ends, 1) AS place;
+    IF ends[chained[cardinality(chained)]] = last THEN
+        RETURN chained;
+    ELSIF final IS NULL THEN
+        RAISE EXCEPTION 'changes lead to a row that is not there';
+    END IF;
+    RETURN chained || 0;
 END
 $$;
 
 -- Logs again, in the right order, what a statement and the statements inside it have changed on one
--- table: changes after `since`, of which `mine` and later are the statement's own.
+-- table: changes after `since`, of which `mine` and later were logged when it ended.
 --
 -- Only keys that were changed several times can be in the wrong order, and destroys and creates that
 -- an update has made of a changed key. What existed before the statement goes first.
@@ -242,7 +262,6 @@ SET enable_nestloop = off
 AS $$
 DECLARE
     key name[] := feed.key_of(relation);
-    rekeyed boolean := current_setting('feed.rekeyed', true) = 'rekey';
     key_expression text;
     key_join text;
 BEGIN
@@ -278,12 +297,17 @@ BEGIN
                 WHERE xid = pg_current_xact_id() AND id > $2 AND topic = $1
             ) AS logged
         ),
+        rekeyed AS MATERIALIZED (
+            SELECT EXISTS (SELECT FROM entry WHERE part = 2) AS any_rekey
+        ),
         suspect AS MATERIALIZED (
-            SELECT key, (SELECT %2$s FROM %3$s AS x WHERE %4$s LIMIT 1) AS present
+            -- Found by equality, for the index; but 1.0 and 1.00 are two keys.
+            SELECT key, (SELECT image FROM (SELECT %2$s AS image FROM %3$s AS x WHERE %4$s) AS equal
+                         WHERE suspect.key = ARRAY[%1$s] LIMIT 1) AS present
             FROM (
                 SELECT key, (array_agg(image))[1] AS image FROM entry
-                WHERE image IS NOT NULL AND $6
-                GROUP BY key HAVING count(*) > 1 OR $5
+                WHERE image IS NOT NULL AND $5
+                GROUP BY key HAVING count(*) > 1 OR $4
             ) AS suspect
         ),
         placed AS MATERIALIZED (
@@ -292,12 +316,11 @@ BEGIN
             FROM entry JOIN suspect ON suspect.key = entry.key
         ),
         chained AS MATERIALIZED (
-            SELECT *, feed.chain(befores, afters, mine, present::text) AS chain
+            SELECT *, feed.chain(befores, afters, present::text) AS chain
             FROM (
                 SELECT key, (array_agg(present))[1] AS present,
                        array_agg(old::text ORDER BY place) AS befores,
                        array_agg(new::text ORDER BY place) AS afters,
-                       count(*) FILTER (WHERE mine)::integer AS mine,
                        array_agg(place ORDER BY id, part)::integer[] AS logged
                 FROM placed GROUP BY key
             ) AS run
@@ -309,7 +332,7 @@ BEGIN
             FROM chained
             CROSS JOIN LATERAL unnest(chain) WITH ORDINALITY AS link (place, ordinal)
             LEFT JOIN placed AS entry USING (key, place)
-            WHERE $4 OR chain <> logged
+            WHERE chain <> logged OR (SELECT any_rekey FROM rekeyed)
             WINDOW so_far AS (PARTITION BY chained.key ORDER BY ordinal)
         ),
         again AS MATERIALIZED (
@@ -319,7 +342,8 @@ BEGIN
             UNION ALL
             SELECT (old IS NULL)::integer, id, 0, part, op, old, new, async, id
             FROM entry
-            WHERE $4 AND mine AND NOT EXISTS (SELECT FROM suspect WHERE suspect.key = entry.key)
+            WHERE (SELECT any_rekey FROM rekeyed)
+                  AND NOT EXISTS (SELECT FROM suspect WHERE suspect.key = entry.key)
         ),
         gone AS (
             DELETE FROM feed.change USING (SELECT DISTINCT was FROM again) AS old_place
@@ -329,7 +353,7 @@ BEGIN
         SELECT $1, op, old, new, async FROM again ORDER BY late, id, ordinal, part
     $sql$, coalesce(key_expression, 'image::text'), feed.json_expression('x.*'),
     feed.rows_of(relation, format('ONLY %s', relation)), coalesce(key_join, 'false'))
-    USING changed, since, mine, rekeyed, feed.key_is_deferrable(relation), key IS NOT NULL;
+    USING changed, since, mine, feed.key_is_deferrable(relation), key IS NOT NULL;
 END
 $$;
 
@@ -341,9 +365,12 @@ AS $$
                    WHERE indrelid = relation AND indisprimary AND NOT indimmediate)
 $$;
 
--- Ends a statement that others ran inside, that ran inside another, or that changed keys: brings
--- their changes into order, and returns what `feed.nesting_<table>` becomes. `logged`: how many
--- changes the statement itself has just logged.
+-- Ends a statement that others ran inside, that ran inside another, or that changed keys, and
+-- returns what `feed.nesting_<table>` becomes. `logged`: how many changes the statement itself has
+-- just logged.
+--
+-- The outermost brings the changes of all into order. Before that the table holds what is not
+-- logged yet, so there is no telling.
 --
 -- What cannot be brought into order is not passed over: the topic must be loaded again.
 CREATE FUNCTION feed.settle(relation regclass, changed text, nesting text, logged bigint)
@@ -351,35 +378,33 @@ RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 DECLARE
-    stack bigint[] := string_to_array(coalesce(nullif(nesting, ''), '-1 -1'), ' ')::bigint[];
-    since bigint := stack[cardinality(stack)];
-    newest bigint := stack[1];
+    depth bigint := coalesce(nullif(split_part(nesting, ' ', 1), ''), '1');
+    since bigint := coalesce(nullif(split_part(nesting, ' ', 2), ''), '-1');
+    nested boolean := since >= 0;
     mine bigint;
 BEGIN
-    stack := trim_array(stack, 1);
     IF logged > 0 THEN
         SELECT min(id) INTO mine FROM (
             SELECT id FROM feed.change WHERE xid = pg_current_xact_id()
             ORDER BY xid DESC, id DESC LIMIT logged
         ) AS own;
-        IF newest > since OR current_setting('feed.rekeyed', true) = 'rekey'
-           OR feed.key_is_deferrable(relation)
-        THEN
-            BEGIN
-                PERFORM feed.reorder(relation, changed,
-                                     CASE WHEN newest > since THEN since ELSE mine - 1 END, mine);
-            EXCEPTION WHEN OTHERS THEN
-                RAISE LOG 'The changes of % cannot be brought into order (%): it must be loaded again.',
-                    relation, SQLERRM;
-                INSERT INTO feed.change (topic, op) VALUES (changed, 'reload');
-            END;
-            PERFORM set_config('feed.rekeyed', '', true);
-        END IF;
-        -- Where nothing was logged before, the statements around begin before this one's changes.
-        stack := array_replace(stack, -1, mine - 1);
-        stack[1] := currval('feed.change_id_seq');
+        since := CASE WHEN nested THEN since ELSE mine - 1 END;
     END IF;
-    RETURN CASE WHEN cardinality(stack) > 1 THEN array_to_string(stack, ' ') ELSE '' END;
+    IF depth = 1 AND (nested OR logged > 0 AND (feed.key_is_deferrable(relation)
+                     OR current_setting('feed.rekeyed', true) = 'rekey'))
+    THEN
+        BEGIN
+            PERFORM feed.reorder(relation, changed, since, coalesce(mine, 9223372036854775807));
+        EXCEPTION WHEN OTHERS THEN
+            RAISE LOG 'The changes of % cannot be brought into order (%): it must be loaded again.',
+                relation, SQLERRM;
+            INSERT INTO feed.change (topic, op) VALUES (changed, 'reload');
+        END;
+    END IF;
+    IF logged > 0 AND current_setting('feed.rekeyed', true) = 'rekey' THEN
+        PERFORM set_config('feed.rekeyed', '', true);
+    END IF;
+    RETURN CASE WHEN depth > 1 THEN concat_ws(' ', depth - 1, since) ELSE '' END;
 END
 $$;
 
@@ -415,7 +440,7 @@ BEGIN
         EXECUTE feed.capture_statement(TG_RELID, %3$L, TG_OP);
         GET DIAGNOSTICS logged = ROW_COUNT;
     END IF;
-    IF nesting = '-1 -1' AND %8$s THEN
+    IF nesting = '1 -1' AND %8$s THEN
         nesting := set_config('feed.nesting_%1$s', '', true);
     ELSIF TG_OP <> 'TRUNCATE' THEN
         nesting := set_config('feed.nesting_%1$s',
