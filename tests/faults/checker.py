@@ -1,12 +1,14 @@
 """Compares what clients got with what the log holds. Shares no code with the product.
 
-The truth is every committed row of `feed.change`, read once at rest. An offset is read here by
-itself: `epoch.snapshot.signature` behind a batch, `epoch.snapshot.snapshot.id.signature` within
+The truth is every committed row of `feed.change`. A batch is compared as soon as the client has all
+of it and the log is known that far, and then forgotten; of the log only numbers are kept. An offset
+is read here by itself: `epoch.snapshot.signature` behind a batch, `epoch.snapshot.snapshot.id.signature` within
 one. Between two snapshots lies a batch: what the first could not see and the second can, by id.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,6 +18,9 @@ Row = dict[str, Any]
 # Things of such names are waited for; the last one is written when all is over.
 MARK = "mark "
 THE_END = "mark the end"
+# The topic that lists are loaded of, and that marks are in.
+THING = "thing"
+CLOSING = -1  # instead of the id that an offset behind a batch does not tell
 
 
 class Snapshot(NamedTuple):
@@ -42,28 +47,36 @@ def place(offset: str) -> tuple[Snapshot, Snapshot | None, int]:
     return snapshot(parts[1]), snapshot(parts[2]), int(parts[3])
 
 
-def key(op: str, what: Any) -> int:
-    """A number that stands for a change's content."""
-    if isinstance(what, dict):
-        return hash((op, what["id"], what["name"], what["info"], what["created_at"]))
-    return hash((op, what))
+def key(event: str, what: Any) -> int:
+    """A number that stands for a change's content: topic and operation, and what comes with it."""
+    return hash((event, *what.values()) if isinstance(what, dict) else (event, what))
+
+
+def logged_key(topic: str, op: str, old: Row | None, new: Row | None) -> int:
+    """The same of a row of the log: a destroy tells the name, or the whole row without one."""
+    what: Any = new
+    if op == "destroy":
+        assert old is not None
+        what = old.get("name", old)
+    elif op in ("truncate", "reload"):
+        what = None
+    return key(f"{topic}:{op}", what)
 
 
 class Log:
     """The committed changes by transaction, as far as they are known for certain."""
 
     def __init__(self) -> None:
-        self._changes: dict[int, list[tuple[int, int]]] = {}  # xid -> (id, key)
+        self._changes: dict[int, array[int]] = {}  # xid -> id, key, id, key, ...
         self.known_below = 0
         self.count = 0
 
-    def add(self, changes: Iterable[tuple[int, int, str, Row | None]]) -> None:
-        """Take (xid, id, operation, row) of whole transactions; those already there are passed."""
-        new: dict[int, list[tuple[int, int]]] = {}
-        for xid, id, op, row in changes:
+    def add(self, changes: Iterable[tuple[int, int, int]]) -> None:
+        """Take (xid, id, key) of whole transactions; those already there are passed."""
+        new: dict[int, array[int]] = {}
+        for xid, id, content in changes:
             if xid not in self._changes:
-                what = row["name"] if op == "destroy" and row else row
-                new.setdefault(xid, []).append((id, key(op, what)))
+                new.setdefault(xid, array("q")).extend((id, content))
                 self.count += 1
         self._changes |= new
 
@@ -78,13 +91,13 @@ class Log:
             for xid in xids:
                 changes = self._changes.get(xid)
                 if changes and until.sees(xid):
-                    found += changes
+                    found += zip(changes[::2], changes[1::2], strict=True)
         found.sort()
         return found
 
     def contents(self) -> set[int]:
         """What the changes say, all of them. Costly, and needed only when something is wrong."""
-        return {content for changes in self._changes.values() for _, content in changes}
+        return {content for changes in self._changes.values() for content in changes[1::2]}
 
 
 @dataclass
@@ -98,7 +111,7 @@ class Findings:
     disordered: int = 0
     phantom: int = 0  # never committed
     refused: int = 0  # told to load anew, though the log holds everything
-    stale: int = 0  # rows that differ from the table at the end
+    stale: int = 0  # rows that differ from their table at the end
     notes: list[str] = field(default_factory=list)
 
     def red(self) -> int:
@@ -126,7 +139,7 @@ class Findings:
 class Fold:
     """A table made of a list and of changes."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
         self.rows: dict[int, Row] = {}
         self._ids: dict[str, int] = {}
         self.surprises = 0
@@ -137,19 +150,42 @@ class Fold:
         if op == "truncate":
             self.rows.clear()
             self._ids.clear()
+        elif op == "destroy" and isinstance(what, dict):
+            self.surprises += self.rows.pop(what["id"], None) != what
         elif op == "destroy":
             id = self._ids.pop(what, None)
             self.surprises += id is None or self.rows.pop(id, None) is None
         else:
             before = self.rows.get(what["id"])
             self.surprises += (before is None) != (op == "create")
-            if before is not None and self._ids.get(before["name"]) == what["id"]:
+            if before is not None and self._ids.get(before.get("name", "")) == what["id"]:
                 del self._ids[before["name"]]
             self._put(what)
 
     def _put(self, row: Row) -> None:
         self.rows[row["id"]] = row
-        self._ids[row["name"]] = row["id"]
+        if "name" in row:
+            self._ids[row["name"]] = row["id"]
+
+
+@dataclass
+class Batch:
+    """The changes a client got between two positions: their contents, and the ids in their
+    offsets.
+    """
+
+    since: Snapshot
+    until: Snapshot | None = None
+    contents: "array[int]" = field(default_factory=lambda: array("q"))
+    ids: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def add(self, content: int, offset: str) -> bool:
+        """Take a change; whether it is the last one. Those before it say where that will be."""
+        at, until, id = place(offset)
+        self.contents.append(content)
+        self.ids.append(CLOSING if until is None else id)
+        self.until = at if until is None else until
+        return until is None
 
 
 def differing(rows: Iterable[Row], table: Iterable[Row]) -> int:
@@ -160,17 +196,22 @@ def differing(rows: Iterable[Row], table: Iterable[Row]) -> int:
 
 
 class Reader:
-    """Goes through the entries of one client (watch.mjs says what they are)."""
+    """Goes through the entries of one client (watch.mjs says what they are).
+
+    When a client begins for the first time, all tables but that of things are empty. From a reload
+    of a topic on its fold is not known any more.
+    """
 
     def __init__(self, name: str, log: Log) -> None:
         self.name = name
         self.findings = Findings()
         self._log = log
         self._offset: str | None = None
-        self._position: Snapshot | None = None
-        self._fold: Fold | None = None
-        self._batch: list[tuple[int, str]] = []  # key, offset
-        self._closed: list[tuple[Snapshot, Snapshot, list[tuple[int, str]]]] = []
+        self._batch: Batch | None = None
+        self._closed: deque[Batch] = deque()
+        self._folds: dict[str, Fold] = {}
+        self._unknown: set[str] = set()
+        self._lists_only = self._has_list = False
         self._greeted = False
         self._told_to_reload = False
         self._state: list[Row] | None = None
@@ -185,25 +226,31 @@ class Reader:
                 self._greet(recovered, offset, session_recovered)
             case ["state", rows]:
                 self._state = rows
-            case [op, what, offset]:
+            case [event, what, offset]:
                 if not self._told_to_reload:
-                    self._change(op, what, offset)
+                    self._change(event, what, offset)
 
-    def _begin(self, offset: str, fold: Fold | None) -> None:
+    def _begin(self, offset: str, things: Fold | None) -> None:
         """From here on everything is expected."""
         self._leave_batch()
-        self._offset, self._fold = offset, fold
-        self._position = place(offset)[0]
+        self._lists_only = self._batch is not None  # there is no list of the other tables
+        self._offset, self._batch = offset, Batch(place(offset)[0])
+        self._has_list = things is not None
+        if things is not None:
+            self._folds[THING] = things
+            self._unknown.discard(THING)
+        else:
+            self._unknown.add(THING)
         self._greeted = self._told_to_reload = False
 
     def _greet(self, recovered: bool, offset: str, session_recovered: bool | None) -> None:
         self.findings.sessions += 1
-        if self._position is None:  # a client without a list begins where it was greeted
+        if self._batch is None:  # a client without a list begins where it was greeted
             self._begin(offset, None)
         elif not recovered:
             self.findings.refused += 1
             self.findings.note(f"{self.name}: refused at {self._offset}")
-            if self._fold is None:
+            if not self._has_list:
                 self._begin(offset, None)
             else:
                 self._told_to_reload = True
@@ -215,64 +262,88 @@ class Reader:
             self.findings.note(f"{self.name}: continues at {offset}, but socket.recovered is false")
         self._greeted = True
 
-    def _change(self, op: str, what: Any, offset: str) -> None:
-        assert self._position is not None, "a change before hello"
+    def _change(self, event: str, what: Any, offset: str) -> None:
+        assert self._batch is not None, "a change before hello"
         self.findings.events += 1
-        if self._fold is not None:
-            self._fold.apply(op, what)
+        topic, _, op = event.partition(":")
+        if op == "reload":
+            self._unknown.add(topic)
+        elif self._is_known(topic):
+            if topic not in self._folds:
+                self._folds[topic] = Fold()
+            self._folds[topic].apply(op, what)
         self._offset = offset
-        if op == "create" and what["name"].startswith(MARK):
+        if event == f"{THING}:create" and what["name"].startswith(MARK):
             self.marks.add(what["name"])
-        since, until, _ = place(offset)
-        self._batch.append((key(op, what), offset))
-        if until is None:
-            self._closed.append((self._position, since, self._batch))
-            self._position, self._batch = since, []
+        if self._batch.add(key(event, what), offset):
+            assert self._batch.until is not None
+            self._closed.append(self._batch)
+            self._batch = Batch(self._batch.until)
+            self.judge()
+
+    def _is_known(self, topic: str) -> bool:
+        """Whether the client can know what the topic's table holds."""
+        return topic not in self._unknown and (topic == THING or not self._lists_only)
 
     def judge(self) -> None:
         """Compare every batch that the log is known for."""
-        while self._closed and self._log.knows(self._closed[0][1]):
-            since, until, got = self._closed.pop(0)
-            self._compare(self._log.between(since, until), got, f"{since.end} to {until.end}")
+        while self._closed:
+            batch = self._closed[0]
+            assert batch.until is not None
+            if not self._log.knows(batch.until):
+                break
+            self._closed.popleft()
+            where = f"{batch.since.end} to {batch.until.end}"
+            self._compare(self._log.between(batch.since, batch.until), batch, where)
 
-    def finish(self, now: Snapshot, table: list[Row]) -> Findings:
-        """Compare with the end of the log and with the table."""
+    def finish(self, now: Snapshot, tables: Mapping[str, list[Row]]) -> Findings:
+        """Compare with the end of the log and with the tables, by topic."""
         self.judge()
-        if self._position is None:
+        if self._batch is None:
             self.findings.lost += self._log.count or 1
             self.findings.note(f"{self.name}: it never got a list or a greeting")
             return self.findings
-        got, self._batch = self._batch, []
-        self._compare(self._log.between(self._position, now), got, "the end")
-        if self._fold is not None:
-            self.findings.stale += self._fold.surprises + differing(self._fold.rows.values(), table)
+        got, self._batch = self._batch, Batch(now)
+        self._compare(self._log.between(got.since, now), got, "the end")
+        for topic, table in tables.items():
+            if self._is_known(topic):
+                fold = self._folds.get(topic, Fold())
+                self._compare_rows(topic, fold.surprises, fold.rows.values(), table)
         if self._state is not None:
-            self.findings.stale += differing(self._state, table)
+            self._compare_rows("what the page holds", 0, self._state, tables[THING])
         return self.findings
+
+    def _compare_rows(
+        self, what: str, surprises: int, rows: Iterable[Row], table: Iterable[Row]
+    ) -> None:
+        if stale := differing(rows, table):
+            self.findings.note(f"{self.name}: {what}: {stale} rows differ from the table")
+        if surprises:
+            self.findings.note(f"{self.name}: {what}: {surprises} changes did not fit")
+        self.findings.stale += surprises + stale
 
     def _leave_batch(self) -> None:
         """A client that loads anew within a batch was entitled to what it had got of it."""
-        if self._batch:
-            since, until, id = place(self._batch[-1][1])
-            assert self._position is not None and until is not None
-            if self._log.knows(until):
-                expected = [
-                    change for change in self._log.between(self._position, until) if change[0] <= id
-                ]
-                self._compare(expected, self._batch, f"before the list, {since.end} to {until.end}")
-            self._batch = []
+        batch = self._batch
+        if batch is not None and batch.contents:
+            assert batch.until is not None
+            if self._log.knows(batch.until):
+                expected = self._log.between(batch.since, batch.until)
+                expected = [change for change in expected if change[0] <= batch.ids[-1]]
+                where = f"before the list, {batch.since.end} to {batch.until.end}"
+                self._compare(expected, batch, where)
 
-    def _compare(
-        self, expected: list[tuple[int, int]], got: list[tuple[int, str]], where: str
-    ) -> None:
-        if [content for _, content in expected] == [content for content, _ in got]:
-            for (id, _), (_, offset) in zip(expected, got, strict=True):
-                if offset.count(".") == 4 and place(offset)[2] != id:
+    def _compare(self, expected: list[tuple[int, int]], got: Batch, where: str) -> None:
+        if array("q", (content for _, content in expected)) == got.contents:
+            for (id, _), its_id in zip(expected, got.ids, strict=True):
+                if its_id not in (id, CLOSING):
                     self.findings.disordered += 1
-                    self.findings.note(f"{self.name}: {where}: change {id} has the offset {offset}")
+                    self.findings.note(
+                        f"{self.name}: {where}: change {id} has the offset of {its_id}"
+                    )
             return
         wanted = Counter(content for _, content in expected)
-        had = Counter(content for content, _ in got)
+        had = Counter(got.contents)
         lost, extra = wanted - had, had - wanted
         committed = self._log.contents() if extra else set()
         doubled = sum(count for content, count in extra.items() if content in committed)
@@ -281,6 +352,6 @@ class Reader:
         self.findings.phantom += extra.total() - doubled
         self.findings.disordered += not lost and not extra
         self.findings.note(
-            f"{self.name}: {where}: {len(expected)} expected, {len(got)} came,"
+            f"{self.name}: {where}: {len(expected)} expected, {len(got.contents)} came,"
             f" {lost.total()} lost, {doubled} doubled"
         )

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +16,33 @@ from typing import Any
 
 import msgspec
 import psutil
+from asyncpg.cursor import CursorFactory
 
 from app.database import Connection, connect
 from app.migration import migrate
 from app.postgres import Server
-from tests.faults.checker import THE_END, Findings, Log, Reader, Snapshot, snapshot
+from tests.faults.checker import (
+    THE_END,
+    THING,
+    Findings,
+    Log,
+    Reader,
+    Snapshot,
+    logged_key,
+    snapshot,
+)
 from tests.faults.faults import Fault, Faults
 from tests.faults.nodes import ROOT, Node
-from tests.faults.writers import Pace, RestWriter, SlowWriter, SqlWriter
+from tests.faults.sabotage import IN_DATABASE
+from tests.faults.tables import (
+    BACKLOG_WRITERS,
+    TOPICS,
+    BacklogWriter,
+    NestedWriter,
+    make_tables,
+    miscaptured,
+)
+from tests.faults.writers import EXPECTED, Pace, RestWriter, SlowWriter, SqlWriter
 from tests.support.postgres import private_server
 from tests.support.proxy import Proxy
 
@@ -34,9 +54,14 @@ POSTGRES: dict[str, str | int] = {
 }  # fmt: skip
 SAMPLE_S = 5.0
 PEACE_TIMEOUT_S = 120.0  # a fault is let come to its end
-DELIVERY_TIMEOUT_S = 120.0
+DELIVERY_TIMEOUT_S = 120.0  # since something came last, where all is waited for
+BACKLOG_TIMEOUT_S = 600.0  # after the planned time
 STOP_TIMEOUT_S = 30.0
 OVERLAP = 10_000  # transaction ids that a crash may have given out again
+LOG_ROWS = 5_000  # read at once
+NOWHERE = "127.0.0.1", 9  # nobody listens there
+# The share of the planned time in which the backlog is to be written.
+AWAY = 0.4
 
 WEBSOCKET, POLLING, BOTH = ["websocket"], ["polling"], ["polling", "websocket"]
 CLIENTS: tuple[tuple[str, list[str]], ...] = (
@@ -83,7 +108,8 @@ WITH logged AS MATERIALIZED (
     SELECT xid, op, row ->> 'id' AS id, row ->> 'name' AS name, row ->> 'info' AS info,
            (row ->> 'created_at')::timestamptz AS created_at,
            row_number() OVER (PARTITION BY xid, row ->> 'id' ORDER BY id) AS place
-    FROM feed.change
+    FROM (SELECT xid, id, op, coalesce(new, old) AS row FROM feed.change WHERE topic = 'thing')
+             AS change
 ), audited AS MATERIALIZED (
     SELECT xid, op, id::text, name, info, created_at,
            row_number() OVER (PARTITION BY xid, id ORDER BY n) AS place
@@ -94,10 +120,21 @@ SELECT (SELECT count(*) FROM (SELECT * FROM logged EXCEPT ALL SELECT * FROM audi
 """
 
 
+WHOLE = "SELECT coalesce(json_agg(whole), '[]')::text FROM public.{table} AS whole"
+# No table is altered, so every change can be followed.
+RELOADS = """
+SELECT string_agg(topic || ' ' || count, ', ')
+FROM (SELECT topic, count(*) AS count FROM feed.change WHERE op = 'reload' GROUP BY topic) AS topic
+"""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to happen: for so many seconds, so many changes a second, faults after pauses of at
     most so many seconds (None: no faults), on so many nodes, of which `spared` are never killed.
+
+    With a `backlog` the clients of the numbers `away` leave soon and return when so many changes
+    more have been logged.
     """
 
     seed: int
@@ -107,6 +144,8 @@ class Plan:
     nodes: int = 2
     spared: int = 0
     clients: Sequence[tuple[str, list[str]]] = CLIENTS
+    backlog: int = 0
+    away: Sequence[int] = (2, 6)
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -115,6 +154,7 @@ class Report:
     """What came of it."""
 
     changes: int = 0
+    missed: int = 0  # how many of them were logged while some clients were away
     faults: Counter[str] = field(default_factory=Counter)
     clients: dict[str, Findings] = field(default_factory=dict)
     miscaptured: int = 0
@@ -129,6 +169,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.changes} changes; miscaptured {self.miscaptured}; {self.total}"]
+        if self.missed:
+            lines.append(f"  {self.missed} changes were logged while some clients were away")
         lines += [f"  fault: {name}: {count}" for name, count in sorted(self.faults.items())]
         lines += [f"  {name}: {findings}" for name, findings in self.clients.items()]
         lines += [f"  {note}" for note in self.total.notes + self.problems]
@@ -159,10 +201,14 @@ class Oracle:
         self._readers: list[Reader] = []
         self._files: list[Any] = []
         self.fronts: list[Proxy] = []
+        self._exposed: list[Proxy] = []  # those of them that faults may strike
+        self._sabotage = sabotage
         self._watchers: list[asyncio.subprocess.Process] = []
         self._writing: list[asyncio.Task[None]] = []
         self._striking: list[asyncio.Task[None]] = []
         self._measuring: list[asyncio.Task[None]] = []
+        self._returning: list[asyncio.Task[None]] = []
+        self._reading = asyncio.Lock()
         self._peace = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
 
@@ -170,10 +216,15 @@ class Oracle:
         async with contextlib.AsyncExitStack() as stack:
             async with self.session() as connection:
                 await connection.execute(AUDIT)
+                await make_tables(connection)
+                if self._sabotage in IN_DATABASE:
+                    await connection.execute(IN_DATABASE[self._sabotage])
             await self._start_nodes(stack)
             await self._start_clients(stack)
+            away = {self.fronts[number] for number in self.plan.away if self.plan.backlog}
+            self._exposed = [front for front in self.fronts if front not in away]
             self.faults = Faults(
-                random.Random(self._chance.random()), self.postgres, self.nodes, self.fronts,
+                random.Random(self._chance.random()), self.postgres, self.nodes, self._exposed,
                 [watcher.pid for watcher in self._watchers], self.nodes[: self.plan.spared],
             )  # fmt: skip
             self._stack = stack.pop_all()
@@ -181,7 +232,7 @@ class Oracle:
 
     async def __aexit__(self, *_: object) -> None:
         try:
-            await end([*self._writing, *self._striking, *self._measuring])
+            await end([*self._writing, *self._striking, *self._measuring, *self._returning])
         finally:
             await self._stack.aclose()
 
@@ -250,9 +301,11 @@ class Oracle:
                 asyncio.create_task(self._strike(group), name="faults")
                 for group in (self.faults.on_servers, self.faults.on_clients)
             ]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.plan.seconds):
-                await first(*self._writing, *self._striking, *self._measuring)
+        if self.plan.backlog:
+            self._returning = [asyncio.create_task(self._stay_away(), name="away")]
+        pause = asyncio.create_task(asyncio.sleep(self.plan.seconds))
+        busy = [*self._writing, *self._striking, *self._measuring]
+        await first(*busy, asyncio.gather(pause, *self._returning))
         self._peace.set()
         async with asyncio.timeout(PEACE_TIMEOUT_S):
             await asyncio.gather(*self._striking)
@@ -266,6 +319,54 @@ class Oracle:
         urls = [node.url for node in self.nodes]
         writers.append(RestWriter(urls, random.Random(chance.random()), self.pace))
         self._writing = [asyncio.create_task(writer.run(), name="writer") for writer in writers]
+        nested = [
+            NestedWriter(number, url, random.Random(chance.random()), self.pace)
+            for number in range(20, 22)
+        ]
+        self._writing.append(asyncio.create_task(self._write_nested(nested), name="writer"))
+
+    async def _write_nested(self, writers: Sequence[NestedWriter]) -> None:
+        """Write the other tables, which every client has seen empty."""
+        await self._greeted()
+        await asyncio.gather(*(writer.run() for writer in writers))
+
+    async def _greeted(self) -> None:
+        await self.until(lambda: min(self.sessions()) > 0)
+
+    async def _stay_away(self) -> None:
+        """Keep some clients away until the backlog is written."""
+        await self._greeted()
+        before = await self._logged()
+        fronts = [self.fronts[number] for number in self.plan.away]
+        for front in fronts:
+            front.target = NOWHERE
+            front.cut()
+        rate = self.plan.backlog / max(self.plan.seconds * AWAY, 1)
+        pace = Pace(rate)
+        async with asyncio.timeout(self.plan.seconds + BACKLOG_TIMEOUT_S):
+            await asyncio.gather(
+                *(
+                    BacklogWriter(number, self.url, random.Random(number), pace).write(
+                        self.plan.backlog
+                    )
+                    for number in range(BACKLOG_WRITERS)
+                )
+            )
+            self.report.missed = await self._logged() - before
+        if self.report.missed < self.plan.backlog:
+            self.report.problems.append(f"the backlog had but {self.report.missed} changes")
+        for front in fronts:
+            front.target = "127.0.0.1", self._chance.choice(self.nodes).server.port
+            self._exposed.append(front)
+
+    async def _logged(self) -> int:
+        """About how many changes were logged so far."""
+        while True:
+            with contextlib.suppress(*EXPECTED):  # Postgres is away just now
+                async with self.session() as connection:
+                    count: int = await connection.fetchval("SELECT count(*) FROM feed.change")
+                    return count
+            await asyncio.sleep(0.1)
 
     async def _strike(self, faults: dict[str, Fault]) -> None:
         """Strike in random order, each fault as often as the others."""
@@ -300,19 +401,35 @@ class Oracle:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             now = snapshot(await connection.fetchval("SELECT pg_current_snapshot()::text"))
             below = min(now.open, default=now.end)
-            rows = await connection.fetch(
-                "SELECT xid::text::bigint, id, op, row FROM feed.change"
-                " WHERE xid >= $1::bigint::text::xid8 AND xid < $2::bigint::text::xid8",
-                since, below,
+            await self._add_to_log(
+                connection.cursor(
+                    "SELECT xid::text::bigint, id, topic, op, old, new FROM feed.change"
+                    " WHERE xid >= $1::bigint::text::xid8 AND xid < $2::bigint::text::xid8"
+                    " ORDER BY xid, change.id",
+                    since, below, prefetch=LOG_ROWS,
+                )
             )  # fmt: skip
-        decode = msgspec.json.decode
-        self._log.add((xid, id, op, row and decode(row)) for xid, id, op, row in rows)
         self._log.known_below = below
         self.report.changes = self._log.count
         return now
 
+    async def _add_to_log(self, rows: CursorFactory) -> None:
+        decode = msgspec.json.decode
+        pending: list[tuple[int, int, int]] = []
+        async for xid, id, topic, op, old, new in rows:
+            if len(pending) >= LOG_ROWS and pending[-1][0] != xid:
+                self._log.add(pending)
+                pending = []
+            content = logged_key(topic, op, old and decode(old), new and decode(new))
+            pending.append((xid, id, content))
+        self._log.add(pending)
+
     async def _read_clients(self) -> bool:
         """Read what the clients have written down since the last time; whether there was any."""
+        async with self._reading:
+            return await self._read_files()
+
+    async def _read_files(self) -> bool:
         found = False
         for reader, file in zip(self._readers, self._files, strict=True):
             for count, line in enumerate(file):
@@ -333,22 +450,31 @@ class Oracle:
         await end([*self._writing, *self._measuring])
         await self._mend()
         async with self.session() as connection:
+            await self._all_ended(connection)
             await connection.execute("INSERT INTO things (name) VALUES ($1)", THE_END)
             await self._let_clients_finish(connection)
-            async with asyncio.timeout(DELIVERY_TIMEOUT_S):
-                while (now := await self._read_log(connection)).open:
-                    await asyncio.sleep(0.1)
-            table = await connection.fetchval(
-                "SELECT coalesce(json_agg(things), '[]')::text FROM public.things"
-            )
+            now = await self._all_ended(connection)
+            tables = {
+                topic: msgspec.json.decode(await connection.fetchval(WHOLE.format(table=table)))
+                for topic, table in {THING: "things", **TOPICS}.items()
+            }
             self.report.miscaptured = await connection.fetchval(AUDITED)
-        rows = msgspec.json.decode(table)
+            self.report.miscaptured += await miscaptured(connection)
+            if reloads := await connection.fetchval(RELOADS):
+                self.report.problems.append(f"not followed, but to be loaded again: {reloads}")
         for reader in self._readers:
-            self.report.clients[reader.name] = reader.finish(now, rows)
+            self.report.clients[reader.name] = reader.finish(now, tables)
         for node in self.nodes:
             if count := node.server.log.count("Traceback"):
                 self.report.problems.append(f"{node.name} logged {count} tracebacks")
         return self.report
+
+    async def _all_ended(self, connection: Connection) -> Snapshot:
+        """Wait until no transaction is open, and read the log to its end."""
+        async with asyncio.timeout(DELIVERY_TIMEOUT_S):
+            while (now := await self._read_log(connection)).open:
+                await asyncio.sleep(0.1)
+        return now
 
     def sessions(self) -> list[int]:
         """How often each client was greeted so far."""
@@ -411,11 +537,16 @@ class Oracle:
 
     async def _let_clients_finish(self, connection: Connection) -> None:
         """Wait until each has read to the end, tell them to stop, and read the rest."""
-        try:
-            await self.seen(THE_END)
-        except TimeoutError:
-            late = [reader.name for reader in self._readers if THE_END not in reader.marks]
-            self.report.problems.append(f"did not come to the end: {', '.join(late)}")
+        late = list(self._readers)
+        heard = time.monotonic()
+        while late and time.monotonic() < heard + DELIVERY_TIMEOUT_S:
+            if await self._read_clients():
+                heard = time.monotonic()
+            late = [reader for reader in self._readers if THE_END not in reader.marks]
+            await asyncio.sleep(0.05)
+        if late:
+            names = ", ".join(reader.name for reader in late)
+            self.report.problems.append(f"did not come to the end: {names}")
         for watcher in self._watchers:
             assert watcher.stdin is not None
             watcher.stdin.close()

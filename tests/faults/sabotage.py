@@ -1,4 +1,6 @@
-"""Ways to switch off one safety of the product, in a server process that is to be tested."""
+"""Ways to switch off one safety of the product, in a server process that is to be tested, or in its
+database.
+"""
 
 import asyncio
 import sys
@@ -88,4 +90,19 @@ def epoch() -> None:
 
 KINDS: dict[str, Callable[[], None]] = {
     kind.__name__: kind for kind in (fence, joining_early, joining_blindly, bound, catch_up, epoch)
+}
+
+
+def unsettled() -> None:
+    """What statements inside others have changed stays in the order it was logged (below)."""
+
+
+KINDS |= {unsettled.__name__: unsettled}
+
+IN_DATABASE = {
+    "unsettled": """
+        CREATE OR REPLACE FUNCTION feed.settle(
+            relation regclass, changed text, nesting text, logged bigint)
+        RETURNS text LANGUAGE sql AS $$ SELECT '' $$
+    """
 }

@@ -1,12 +1,14 @@
 """`make soak`: the oracle for as long as asked.
 
-MINUTES (30), RATE (changes a second, 700) and SEED (drawn) are environment variables. Every
+MINUTES (30), RATE (changes a second, 700), SEED (drawn) and BACKLOG (how many changes some
+clients miss before they return: 2,000,000 from ten minutes on) are environment variables. Every
 minute it prints what was found so far, and at the end how the first server, which is never killed,
 has grown. Exit code 1 if anything was lost, doubled, out of order, or otherwise wrong.
 """
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -21,6 +23,8 @@ from tests.faults.oracle import Oracle, Plan, end, private_oracle
 from tests.faults.writers import EXPECTED
 
 CHECKS = 10
+CHECK_S, REPORT_S = 10, 60
+LONG_MINUTES, LONG_BACKLOG, SHORT_BACKLOG = 10, 2_000_000, 20_000
 LEAST_SPAN_S = 300
 WARM_UP = 1 / 3  # of the samples: caches fill
 
@@ -52,24 +56,29 @@ def growth(samples: list[Sample]) -> str:
 
 
 async def report_each_minute(oracle: Oracle, started: float) -> None:
-    while True:
-        await asyncio.sleep(60)
+    for second in itertools.count(CHECK_S, CHECK_S):
+        await asyncio.sleep(CHECK_S)
         for _ in range(CHECKS):
             with contextlib.suppress(*EXPECTED):  # Postgres is away just now
                 await oracle.check()
                 break
             await asyncio.sleep(1)
-        print(progress(oracle, started), flush=True)
+        if second % REPORT_S == 0:
+            print(progress(oracle, started), flush=True)
 
 
-async def soak(seed: int, minutes: float, rate: float) -> int:
+async def soak(seed: int, minutes: float, rate: float, backlog: int) -> int:
     directory = Path(tempfile.mkdtemp(prefix="tablecast-soak-"))
-    print(f"SEED={seed} MINUTES={minutes:g} RATE={rate:g}; what everybody saw is in {directory}")
+    print(
+        f"SEED={seed} MINUTES={minutes:g} RATE={rate:g} BACKLOG={backlog};"
+        f" what everybody saw is in {directory}",
+        flush=True,
+    )
     started = time.monotonic()
     this = asyncio.current_task()
     assert this is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
-    plan = Plan(seed, minutes * 60, rate, spared=1)
+    plan = Plan(seed, minutes * 60, rate, spared=1, backlog=backlog)
     async with private_oracle(plan, directory) as oracle:
         reporting = asyncio.create_task(report_each_minute(oracle, started), name="report")
         try:
@@ -93,13 +102,18 @@ async def soak(seed: int, minutes: float, rate: float) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(
-        asyncio.run(
-            soak(
-                int(os.environ.get("SEED") or random.randrange(10**6)),
-                float(os.environ.get("MINUTES") or 30),
-                float(os.environ.get("RATE") or 700),
-            )
+def main() -> int:
+    minutes = float(os.environ.get("MINUTES") or 30)
+    usual = LONG_BACKLOG if minutes >= LONG_MINUTES else SHORT_BACKLOG
+    return asyncio.run(
+        soak(
+            int(os.environ.get("SEED") or random.randrange(10**6)),
+            minutes,
+            float(os.environ.get("RATE") or 700),
+            int(os.environ.get("BACKLOG") or usual),
         )
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

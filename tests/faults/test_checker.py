@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import Findings, Log, Reader, Snapshot
+from tests.faults.checker import Findings, Log, Reader, Snapshot, logged_key
 
 # Transaction 11 commits after 12, so the batches are 10 and 12, then 11.
 FIRST, SECOND, THIRD = "10:10:", "11:13:11", "13:13:"
@@ -17,10 +17,10 @@ def row(id: int, name: str) -> dict[str, Any]:
 
 
 EVENTS: list[list[Any]] = [
-    ["create", row(1, "a"), f"e.{FIRST}.{SECOND}.1.s"],
-    ["create", row(3, "c"), f"e.{SECOND}.s"],
-    ["create", row(2, "b"), f"e.{SECOND}.{THIRD}.2.s"],
-    ["destroy", "b", f"e.{THIRD}.s"],
+    ["thing:create", row(1, "a"), f"e.{FIRST}.{SECOND}.1.s"],
+    ["thing:create", row(3, "c"), f"e.{SECOND}.s"],
+    ["thing:create", row(2, "b"), f"e.{SECOND}.{THIRD}.2.s"],
+    ["thing:destroy", "b", f"e.{THIRD}.s"],
 ]
 
 
@@ -29,17 +29,19 @@ def findings(*entries: list[Any]) -> Findings:
     log = Log()
     log.add(
         [
-            (10, 1, "create", row(1, "a")),
-            (11, 2, "create", row(2, "b")),
-            (12, 3, "create", row(3, "c")),
-            (11, 4, "destroy", row(2, "b")),
+            (10, 1, logged_key("thing", "create", None, row(1, "a"))),
+            (11, 2, logged_key("thing", "create", None, row(2, "b"))),
+            (12, 3, logged_key("thing", "create", None, row(3, "c"))),
+            (11, 4, logged_key("thing", "destroy", row(2, "b"), None)),
         ]
     )
     log.known_below = 13
     reader = Reader("client", log)
     for entry in entries:
         reader.take(entry)
-    return reader.finish(Snapshot(13, frozenset()), [row(1, "a"), row(3, "c")])
+    return reader.finish(
+        Snapshot(13, frozenset()), {"thing": [row(1, "a"), row(3, "c")], "slot": []}
+    )
 
 
 def test_a_whole_list_of_events_passes() -> None:
@@ -58,13 +60,46 @@ def test_a_whole_list_of_events_passes() -> None:
         ([EVENTS[0], *EVENTS], "doubled"),
         ([*EVENTS, EVENTS[3]], "doubled"),
         ([EVENTS[0], EVENTS[1], EVENTS[3], EVENTS[2]], "lost"),
-        ([["create", row(9, "z"), EVENTS[0][2]], *EVENTS], "phantom"),
+        ([["thing:create", row(9, "z"), EVENTS[0][2]], *EVENTS], "phantom"),
         ([*EVENTS[:2], ["hello", False, f"e.{SECOND}.s", False]], "refused"),
         ([EVENTS[0], ["hello", True, f"e.{SECOND}.s", True], *EVENTS[1:]], "disordered"),
-        ([["create", row(1, "a"), f"e.{FIRST}.{SECOND}.7.s"], *EVENTS[1:]], "disordered"),
+        ([["thing:create", row(1, "a"), f"e.{FIRST}.{SECOND}.7.s"], *EVENTS[1:]], "disordered"),
         ([*EVENTS, ["state", [row(1, "a")]]], "stale"),
     ],
 )
 def test_damage_is_found(events: list[list[Any]], damage: str) -> None:
     """A client lost a change, got one twice, or otherwise what it should not."""
     assert getattr(findings(LIST, HELLO, *events), damage)
+
+
+SLOTS: list[tuple[str, dict[str, int]]] = [
+    ("create", {"id": 1, "n": 1}), ("update", {"id": 1, "n": 2}), ("destroy", {"id": 1, "n": 2}),
+    ("create", {"id": 1, "n": 3}),
+]  # fmt: skip
+
+
+def slot_findings(order: list[int]) -> Findings:
+    """What the checker says where log and client have the changes of a slot in this order."""
+    log = Log()
+    changes = [SLOTS[place] for place in order]
+    log.add(
+        (10, id, logged_key("slot", op, row if op == "destroy" else None, row))
+        for id, (op, row) in enumerate(changes)
+    )
+    log.known_below = 13
+    reader = Reader("client", log)
+    for entry in (LIST, HELLO):
+        reader.take(entry)
+    for id, (op, row) in enumerate(changes):
+        last = id == len(changes) - 1
+        offset = f"e.{SECOND}.s" if last else f"e.{FIRST}.{SECOND}.{id}.s"
+        reader.take([f"slot:{op}", row, offset])
+    return reader.finish(Snapshot(13, frozenset()), {"thing": [], "slot": [{"id": 1, "n": 3}]})
+
+
+def test_changes_of_a_row_in_another_order_than_made_are_found() -> None:
+    """The log itself has them in an order in which they do not lead to what the table holds."""
+    assert not slot_findings([0, 1, 2, 3]).red()
+    assert slot_findings([0, 2, 1, 3]).stale
+    assert slot_findings([3, 0, 1, 2]).stale
+    assert slot_findings([0, 1, 2]).stale

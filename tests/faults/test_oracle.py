@@ -10,7 +10,8 @@ LEAST_CHANGES = 5_000
 
 async def test_clients_of_every_kind_miss_nothing_while_faults_strike(tmp_path: Path) -> None:
     """Servers, databases, networks and clients break under load; every list of events is whole."""
-    async with private_oracle(Plan(SEED, seconds=35, pause=1.0), tmp_path) as oracle:
+    plan = Plan(SEED, seconds=35, pause=1.0, backlog=20_000)
+    async with private_oracle(plan, tmp_path) as oracle:
         await oracle.run()
         report = await oracle.verdict()
     assert not report.red(), report

@@ -100,6 +100,15 @@ async def a_backup_was_restored(oracle: Oracle) -> None:
     await node.start()
 
 
+async def triggers_change_rows(oracle: Oracle) -> None:
+    """Rows are completed by a trigger, inside the statement that inserts them."""
+    async with oracle.session() as connection:
+        for _ in range(20):
+            await connection.execute("INSERT INTO tickets (note) VALUES ('new')")
+        await connection.execute(CREATE, "mark completed")
+        await oracle.seen("mark completed")
+
+
 Story = Callable[[Oracle], Awaitable[None]]
 STORIES: dict[str, Story] = {
     "fence": a_transaction_commits_late,
@@ -108,6 +117,7 @@ STORIES: dict[str, Story] = {
     "bound": a_client_takes_nothing,
     "catch_up": the_database_was_away,
     "epoch": a_backup_was_restored,
+    "unsettled": triggers_change_rows,
 }
 
 

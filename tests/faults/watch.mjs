@@ -3,7 +3,8 @@
  *
  *   ["list", offset, rows]                            a list loaded from REST
  *   ["hello", recovered, offset, socket.recovered]    a connection was accepted
- *   [operation, what, offset]                         a change
+ *   [event, what, offset]                             a change, as in ["thing:create", {...}, ...]; `topic:reload`
+ *                                                     where a topic must be loaded again
  *   ["state", rows]                                   what a page's feed.js holds at the end
  *
  * Argument: a JSON array of {kind, url, transports, file}; kind is `official` (list, then stream),
@@ -17,16 +18,23 @@ import { Feed } from '../../static/feed.js';
 const RECONNECTION = { reconnectionDelay: 200, reconnectionDelayMax: 1000, timeout: 5000 };
 const LIST_TIMEOUT_MS = 10_000;
 
-function note(socket, write, change) {
-  socket.on('feed:hello', ({ recovered }, offset) => write(['hello', recovered, offset, socket.recovered]));
-  if (!change) return;
-  for (const op of ['create', 'update', 'destroy']) socket.on(`thing:${op}`, (what, offset) => change([op, what, offset]));
-  socket.on('thing:truncate', (offset) => change(['truncate', null, offset]));
+function note(socket, write, isOurs = () => true) {
+  socket.onAny((event, ...args) => {
+    const offset = args.pop();
+    const what = args[0] ?? null;
+    if (event !== 'feed:hello') {
+      if (isOurs(event)) write([event, what, offset]);
+    } else if (what.topic) {
+      write([`${what.topic}:reload`, null, offset]);
+    } else {
+      write(['hello', what.recovered, offset, socket.recovered]);
+    }
+  });
 }
 
 function bare({ url, transports }, write) {
   const socket = io(url, { transports, forceNew: true, ...RECONNECTION });
-  note(socket, write, write);
+  note(socket, write);
   return { stop: () => socket.disconnect() };
 }
 
@@ -40,9 +48,9 @@ function official(options, write) {
     const since = answer.headers.get('Feed-Offset');
     write(['list', since, rows]);
     socket = io(url, { path: '/socket.io-client', transports, forceNew: true, auth: { since }, ...RECONNECTION });
-    note(socket, write, write);
-    socket.on('feed:hello', ({ recovered }) => {
-      if (recovered) return;
+    note(socket, write);
+    socket.on('feed:hello', ({ recovered, topic = 'thing' }) => {
+      if (recovered || topic !== 'thing') return;
       socket.off();
       socket.disconnect();
       load();
@@ -55,12 +63,12 @@ function official(options, write) {
 function page({ url, transports }, write) {
   const watched = (address, options) => {
     const socket = io(address, { ...options, ...RECONNECTION, transports });
-    note(socket, write);
+    note(socket, write, (event) => !event.startsWith('thing:')); // those come by way of feed.js
     return socket;
   };
   const feed = new Feed({ io: watched, list: '/api/things', topic: 'thing', server: url });
   feed.onload = (items) => write(['list', feed.offset, [...items.values()]]);
-  feed.onchange = ({ op, row, name, offset }) => write([op, row ?? name, offset]);
+  feed.onchange = ({ op, row, name, offset }) => write([`thing:${op}`, row ?? name, offset]);
   feed.start();
   return {
     stop() {

@@ -25,10 +25,12 @@ class Watcher(Things):
 
     def on_event(self, event: str, *arguments: Any) -> None:
         *what, offset = arguments
-        if event == "feed:hello":
+        if event == "feed:hello" and "topic" in what[0]:
+            self._write(f"{what[0]['topic']}:reload", None, offset)
+        elif event == "feed:hello":
             self._write("hello", what[0]["recovered"], offset, None)
-        elif event.startswith("thing:"):
-            self._write(event.removeprefix("thing:"), what[0] if what else None, offset)
+        else:
+            self._write(event, what[0] if what else None, offset)
         super().on_event(event, *arguments)
 
     def stop(self) -> None:
