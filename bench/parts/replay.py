@@ -1,0 +1,209 @@
+"""What a page of a replay costs by how much was missed, and who waits for whom.
+
+CHANGES in the environment is how long the backlog becomes; half as many rows are left uncommitted
+beside it.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import time
+from contextlib import AsyncExitStack
+
+import asyncpg
+from websockets.asyncio.client import connect as open_websocket
+
+from app.feed import log
+from app.feed.feed import READER, Feed
+from app.feed.log import Page
+from app.feed.offset import Epoch, Offset, Position
+from app.postgres import ADDRESS
+from bench.lab import Figure, Lab
+from bench.servers import running
+
+CHANGES = int(os.environ.get("CHANGES", "10_000_000"))
+SHORT = 20_000
+ROWS = 33  # of a transaction
+WRITERS = 4
+PAGES = 30
+PAGE_ROWS = 5_000  # the unit of the figures
+OLD_CLIENTS = 6
+MISSED = 50
+MOST_TIMES = 2.0
+MOST_DELAY_S = 1.0
+
+BEGUN_BYTES = 100_000
+PATH = "/socket.io-client/?EIO=4&transport=websocket"
+HANDSHAKE = (
+    "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+TABLE = f"""
+    CREATE TABLE replayed (id bigint PRIMARY KEY, n bigint NOT NULL DEFAULT 0, note text NOT NULL);
+    INSERT INTO replayed SELECT i, 0, 'some words about it'
+    FROM generate_series(1, {WRITERS * ROWS * 8}) AS i;
+    SELECT feed.watch('replayed', 'replayed');
+"""
+UPDATE = f"UPDATE replayed SET n = n + 1 WHERE id > $1::bigint AND id <= $1::bigint + {ROWS}"
+BULK = "INSERT INTO things (name) SELECT i FROM generate_series(1, $1::int) AS i"
+
+
+async def run(lab: Lab) -> list[Figure]:
+    """Times of pages in a short backlog and in a long one, and the delay that old clients cause."""
+    [ours] = [peer for peer in lab.peers if peer.name == "ours"]
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(lab.postgres.clone("ours", "stage_replay"))
+        url = lab.postgres.url(database)
+        reader = await asyncpg.connect(url, server_settings=READER)
+        stack.push_async_callback(reader.close)
+        await reader.execute(TABLE)
+        epoch, since = await log.current_epoch(reader), Offset(await log.current_position(reader))
+        await fill(url, SHORT)
+        short_page = await page_ms(reader, since)
+        short_feed = await feed_ms(url, epoch, since)
+        await fill(url, CHANGES - SHORT)
+        bulk = await asyncpg.connect(url)
+        stack.callback(bulk.terminate)
+        await bulk.execute("BEGIN")
+        await bulk.execute(BULK, CHANGES // 2, timeout=900)
+        long_page = await page_ms(reader, since)
+        long_feed = await feed_ms(url, epoch, since)
+        server = await stack.enter_async_context(running(ours, lab.postgres, database))
+        recent = Offset(await log.current_position(reader))
+        async with asyncpg.create_pool(url, min_size=1, max_size=1) as writer:
+            for _ in range(MISSED // ROWS + 1):
+                await writer.execute(UPDATE, 0)
+        alone = await resumed_after(server.port, epoch, recent)
+        delay = await beside_old_clients(server.port, epoch, since, recent) - alone
+    name = f"a backlog of {CHANGES:,} in {CHANGES // ROWS:,} transactions"
+    figures = [
+        Figure(
+            "replay", f"{PAGE_ROWS:,} changes of {name}, {who}", "ms", {"ours": long},
+            f"≤ {MOST_TIMES:g} × at {SHORT:,}", long <= MOST_TIMES * short, short, f"at {SHORT:,}",
+        )
+        for who, long, short in (
+            ("replayed", long_page, short_page), ("by a feed that was away", long_feed, short_feed),
+        )
+    ]  # fmt: skip
+    figures.append(
+        Figure(
+            "replay", f"delay of a client that missed {MISSED}, by {OLD_CLIENTS} that missed all",
+            "s", {"ours": delay}, f"≤ {MOST_DELAY_S:g} s", delay <= MOST_DELAY_S,
+        )
+    )  # fmt: skip
+    return figures
+
+
+async def fill(url: str, changes: int) -> None:
+    """Log so many changes, by small transactions of several writers, as anybody would."""
+
+    async def write(number: int) -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            for count in range(changes // ROWS // WRITERS):
+                await connection.execute(UPDATE, ROWS * (number * 8 + count % 8))
+        finally:
+            await connection.close()
+
+    await asyncio.gather(*(write(number) for number in range(WRITERS)))
+
+
+async def page_ms(reader: asyncpg.Connection, since: Offset) -> float:
+    """The time of reading 5,000 changes from an offset on, the median of some pages."""
+    until: Position = await log.current_position(reader)
+    times = []
+    for _ in range(PAGES):
+        began = time.perf_counter()
+        page = await log.read(reader, since, until)
+        took = time.perf_counter() - began
+        if page.changes:
+            times.append(took / len(page.changes) * PAGE_ROWS * 1000)
+        since = page.until
+        if since == Offset(until):
+            break
+    return statistics.median(times)
+
+
+class Stopwatch:
+    """An audience that notes when pages come."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._last = time.perf_counter()
+
+    def started(self, epoch: Epoch, end: Offset) -> None:
+        raise RuntimeError(f"the feed begins again at {end} instead of catching up: {epoch}")
+
+    def publish(self, page: Page) -> None:
+        now = time.perf_counter()
+        if page.changes:
+            self.times.append((now - self._last) / len(page.changes) * PAGE_ROWS * 1000)
+        self._last = now
+
+
+async def feed_ms(url: str, epoch: Epoch, since: Offset) -> float:
+    """The same for the feed itself, when it comes back after it had reached an offset."""
+    watch = Stopwatch()
+    feed = Feed(url, watch)
+    feed.epoch, feed.reached = epoch, since
+    task = asyncio.create_task(feed.run())
+    try:
+        async with asyncio.timeout(60):
+            while len(watch.times) < PAGES and feed.trouble():  # noqa: ASYNC110 - it gives no signal
+                await asyncio.sleep(0.005)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    return statistics.median(watch.times[1:] or watch.times)
+
+
+def credentials(epoch: Epoch, since: Offset) -> str:
+    """CONNECT as the official client sends it when it returns."""
+    return "40" + json.dumps({"pid": "p", "offset": epoch.format(since)})
+
+
+async def resumed_after(port: int, epoch: Epoch, since: Offset) -> float:
+    """How long a client that missed a little takes to have it."""
+    began = time.perf_counter()
+    async with asyncio.timeout(60), open_websocket(f"ws://{ADDRESS}:{port}{PATH}") as websocket:
+        await websocket.recv()
+        await websocket.send(credentials(epoch, since))
+        missed = 0
+        while missed < MISSED:
+            missed += '42["replayed:' in str(await websocket.recv())
+    return time.perf_counter() - began
+
+
+async def beside_old_clients(port: int, epoch: Epoch, oldest: Offset, recent: Offset) -> float:
+    """The same while clients with the oldest offset are being sent all they have missed."""
+    began = asyncio.Semaphore(0)
+
+    async def take_all() -> None:
+        # By the bare socket: parsing what comes would keep the client that is measured waiting.
+        reader, writer = await asyncio.open_connection(ADDRESS, port)
+        try:
+            writer.write(HANDSHAKE.format(path=PATH).encode())
+            await reader.readuntil(b"\r\n\r\n")
+            connect = credentials(epoch, oldest).encode()
+            # Masked by zeros, as RFC 6455 (section 5.3) allows: it stays what it is.
+            writer.write(b"\x81\xfe" + len(connect).to_bytes(2) + bytes(4) + connect)
+            received = 0
+            while some := await reader.read(2**20):
+                if received < BEGUN_BYTES <= received + len(some):
+                    began.release()
+                received += len(some)
+        finally:
+            writer.close()
+
+    old = [asyncio.create_task(take_all()) for _ in range(OLD_CLIENTS)]
+    try:
+        async with asyncio.timeout(60):
+            for _ in old:
+                await began.acquire()
+        return max([await resumed_after(port, epoch, recent) for _ in range(3)])
+    finally:
+        for task in old:
+            task.cancel()
+        await asyncio.wait(old)
