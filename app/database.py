@@ -22,6 +22,9 @@ SESSION = {
     "default_transaction_isolation": "read committed",
 }
 
+# Whoever may create objects in a schema must not have its functions and operators used by us.
+OWN_NAMES = {"search_path": "pg_catalog"}
+
 # Commits a message of no meaning, and waits until it is on disk, and with it all that lies before.
 FLUSH = """
     SELECT set_config('synchronous_commit', 'local', true),
@@ -88,5 +91,7 @@ async def create_pool(settings: Settings) -> Pool:
         timeout=CONNECT_TIMEOUT_S,
         reset=keep_session,
         command_timeout=STATEMENT_TIMEOUT_S + 1,  # for a server that does not answer at all
-        server_settings=SESSION | {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"},
+        server_settings=SESSION
+        | OWN_NAMES
+        | {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"},
     )

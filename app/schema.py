@@ -110,6 +110,6 @@ checkpoint = Table(
         autoincrement=False,
         server_default=text("currval('feed.change_id_seq')"),
     ),
-    Column("snapshot", Snapshot, nullable=False, server_default=text("pg_current_snapshot()")),
+    Column("snapshot", Snapshot, nullable=False, server_default=text("feed.seen_by_others()")),
     schema="feed",
 )

@@ -498,7 +498,7 @@ async def test_clients_of_an_older_installation_continue(
 async def test_a_list_holds_nothing_that_a_crash_takes_back(
     private_postgres: Callable[..., Server],
 ) -> None:
-    """A thing committed without waiting for the disk, once a list has shown it, survives a crash."""
+    """A thing committed without waiting for the disk survives a crash once a list has shown it."""
     server = private_postgres(wal_writer_delay="10s", wal_writer_flush_after="1GB")
     lazy = await connect(server.url)
     await lazy.execute("SET synchronous_commit = off")
@@ -563,3 +563,29 @@ def set_next_xid(server: Server, xid: int) -> None:
     segment = server.data / "pg_xact" / f"{low // (8192 * 4 * 32):04X}"
     segment.write_bytes(bytes(8192 * 32))
     os.chown(segment, server.data.stat().st_uid, server.data.stat().st_gid)
+
+
+async def test_a_checkpoint_leaves_out_whoever_writes_it(
+    connection: Connection, database_url: str
+) -> None:
+    """A transaction that leaves a checkpoint, and then writes a row that another one has written
+    meanwhile, comes after that one in a replay.
+    """
+    other = await connect(database_url)
+    await connection.execute("CREATE TABLE rows (id int PRIMARY KEY, n int)")
+    await connection.execute("SELECT feed.watch('rows', 'row'); INSERT INTO rows VALUES (1, 0)")
+    since = await start(connection)
+    async with connection.transaction():
+        await insert(connection, "draws the id")
+        await insert(other, "moves the end of snapshots beyond it")
+        await connection.execute(
+            "INSERT INTO things (name) SELECT i FROM generate_series(1, 9000) AS i"
+        )
+        await other.execute("UPDATE rows SET n = 1")
+        await connection.execute("UPDATE rows SET n = 2")
+    await other.execute("INSERT INTO things (name) SELECT -i FROM generate_series(1, 9000) AS i")
+    assert await connection.fetchval("SELECT count(*) FROM feed.checkpoint") >= 2
+    pages = await pages_from(connection, since, await log.current_position(connection))
+    bodies = [change.body for page in pages for change in page.changes if change.topic == "row"]
+    assert [json.loads(body or "")["n"] for body in bodies] == [1, 2]
+    other.terminate()

@@ -2,11 +2,15 @@
 
 import pytest
 
-from app.database import Connection
+from app.database import Connection, connect
 
 pytestmark = pytest.mark.database
 
 NOT_CAPTURED = "triggers are disabled or missing: what is written now is not captured"
+SHARES_ROWS = (
+    "public.watched cannot be watched: it shares its rows with another table"
+    " (partition or inheritance)."
+)
 HAS_CHILDREN = "its table has children, whose rows are not captured"
 NOTICED = [
     ("ALTER TABLE watched ALTER v TYPE text USING upper(v)", None),
@@ -20,6 +24,18 @@ NOTICED = [
     ("ALTER TABLE watched DISABLE TRIGGER ALL; ALTER TABLE watched ENABLE TRIGGER ALL", None),
     ("ALTER TABLE watched DROP CONSTRAINT watched_pkey", "its table has no primary key any more"),
     ("DROP TABLE watched", "its table was dropped"),
+    ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", None),
+    ("ALTER TYPE pair RENAME ATTRIBUTE n TO number", None),
+    ("ALTER TABLE watched SET UNLOGGED",
+     "public.watched cannot be watched: only ordinary, permanent tables can."),
+    ("CREATE TABLE papa (id int NOT NULL, v text, m mood, p pair);"
+     "ALTER TABLE watched INHERIT papa", SHARES_ROWS),
+    ("BEGIN; ALTER TABLE watched DISABLE TRIGGER ALL; INSERT INTO watched VALUES (2);"
+     "ALTER TABLE watched ENABLE ALWAYS TRIGGER feed_begin; "
+     "ALTER TABLE watched ENABLE ALWAYS TRIGGER feed_insert; "
+     "ALTER TABLE watched ENABLE ALWAYS TRIGGER feed_update; "
+     "ALTER TABLE watched ENABLE ALWAYS TRIGGER feed_delete; "
+     "ALTER TABLE watched ENABLE ALWAYS TRIGGER feed_truncate; COMMIT", None),
 ]  # fmt: skip
 PASSED_OVER = [
     "VACUUM FULL watched", "CLUSTER watched USING watched_pkey", "ANALYZE watched",
@@ -31,7 +47,12 @@ PASSED_OVER = [
 @pytest.fixture
 async def watched(connection: Connection) -> Connection:
     """A connection to a database with one more watched table, with a row in it."""
-    await connection.execute("CREATE TABLE watched (id int PRIMARY KEY, v text)")
+    await connection.execute(
+        """
+        CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TYPE pair AS (n int, s text);
+        CREATE TABLE watched (id int PRIMARY KEY, v text, m mood, p pair)
+        """
+    )
     await connection.execute("SELECT feed.watch('watched', 'watched')")
     await connection.execute("INSERT INTO watched VALUES (1, 'a')")
     return connection
@@ -93,3 +114,26 @@ async def test_a_dropped_table_leaves_nothing(watched: Connection) -> None:
     await watched.execute("DROP TABLE watched")
     await look(watched)
     assert tuple(await watched.fetchrow(count)) == (1, 1)
+
+
+async def test_a_lock_delays_the_capture_and_not_the_news(
+    watched: Connection, database_url: str
+) -> None:
+    """While somebody who has read the table stays in their transaction, clients are told of its
+    change all the same, once; capture follows when the lock is gone.
+    """
+    reader = await connect(database_url)
+    await watched.execute("ALTER TABLE watched ADD w int DEFAULT 7")
+    async with reader.transaction():
+        await reader.fetch("SELECT * FROM watched")
+        assert await look(watched) == [("watched", None)]
+        assert await look(watched) == [] and await reloads(watched) == 1
+        await watched.execute("INSERT INTO watched VALUES (2)")
+    assert await look(watched) == [] and await reloads(watched) == 1
+    shape = "SELECT shape ~ 'told' FROM feed.topic WHERE topic = 'watched'"
+    assert not await watched.fetchval(shape)
+    newest = await watched.fetchval(
+        "SELECT new ->> 'w' FROM feed.change WHERE op = 'create' ORDER BY id DESC"
+    )
+    assert newest == "7"
+    await reader.close()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import asyncpg
 
-from app.database import UNAVAILABLE, connect, flush
+from app.database import OWN_NAMES, UNAVAILABLE, connect, flush
 from app.feed import log
 from app.feed.listener import Listener
 from app.feed.log import HistoryLost, Page
@@ -36,7 +36,11 @@ PROBE_S = 5.0
 HELD_BACK_S = 10.0
 READ_TIMEOUT_S = 15.0
 # The same few index searches each time: planning them anew would take longer than doing them.
-READER = {"enable_seqscan": "off", "jit": "off", "plan_cache_mode": "force_generic_plan"}
+READER = OWN_NAMES | {
+    "enable_seqscan": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 DEAF = "notifications do not reach the listening connection (a transaction-mode pooler between?)"
 # Not ready when the last complete read is older.

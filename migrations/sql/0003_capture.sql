@@ -20,13 +20,14 @@ CREATE TABLE feed.topic (
 -- change logged before the first of them logged anything (-1 while none has). It is local to the
 -- transaction, so what fails takes its part of it along.
 --
--- It runs as the writer and pins no search path, which would cost more than all it does.
+-- It runs as the writer and pins no search path, which would cost more than all it does; so every
+-- name in it is qualified.
 CREATE FUNCTION feed.begin_statement() RETURNS trigger
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    setting text := pg_catalog.concat('feed.nesting_', TG_RELID);
-    nesting text := pg_catalog.current_setting(setting, true);
+    setting pg_catalog.text := pg_catalog.concat('feed.nesting_', TG_RELID);
+    nesting pg_catalog.text := pg_catalog.current_setting(setting, true);
 BEGIN
     IF nesting OPERATOR(pg_catalog.<>) '' THEN
         nesting := pg_catalog.concat_ws(
@@ -42,8 +43,9 @@ $$;
 
 -- Whether values of a type can be rendered as JSON without running code of somebody who could not
 -- act as the owner of the feed anyway: row_to_json calls a cast to json where a type has one. (The
--- first object of a user has the number 16384. A domain is rendered as its base type.)
-CREATE FUNCTION feed.trusts_type(type oid) RETURNS boolean
+-- first object of a user has the number 16384. A domain is rendered as its base type.) With
+-- `from_text`, whether they can be read from text, too, which runs the checks of a domain.
+CREATE FUNCTION feed.trusts_type(type oid, from_text boolean DEFAULT false) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     WITH RECURSIVE part (type) AS (
@@ -60,7 +62,8 @@ AS $$
         ) AS inside (type)
         WHERE inside.type <> 0
     )
-    SELECT bool_and(oid < 16384 OR typtype = 'd' OR pg_has_role(typowner, current_user, 'MEMBER'))
+    SELECT bool_and(oid < 16384 OR typtype = 'd' AND NOT from_text
+                    OR pg_has_role(typowner, current_user, 'MEMBER'))
     FROM part JOIN pg_type ON oid = part.type
 $$;
 
@@ -114,6 +117,18 @@ AS $$
     CROSS JOIN LATERAL unnest(indkey::int2[]) WITH ORDINALITY AS key (attnum, place)
     JOIN pg_attribute ON attrelid = indrelid AND pg_attribute.attnum = key.attnum
     WHERE indrelid = relation AND indisprimary AND place <= indnkeyatts
+$$;
+
+-- Whether the owner of the feed may query a table. Planning a query runs functions that whoever owns
+-- the table has put into indexes, constraints or statistics.
+CREATE FUNCTION feed.may_read(relation regclass) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT pg_has_role(relowner, current_user, 'MEMBER') AND NOT EXISTS (
+        SELECT FROM pg_attribute
+        WHERE attrelid = relation AND attname = ANY (feed.key_of(relation))
+              AND NOT feed.trusts_type(atttypid, from_text => true))
+    FROM pg_class WHERE oid = relation
 $$;
 
 -- A row as JSON; NULL if that would be longer than the log takes: whoever shows the table must load
@@ -191,7 +206,11 @@ $$;
 -- Each change begins where the one before it ended, so the order is a trail through the key's states
 -- that takes every change once (an Eulerian trail, found by Hierholzer's algorithm). It is walked from
 -- the end backwards; where several changes lead to a state, the one with the highest place was last.
-CREATE FUNCTION feed.chain(befores text[], afters text[], final text) RETURNS integer[]
+--
+-- Without a look at the table (`known` is false) the end is the state that more changes lead to than
+-- from. If they go round in a circle there is no telling.
+CREATE FUNCTION feed.chain(befores text[], afters text[], final text, known boolean)
+RETURNS integer[]
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -217,6 +236,11 @@ BEGIN
               UNION ALL SELECT 2, * FROM unnest(afters) WITH ORDINALITY
               UNION ALL SELECT 3, final, 0) AS images (side, image, place)
     ) AS numbered;
+    IF NOT known THEN
+        SELECT number INTO STRICT last
+        FROM (SELECT unnest(ends), 1 UNION ALL SELECT unnest(starts), -1) AS side (number, surplus)
+        GROUP BY number HAVING sum(surplus) > 0;
+    END IF;
     FOR place IN 1 .. cardinality(ends) LOOP
         older[place] := newest[ends[place]];
         newest[ends[place]] := place;
@@ -237,6 +261,8 @@ BEGIN
     END LOOP;
     IF unbroken AND cardinality(chained) = cardinality(ends) THEN
         RETURN chained;
+    ELSIF NOT known THEN
+        RAISE EXCEPTION 'changes do not follow from each other';
     END IF;
     -- There is none, as where a deferred key was held by two rows. Then only the end counts.
     SELECT array_agg(place ORDER BY ends[place] = last, befores[place] IS NULL, place)
@@ -262,8 +288,10 @@ SET enable_nestloop = off
 AS $$
 DECLARE
     key name[] := feed.key_of(relation);
+    may_read boolean := feed.may_read(relation);
     key_expression text;
     key_join text;
+    present text := 'NULL::json';
 BEGIN
     SELECT string_agg(format('(image -> %L)::text', attname), ', ' ORDER BY place),
            string_agg(format('x.%1$I OPERATOR(%2$I.%3$s) (suspect.image ->> %1$L)::%4$s', attname,
@@ -277,9 +305,13 @@ BEGIN
          AND amoplefttype = opcintype AND amoprighttype = opcintype
     JOIN pg_operator ON pg_operator.oid = amopopr
     JOIN pg_namespace ON pg_namespace.oid = oprnamespace;
-    IF key IS NOT NULL AND NOT (SELECT bool_and(feed.trusts_type(atttypid)) FROM pg_attribute
-            WHERE attrelid = relation AND attname = ANY (key)) THEN
-        RAISE EXCEPTION 'the key is of a type that is not trusted';
+    IF may_read AND key IS NOT NULL THEN
+        -- Found by equality, for the index; but 1.0 and 1.00 are two keys.
+        present := format(
+            '(SELECT image FROM (SELECT %s AS image FROM %s AS x WHERE %s) AS equal '
+            'WHERE suspect.key = ARRAY[%s] LIMIT 1)',
+            feed.json_expression('x.*'), feed.rows_of(relation, format('ONLY %s', relation)),
+            key_join, key_expression);
     END IF;
 
     EXECUTE format($sql$
@@ -301,9 +333,7 @@ BEGIN
             SELECT EXISTS (SELECT FROM entry WHERE part = 2) AS any_rekey
         ),
         suspect AS MATERIALIZED (
-            -- Found by equality, for the index; but 1.0 and 1.00 are two keys.
-            SELECT key, (SELECT image FROM (SELECT %2$s AS image FROM %3$s AS x WHERE %4$s) AS equal
-                         WHERE suspect.key = ARRAY[%1$s] LIMIT 1) AS present
+            SELECT key, %2$s AS present
             FROM (
                 SELECT key, (array_agg(image))[1] AS image FROM entry
                 WHERE image IS NOT NULL AND $5
@@ -316,7 +346,7 @@ BEGIN
             FROM entry JOIN suspect ON suspect.key = entry.key
         ),
         chained AS MATERIALIZED (
-            SELECT *, feed.chain(befores, afters, present::text) AS chain
+            SELECT *, feed.chain(befores, afters, present::text, $6) AS chain
             FROM (
                 SELECT key, (array_agg(present))[1] AS present,
                        array_agg(old::text ORDER BY place) AS befores,
@@ -351,9 +381,8 @@ BEGIN
         )
         INSERT INTO feed.change (topic, op, old, new, async)
         SELECT $1, op, old, new, async FROM again ORDER BY late, id, ordinal, part
-    $sql$, coalesce(key_expression, 'image::text'), feed.json_expression('x.*'),
-    feed.rows_of(relation, format('ONLY %s', relation)), coalesce(key_join, 'false'))
-    USING changed, since, mine, feed.key_is_deferrable(relation), key IS NOT NULL;
+    $sql$, coalesce(key_expression, 'image::text'), present)
+    USING changed, since, mine, feed.key_is_deferrable(relation), key IS NOT NULL, may_read;
 END
 $$;
 
@@ -390,8 +419,19 @@ BEGIN
         ) AS own;
         since := CASE WHEN nested THEN since ELSE mine - 1 END;
     END IF;
-    IF depth = 1 AND (nested OR logged > 0 AND (feed.key_is_deferrable(relation)
-                     OR current_setting('feed.rekeyed', true) = 'rekey'))
+    IF depth = 1 AND NOT nested AND logged = 1 AND NOT feed.key_is_deferrable(relation) THEN
+        -- One row with a changed key: nothing can be in the wrong order.
+        WITH rekeyed AS (
+            DELETE FROM feed.change WHERE xid = pg_current_xact_id() AND id = mine AND op = 'rekey'
+            RETURNING old, new, async
+        )
+        INSERT INTO feed.change (topic, op, old, new, async)
+        SELECT changed, half.op, half.old, half.new, async
+        FROM rekeyed, LATERAL (VALUES (1, 'destroy', rekeyed.old, NULL),
+                                      (2, 'create', NULL, rekeyed.new)) AS half (part, op, old, new)
+        ORDER BY part;
+    ELSIF depth = 1 AND (nested OR logged > 0 AND (feed.key_is_deferrable(relation)
+                         OR current_setting('feed.rekeyed', true) = 'rekey'))
     THEN
         BEGIN
             PERFORM feed.reorder(relation, changed, since, coalesce(mine, 9223372036854775807));
@@ -575,8 +615,9 @@ END
 $$;
 
 -- What a table is like, as far as its clients must load it again where that has changed: columns
--- (`xmin` tells of each ALTER COLUMN, also one that rewrites the values), the triggers' state,
--- children. Rewriting the table without changing it (VACUUM FULL) does not show.
+-- (`xmin` tells of each ALTER COLUMN, also one that rewrites the values) and what their types'
+-- values look like and who owns them, the triggers, children. Rewriting the table without changing
+-- it (VACUUM FULL) does not show.
 CREATE FUNCTION feed.shape(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -585,23 +626,34 @@ AS $$
                                      pg_attrdef.xmin), ';' ORDER BY attnum)
          FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
          WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped),
-        (SELECT string_agg(tgname || tgenabled::text, ',' ORDER BY tgname)
+        (SELECT string_agg(concat_ws(',', pg_type.oid, pg_type.typowner, enumlabel, part.attname), ';'
+                           ORDER BY pg_type.oid, enumlabel, part.attnum)
+         FROM pg_attribute AS whole
+         JOIN pg_type AS declared ON declared.oid = whole.atttypid
+         JOIN pg_type ON pg_type.oid IN (declared.oid, declared.typelem, declared.typbasetype)
+         LEFT JOIN pg_enum ON enumtypid = pg_type.oid
+         LEFT JOIN pg_attribute AS part ON part.attrelid = pg_type.typrelid AND part.attnum > 0
+         WHERE whole.attrelid = relation AND whole.attnum > 0 AND pg_type.oid >= 16384),
+        (SELECT string_agg(concat(tgname, tgenabled, pg_trigger.xmin), ',' ORDER BY tgname)
          FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
          WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace),
-        (SELECT string_agg(inhrelid::text, ',' ORDER BY inhrelid)
-         FROM pg_inherits WHERE inhparent = relation),
+        (SELECT string_agg(concat(inhrelid, '<', inhparent), ',' ORDER BY inhrelid, inhparent)
+         FROM pg_inherits WHERE relation IN (inhparent, inhrelid)),
+        (SELECT relpersistence FROM pg_class WHERE oid = relation),
         feed.key_of(relation)))
 $$;
 
 -- Looks at all watched tables. Of each that is not what it was: logs that its topic must be loaded
 -- again, has its capture follow where it can, and returns the topic and what is wrong, NULL if all
--- is well again.
+-- is well again. Somebody's lock only delays the capture, which until then is slower, but right.
 CREATE FUNCTION feed.check_topics() RETURNS TABLE (topic text, problem text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
 AS $$
 #variable_conflict use_column
 DECLARE
     seen record;
+    told boolean;
+    any_told boolean := false;
 BEGIN
     FOR seen IN
         SELECT watched.*, feed.shape(watched.relation) AS now, pg_class.oid IS NULL AS gone,
@@ -612,34 +664,40 @@ BEGIN
         FROM feed.topic AS watched LEFT JOIN pg_class ON pg_class.oid = watched.relation
     LOOP
         CONTINUE WHEN seen.now = seen.shape AND NOT seen.gone;
+        told := seen.now || ' told' = seen.shape AND NOT seen.gone;
         check_topics.topic := seen.topic;
         check_topics.problem := NULL;
+        seen.shape := NULL;
         IF seen.gone THEN
             check_topics.problem := 'its table was dropped';
             DELETE FROM feed.topic WHERE relation = seen.relation;
             PERFORM feed.drop_unused_captures();
+        ELSIF seen.has_children THEN
+            check_topics.problem := 'its table has children, whose rows are not captured';
+        ELSIF feed.key_of(seen.relation) IS NULL THEN
+            check_topics.problem := 'its table has no primary key any more';
+        ELSIF seen.triggers < 5 THEN
+            check_topics.problem := 'triggers are disabled or missing: what is written now is not captured';
         ELSE
-            IF seen.has_children THEN
-                check_topics.problem := 'its table has children, whose rows are not captured';
-            ELSIF feed.key_of(seen.relation) IS NULL THEN
-                check_topics.problem := 'its table has no primary key any more';
-            ELSIF seen.triggers < 5 THEN
-                check_topics.problem := 'triggers are disabled or missing: what is written now is not captured';
-            ELSE
-                BEGIN
-                    PERFORM feed.watch(seen.relation, seen.topic);
-                EXCEPTION
-                    WHEN lock_not_available THEN
-                        CONTINUE;  -- the next look will do it
-                    WHEN OTHERS THEN
-                        check_topics.problem := SQLERRM;
-                END;
-            END IF;
-            UPDATE feed.topic SET shape = feed.shape(seen.relation) WHERE relation = seen.relation;
+            BEGIN
+                PERFORM feed.watch(seen.relation, seen.topic);
+            EXCEPTION
+                WHEN lock_not_available THEN
+                    seen.shape := seen.now || ' told';
+                WHEN OTHERS THEN
+                    check_topics.problem := SQLERRM;
+            END;
         END IF;
+        UPDATE feed.topic SET shape = coalesce(seen.shape, feed.shape(seen.relation))
+        WHERE relation = seen.relation;
+        CONTINUE WHEN told;
         INSERT INTO feed.change (topic, op) VALUES (seen.topic, 'reload');
+        any_told := true;
         RETURN NEXT;
     END LOOP;
+    IF any_told AND feed.must_ring() THEN
+        NOTIFY feed;
+    END IF;
 END
 $$;
 

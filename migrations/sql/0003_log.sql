@@ -25,13 +25,25 @@ UPDATE feed.state SET birthplace = feed.place();
 ALTER TABLE feed.state ALTER COLUMN birthplace SET DEFAULT feed.place();
 ALTER TABLE feed.state ALTER COLUMN birthplace SET NOT NULL;
 
+-- What everybody else could see now. The calling transaction is not over: a snapshot does not list
+-- the transaction it belongs to, so it is added to those still running.
+CREATE FUNCTION feed.seen_by_others() RETURNS pg_snapshot
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT concat_ws(':', least(pg_snapshot_xmin(now), own), pg_snapshot_xmax(now), (
+               SELECT coalesce(string_agg(xid::text, ',' ORDER BY xid), '')
+               FROM (SELECT pg_snapshot_xip(now) UNION SELECT own) AS running (xid)
+               WHERE xid < pg_snapshot_xmax(now)))::pg_snapshot
+    FROM (SELECT pg_current_snapshot() AS now, pg_current_xact_id() AS own) AS moment
+$$;
+
 -- Snapshots, one about every 4096 changes, written by whoever logs the change with that number. Any
 -- snapshot in the past splits what came since into two batches that are complete each; so a long
 -- backlog is read checkpoint by checkpoint, and a page costs what it holds.
 CREATE TABLE feed.checkpoint (
     until    xid8        NOT NULL DEFAULT pg_snapshot_xmax(pg_current_snapshot()),
     id       bigint      NOT NULL DEFAULT currval('feed.change_id_seq'),
-    snapshot pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
+    snapshot pg_snapshot NOT NULL DEFAULT feed.seen_by_others(),
     PRIMARY KEY (until, id)
 );
 

@@ -39,14 +39,16 @@ def downgrade() -> None:
         CREATE TEMPORARY TABLE watched AS SELECT relation, topic FROM feed.topic;
         SELECT feed.unwatch(relation) FROM watched;
         DROP FUNCTION feed.begin_statement, feed.trusts_type, feed.trusts, feed.needs_spelling,
-            feed.rows_of, feed.key_of, feed.large_json, feed.json_expression,
+            feed.rows_of, feed.key_of, feed.may_read, feed.large_json, feed.json_expression,
             feed.capture_statement, feed.chain, feed.reorder, feed.key_is_deferrable, feed.settle,
             feed.capture_body, feed.watch, feed.unwatch, feed.drop_unused_captures, feed.shape,
-            feed.check_topics, feed.epoch, feed.position, feed.position_of, feed.continues, feed.adopt,
-            feed.offset, feed.prune, feed.disown, feed.must_ring, feed.xid_after, feed.xid_before;
+            feed.check_topics, feed.epoch, feed.position, feed.position_of, feed.continues,
+            feed.adopt, feed.offset, feed.prune, feed.disown, feed.must_ring, feed.xid_after,
+            feed.xid_before;
         DROP TRIGGER rewrite_history ON feed.change;
         DROP FUNCTION feed.rewrite_history;
         DROP TABLE feed.topic, feed.checkpoint;
+        DROP FUNCTION feed.seen_by_others;
         ALTER TABLE feed.state DROP COLUMN birthplace;
         DROP FUNCTION feed.place;
         UPDATE feed.change SET new = old WHERE op = 'destroy' AND new IS NULL;

@@ -1,9 +1,11 @@
 """Compares what clients got with what the log holds. Shares no code with the product.
 
 The truth is every committed row of `feed.change`. A batch is compared as soon as the client has all
-of it and the log is known that far, and then forgotten; of the log only numbers are kept. An offset
-is read here by itself: `epoch.snapshot.signature` behind a batch, `epoch.snapshot.snapshot.id.signature` within
-one. Between two snapshots lies a batch: what the first could not see and the second can, by id.
+of it and the log is known that far, and then forgotten; of the log only numbers are kept.
+
+An offset is read here by itself: `epoch.snapshot.signature` behind a batch,
+`epoch.snapshot.snapshot.id.signature` within one. Between two snapshots lies a batch: what the
+first could not see and the second can, by id.
 """
 
 from array import array

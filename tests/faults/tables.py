@@ -1,4 +1,4 @@
-"""Watched tables other than things, whose triggers and foreign keys change rows inside statements."""
+"""Watched tables, other than things, that triggers and foreign keys change inside statements."""
 
 import asyncio
 import contextlib

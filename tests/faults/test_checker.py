@@ -103,3 +103,17 @@ def test_changes_of_a_row_in_another_order_than_made_are_found() -> None:
     assert slot_findings([0, 2, 1, 3]).stale
     assert slot_findings([3, 0, 1, 2]).stale
     assert slot_findings([0, 1, 2]).stale
+
+
+def test_a_reload_is_a_change_like_others_and_ends_what_is_known_of_its_topic() -> None:
+    """A client is sent a reload where the log has one; its table is not compared from then on."""
+    log = Log()
+    log.add([(10, 1, logged_key("slot", "reload", None, None))])
+    log.known_below = 13
+    for events, lost in ([["slot:reload", None, f"e.{SECOND}.s"]], 0), ([], 1):
+        reader = Reader("client", log)
+        for entry in (LIST, HELLO, *events):
+            reader.take(entry)
+        table = [{"id": 1, "n": 1}] if events else []
+        found = reader.finish(Snapshot(13, frozenset()), {"thing": [], "slot": table})
+        assert (found.red(), found.lost) == (lost, lost)
