@@ -17,12 +17,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from app import health, openapi, problems, things
-from app.database import create_pool
+from app.database import create_pool, create_reading_pool
 from app.feed.feed import Feed
 from app.feed.inspection import Inspection
 from app.feed.retention import Retention
 from app.settings import Settings
-from app.sockets.broadcast import Broadcast
+from app.sockets.broadcast import JUDGED_AT_ONCE, READS_AT_ONCE, Broadcast
 from app.sockets.server import Server
 
 logger = logging.getLogger("tablecast")
@@ -69,8 +69,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     assert settings.database_url is not None
     pool = await create_pool(settings)
+    reading = await create_reading_pool(settings, READS_AT_ONCE + JUDGED_AT_ONCE)
     try:
-        broadcast = Broadcast(pool, settings.client_buffer, settings.client_stall)
+        broadcast = Broadcast(reading, settings.client_buffer, settings.client_stall)
         feed = Feed(settings.database_url, broadcast)
         broadcast.feed = feed
         retention = Retention(feed, pool, settings.feed_retention, settings.feed_max_changes)
@@ -104,7 +105,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
                 task.cancel()
             await asyncio.wait(tasks)
     finally:
-        pool.terminate()  # what is under way has nobody left to answer
+        for each in (pool, reading):
+            each.terminate()  # what is under way has nobody left to answer
 
 
 def stop_process() -> None:

@@ -25,6 +25,14 @@ SESSION = {
 # Whoever may create objects in a schema must not have its functions and operators used by us.
 OWN_NAMES = {"search_path": "pg_catalog"}
 
+# Reading the log is the same few index searches each time: planning them again would take longer
+# than doing them, and what the planner knows of a log that grows is always old.
+READER = OWN_NAMES | {
+    "enable_seqscan": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+
 # Commits a message of no meaning, and waits until it is on disk, and with it all that lies before.
 FLUSH = """
     SELECT set_config('synchronous_commit', 'local', true),
@@ -83,15 +91,23 @@ async def keep_session(_: Connection) -> None:
 
 
 async def create_pool(settings: Settings) -> Pool:
-    """Make the pool for REST and replays. It connects when used, so the database may be away."""
+    """Make the pool for REST. It connects when used, so the database may be away."""
+    return await _pool(settings, settings.pool_size, {})
+
+
+async def create_reading_pool(settings: Settings, size: int) -> Pool:
+    """Make a pool for reading the log, `size` connections at most."""
+    return await _pool(settings, size, READER)
+
+
+async def _pool(settings: Settings, size: int, session: dict[str, str]) -> Pool:
+    timeout = {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"}
     return await asyncpg.create_pool(
         settings.database_url,
         min_size=0,
-        max_size=settings.pool_size,
+        max_size=size,
         timeout=CONNECT_TIMEOUT_S,
         reset=keep_session,
         command_timeout=STATEMENT_TIMEOUT_S + 1,  # for a server that does not answer at all
-        server_settings=SESSION
-        | OWN_NAMES
-        | {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"},
+        server_settings=SESSION | OWN_NAMES | timeout | session,
     )

@@ -117,7 +117,7 @@ class Settings:
     data_dir: Path = setting(
         Path(".data"), directory, "where the embedded Postgres keeps its data", ".data"
     )
-    pool_size: int = setting(10, number(1, 1000), "database connections for REST and replays")
+    pool_size: int = setting(10, number(1, 1000), "database connections for REST")
     feed_retention: float = setting(
         24 * UNITS_S["h"], duration(1), "how long a change can be replayed", "24h"
     )

@@ -190,16 +190,19 @@ class Writer:
         kind = self.one_of(["SELECT", "INSERT", "RETURNING"])
         if kind == "SELECT":
             verb = "PERFORM" if self.nested else "SELECT"
-            return f"{verb} {self.one_of(['f(0)', 'count(f(0))', 'f(id)'])}".replace(
-                "f(id)", "f(v)"
-            ) + f" FROM {table.name}"
+            return (
+                f"{verb} {self.one_of(['f(0)', 'count(f(0))', 'f(id)'])}".replace("f(id)", "f(v)")
+                + f" FROM {table.name}"
+            )
         if kind == "INSERT":
             return (
                 f"INSERT INTO {table.name} (id, v) SELECT {self.key()}, f(0)"
                 f" FROM generate_series(1, {self.one_of('12')}) ON CONFLICT DO NOTHING"
             )
         write = self.one_of([self.insert, self.update, self.delete])(table)
-        return f"WITH w AS ({write} RETURNING f(0)) {self.one_of([self.insert, self.update])(table)}"
+        return (
+            f"WITH w AS ({write} RETURNING f(0)) {self.one_of([self.insert, self.update])(table)}"
+        )
 
     def statement(self) -> str:
         table = self.one_of(self.tables)
@@ -285,7 +288,7 @@ def scenarios(draw: Draw) -> Scenario:
         tables.append(draw_table(draw, name, kind, keys, tables))
     definitions = [
         MAY_RUN,
-        f"CREATE FUNCTION next({kind}) RETURNS {kind} LANGUAGE sql IMMUTABLE AS $$SELECT {following}$$"
+        f"CREATE FUNCTION next({kind}) RETURNS {kind} LANGUAGE sql IMMUTABLE AS $$SELECT {following}$$",
     ]
     writer = Writer(draw, tables, keys)
     if draw(st.booleans()):
@@ -322,8 +325,6 @@ CONTROL = [
     "SAVEPOINT s", "ROLLBACK TO s", "RELEASE s", "SET CONSTRAINTS ALL IMMEDIATE",
     "SET CONSTRAINTS ALL DEFERRED",
 ]  # fmt: skip
-
-
 
 
 @dataclass

@@ -1,14 +1,16 @@
 """Migrations: up and down lead where they should, also for two nodes at once."""
 
 import asyncio
-import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from alembic import command
 
-from app.database import connect
+from app.database import Connection, connect
+from app.feed import log
 from app.migration import configuration, migrate
+from tests.support.postgres import execute
 
 pytestmark = pytest.mark.database
 
@@ -122,66 +124,101 @@ async def test_migrating_again_changes_nothing(database_url: str) -> None:
         await connection.close()
 
 
-async def test_an_installation_of_0_1_0_is_upgraded_in_place(empty_database_url: str) -> None:
+# An installation of 0.1.0
+
+# What revision 0002 makes, and what it made when 0.1.0 was announced.
+INSTALLATIONS = ("as it is", "as it was")
+ANNOUNCED = Path(__file__).parent / "support/installation_0_1_0.sql"
+
+
+async def install(url: str, installation: str) -> None:
+    """Make an installation of 0.1.0."""
+    if installation == "as it is":
+        await asyncio.to_thread(command.upgrade, configuration(url), "0002")
+    else:
+        await execute(url, ANNOUNCED.read_text(encoding="utf-8"))
+        await asyncio.to_thread(command.stamp, configuration(url), "0002")
+
+
+WATCHED_BY_HAND = """
+    CREATE SCHEMA "Odd ""Schema";
+    CREATE TABLE "Odd ""Schema"."T'able" (a int, b int, v text, PRIMARY KEY (a, b));
+    CREATE TABLE orders (id int PRIMARY KEY, v text);
+    SELECT feed.watch('"Odd ""Schema"."T''able"', 'odd-one'), feed.watch('orders', 'order');
+    INSERT INTO things (name) VALUES ('a'), ('b');
+    INSERT INTO orders VALUES (1, 'x');
+"""
+TOPICS = [
+    ('"Odd ""Schema"."T\'able"', "odd-one"), ("orders", "order"), ("things", "thing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("installation", INSTALLATIONS)
+async def test_an_installation_of_0_1_0_is_upgraded_in_place(
+    empty_database_url: str, installation: str
+) -> None:
     """Data, log, epoch and watched tables of 0.1.0 stay what they were, offsets can be continued,
     and what is written then is captured in the new way; the same on the way down and up again.
     """
     url = empty_database_url
-    await asyncio.to_thread(command.upgrade, configuration(url), "0002")
+    await install(url, installation)
     connection = await connect(url)
-    await connection.execute(
-        """
-        CREATE SCHEMA "Odd ""Schema"; CREATE TABLE "Odd ""Schema"."T'able" (a int, b int, v text,
-            PRIMARY KEY (a, b));
-        CREATE TABLE orders (id int PRIMARY KEY, v text);
-        SELECT feed.watch('"Odd ""Schema"."T''able"', 'odd-one'), feed.watch('orders', 'order');
-        INSERT INTO things (name) VALUES ('a'), ('b');
-        INSERT INTO orders VALUES (1, 'x');
-        """
-    )
-    epoch = await connection.fetchval("SELECT feed.epoch()")
-    since = await connection.fetchval("SELECT feed.position()::text")
+    position_and_offset = "SELECT feed.position()::text, feed.offset()"
+    await connection.execute(WATCHED_BY_HAND)
+    taken = [await connection.fetchrow(position_and_offset)]
     await connection.execute("UPDATE things SET info = 'x'; DELETE FROM things WHERE name = 'a'")
+    taken.append(await connection.fetchrow(position_and_offset))
     await connection.execute("TRUNCATE orders")
-    rows = await connection.fetch("SELECT id, topic, op, row::text FROM feed.change ORDER BY id")
+    epoch = await connection.fetchval("SELECT feed.epoch()")
+    logged = await connection.fetch("SELECT id, topic, op, row::text FROM feed.change ORDER BY id")
     for _ in range(2):
         await asyncio.to_thread(migrate, url)
         kept = await connection.fetch(
-            "SELECT id, topic, op, new::text FROM feed.change ORDER BY id"
+            "SELECT id, topic, op, new::text FROM feed.change WHERE id <= $1 ORDER BY id",
+            logged[-1]["id"],
         )
-        assert [tuple(row) for row in kept[: len(rows)]] == [tuple(row) for row in rows]
+        assert [tuple(row) for row in kept] == [tuple(row) for row in logged]
         assert await connection.fetchval("SELECT feed.epoch()") == epoch
-        assert await connection.fetchval("SELECT feed.continues($1::text::pg_snapshot)", since)
-        watched = await connection.fetch(
-            "SELECT relation::text, topic FROM feed.topic ORDER BY topic"
-        )
-        assert [tuple(row) for row in watched] == [
-            ('"Odd ""Schema"."T\'able"', "odd-one"), ("orders", "order"), ("things", "thing"),
-        ]  # fmt: skip
-        assert (
-            await connection.fetchval(
-                "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgenabled = 'A'"
+        for position, offset in taken:
+            assert await connection.fetchval(
+                "SELECT feed.continues($1::text::pg_snapshot)", position
             )
-            == 3 * 5
-        )
-        newest = await connection.fetchval("SELECT max(id) FROM feed.change")
-        await connection.execute(
-            """
-            INSERT INTO "Odd ""Schema"."T'able" VALUES (1, 2, 'a');
-            UPDATE "Odd ""Schema"."T'able" SET v = 'b';
-            DELETE FROM "Odd ""Schema"."T'able";
-            """
-        )
-        made = await connection.fetch(
-            "SELECT topic, op, old::text, new::text FROM feed.change WHERE id > $1 ORDER BY id",
-            newest,
-        )
-        images = [
-            tuple(image and json.loads(image)["v"] for image in (row["old"], row["new"]))
-            for row in made
-        ]
-        assert images == [(None, "a"), ("a", "b"), ("b", None)]
+            parsed = (await log.current_epoch(connection)).parse(offset)
+            assert str(parsed.position) == position
+        watched = await connection.fetch("SELECT relation::text, topic FROM feed.topic ORDER BY 1")
+        assert [tuple(row) for row in watched] == TOPICS
+        assert await images_of_writes(connection) == [(None, "a"), ("a", "b"), ("b", None)]
         await asyncio.to_thread(command.downgrade, configuration(url), "0002")
         row = await connection.fetchrow("SELECT op, row ->> 'v' FROM feed.change ORDER BY id DESC")
         assert tuple(row) == ("destroy", "b")
     await connection.close()
+
+
+async def images_of_writes(connection: Connection) -> list[tuple[str | None, ...]]:
+    """What the log holds, old and new, of a row that is created, updated and destroyed by a
+    replica's session.
+    """
+    newest = await connection.fetchval("SELECT max(id) FROM feed.change")
+    await connection.execute(
+        """
+        SET session_replication_role = replica;
+        INSERT INTO "Odd ""Schema"."T'able" VALUES (1, 2, 'a');
+        UPDATE "Odd ""Schema"."T'able" SET v = 'b';
+        DELETE FROM "Odd ""Schema"."T'able";
+        RESET session_replication_role;
+        """
+    )
+    rows = await connection.fetch(
+        "SELECT old ->> 'v', new ->> 'v' FROM feed.change WHERE id > $1 ORDER BY id", newest
+    )
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("installation", INSTALLATIONS)
+async def test_an_upgraded_database_is_like_a_new_one(
+    empty_database_url: str, database_url: str, installation: str
+) -> None:
+    """Nothing of the schema tells whether a database was once one of 0.1.0."""
+    await install(empty_database_url, installation)
+    await asyncio.to_thread(migrate, empty_database_url)
+    assert await catalog(empty_database_url) == await catalog(database_url)

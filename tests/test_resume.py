@@ -149,8 +149,8 @@ async def test_the_official_client_through_every_interruption(
         writing = False
         await task
         for client in clients:
-            await client.until_more("create", written - 1)
-            received = [int(line[1]["name"]) for line in client.lines("create")]
+            await client.until_more("thing:create", written - 1)
+            received = [int(line[1]["name"]) for line in client.lines("thing:create")]
             assert received == list(range(written))
             first, *others = client.lines("hello")
             assert first[1] is False and len(others) >= 3

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import asyncpg
 
-from app.database import OWN_NAMES, UNAVAILABLE, connect, flush
+from app.database import READER, UNAVAILABLE, connect, flush
 from app.feed import log
 from app.feed.listener import Listener
 from app.feed.log import HistoryLost, Page
@@ -35,12 +35,6 @@ LOOK_S = 1.0
 PROBE_S = 5.0
 HELD_BACK_S = 10.0
 READ_TIMEOUT_S = 15.0
-# The same few index searches each time: planning them anew would take longer than doing them.
-READER = OWN_NAMES | {
-    "enable_seqscan": "off",
-    "jit": "off",
-    "plan_cache_mode": "force_generic_plan",
-}
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 DEAF = "notifications do not reach the listening connection (a transaction-mode pooler between?)"
 # Not ready when the last complete read is older.
@@ -154,9 +148,10 @@ class Feed:
         if self.reached is not None:
             logger.error("the log does not continue from where it was read: clients load anew")
             await log.disown(reader, self.reached.position)
-        self.epoch = await log.current_epoch(reader)
-        self.reached = Offset(await log.current_position(reader))
+        epoch, reached = await log.current_epoch(reader), await log.current_position(reader)
         await flush(reader)  # the position may have seen commits that a crash would take back
+        # Not before: what fails until here begins again, or the audience would never hear of it.
+        self.epoch, self.reached = epoch, Offset(reached)
         self._audience.started(self.epoch, self.reached)
 
     async def _follow(self, listener: Listener, reader: asyncpg.Connection) -> None:

@@ -26,7 +26,6 @@ from app.sockets.recent import Part, Recent
 
 logger = logging.getLogger("tablecast.sockets")
 
-# Replays read through the pool that also serves REST; the rest of it is REST's.
 READS_AT_ONCE = 2
 JUDGED_AT_ONCE = 2
 # What ends a replay; the client comes back, and is told.

@@ -14,8 +14,9 @@ from contextlib import AsyncExitStack
 import asyncpg
 from websockets.asyncio.client import connect as open_websocket
 
+from app.database import READER
 from app.feed import log
-from app.feed.feed import READER, Feed
+from app.feed.feed import Feed
 from app.feed.log import Page
 from app.feed.offset import Epoch, Offset, Position
 from app.postgres import ADDRESS

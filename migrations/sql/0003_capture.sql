@@ -13,6 +13,25 @@ CREATE TABLE feed.topic (
     shape    text     NOT NULL
 );
 
+-- Whether a writer must ring: somebody sleeps.
+--
+-- A sleeping feed holds this lock exclusively (app/feed/listener.py): then NOTIFY wakes it. If
+-- the lock can be had, the feed is awake and reading every few milliseconds; holding it until the
+-- commit is visible keeps the feed from falling asleep over this change. So a busy feed costs
+-- writers no NOTIFY, and with it not the cluster-wide lock a notifying commit takes.
+--
+-- PREPARE TRANSACTION refuses transactions that used NOTIFY. Where two-phase commit is enabled the
+-- bell stays silent, and the feed never sleeps.
+--
+-- Only the capture functions call this, with the search path they have pinned. Without settings of
+-- its own it is inlined there, which a writer notices.
+CREATE OR REPLACE FUNCTION feed.must_ring() RETURNS boolean
+LANGUAGE sql
+AS $$
+    SELECT NOT pg_try_advisory_xact_lock_shared(1413563213, 1)
+           AND current_setting('max_prepared_transactions') = '0'
+$$;
+
 -- Begins a statement on a watched table: before it, so that its capture can tell whether other
 -- statements on this table ran inside it (in triggers, or in functions that it calls).
 --

@@ -5,15 +5,26 @@ from migrations.sql_files import SQL, run_file, run_text
 revision = "0003"
 down_revision = "0002"
 
-# What 0002's files made and 0003's replace. (Which topic a table was watched as, only the text of
-# its capture function tells.)
+# The topic of a watched table is an argument of its triggers or, in databases made later, in the text
+# of its capture function.
 WATCHED = """
     CREATE TEMPORARY TABLE watched AS
     SELECT DISTINCT tgrelid::regclass AS relation,
-           substring(prosrc FROM $$VALUES \\('([a-z][a-z0-9_-]*)', 'truncate'$$) AS topic
+           CASE WHEN prosrc LIKE '%TG_ARGV[0]%'
+                THEN split_part(encode(tgargs, 'escape'), $$\\000$$, 1)
+                ELSE substring(prosrc FROM $$VALUES \\('([a-z][a-z0-9_-]*)', 'truncate'$$)
+           END AS topic
     FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
     WHERE pronamespace = 'feed'::regnamespace AND proname LIKE 'capture\\_%';
     SELECT feed.unwatch(relation) FROM watched;
+"""
+# Several versions of 0.1.0 made different things under revision 0002.
+DROP_REPLACED = """
+    SET LOCAL client_min_messages = warning;
+    DROP FUNCTION IF EXISTS feed.watch, feed.unwatch, feed.update_statement, feed.rows_statement,
+        feed.key_of, feed.whole_rows, feed.ring, feed.capture_insert, feed.capture_delete,
+        feed.capture_rows, feed.capture_truncate;
+    ALTER TABLE feed.change DROP CONSTRAINT IF EXISTS change_op_check;
 """
 WATCH_AGAIN = """
     SELECT feed.watch(relation, topic) FROM watched;
@@ -24,10 +35,7 @@ WATCH_AGAIN = """
 
 def upgrade() -> None:
     run_text(WATCHED)
-    run_text(
-        "DROP FUNCTION feed.watch, feed.unwatch, feed.update_statement, feed.rows_statement,"
-        " feed.key_of, feed.whole_rows"
-    )
+    run_text(DROP_REPLACED)
     run_file("0003_log.sql")
     run_file("0003_capture.sql")
     run_text(WATCH_AGAIN)
