@@ -288,13 +288,15 @@ def scenarios(draw: Draw) -> Scenario:
         tables.append(draw_table(draw, name, kind, keys, tables))
     definitions = [
         MAY_RUN,
-        f"CREATE FUNCTION next({kind}) RETURNS {kind} LANGUAGE sql IMMUTABLE AS $$SELECT {following}$$",
+        f"CREATE FUNCTION next({kind}) RETURNS {kind} LANGUAGE sql IMMUTABLE"
+        f" AS $$SELECT {following}$$",
     ]
     writer = Writer(draw, tables, keys)
     if draw(st.booleans()):
+        body = Writer(draw, tables, keys, nested=True).body()
         definitions.append(
-            "CREATE FUNCTION f(given int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
-            f" IF may_run(2) THEN {Writer(draw, tables, keys, nested=True).body()}; END IF; RETURN given; END $$"
+            "CREATE FUNCTION f(given int) RETURNS int LANGUAGE plpgsql AS $$"
+            f" BEGIN IF may_run(2) THEN {body}; END IF; RETURN given; END $$"
         )
         writer.functions = True
     definitions += [draw_trigger(writer, i) for i in range(draw(st.integers(0, 4)))]
@@ -339,7 +341,7 @@ async def outcome(connection: Connection, statement: str) -> str:
     try:
         await connection.execute(statement)
     except asyncpg.PostgresError as error:
-        return error.sqlstate
+        return str(error.sqlstate)
     return ""
 
 
@@ -446,10 +448,12 @@ async def check(connection: Connection, scenario: Scenario) -> None:
         here = await play(connection, scenario, transaction)
         if here != there:
             raise Violation(f"{transaction}: watched {here}, unwatched {there}")
-        for last, *change in await connection.fetch(
+        logged = await connection.fetch(
             "SELECT id, topic, op, old::text, new::text FROM feed.change WHERE id > $1 ORDER BY id",
             last,
-        ):
+        )
+        for id, *change in logged:
+            last = id
             fold.apply(*change)
         if sorted((key[0], row) for key, row in fold.rows.items()) != here.rows:
             raise Violation(f"{transaction}: the log gives {fold.rows}, there is {here.rows}")
@@ -507,8 +511,9 @@ def test_the_log_of_any_nesting_folds_to_the_table(database_url: str) -> None:
 
 
 NO_REORDER = """
-    CREATE OR REPLACE FUNCTION feed.reorder(relation regclass, changed text, since bigint, mine bigint)
-    RETURNS void LANGUAGE sql AS ''
+    CREATE OR REPLACE FUNCTION feed.reorder(
+        relation regclass, changed text, since bigint, mine bigint
+    ) RETURNS void LANGUAGE sql AS ''
 """
 
 

@@ -100,7 +100,7 @@ async def test_every_way_of_reading_leads_to_the_same_position(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the newest read works out, what a read of any amount works out, and feed.position() are
-    one position, with a transaction that ended meanwhile, one that is still open, and one that failed.
+    one position, with a transaction that ended meanwhile, one still open, and one that failed.
     """
     ended, older = other.transaction(), connection.transaction()
     reader = await connect(database_url)

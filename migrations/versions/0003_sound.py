@@ -5,8 +5,8 @@ from migrations.sql_files import SQL, run_file, run_text
 revision = "0003"
 down_revision = "0002"
 
-# The topic of a watched table is an argument of its triggers or, in databases made later, in the text
-# of its capture function.
+# The topic of a watched table is an argument of its triggers or, in databases made later, in the
+# text of its capture function.
 WATCHED = """
     CREATE TEMPORARY TABLE watched AS
     SELECT DISTINCT tgrelid::regclass AS relation,
