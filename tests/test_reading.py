@@ -14,6 +14,7 @@ import pytest
 from alembic import command
 
 from app.database import Connection, connect
+from app.feed import feed as feed_module
 from app.feed import log
 from app.feed.feed import Feed
 from app.feed.inspection import Inspection
@@ -263,6 +264,27 @@ async def test_without_a_flush_a_crash_takes_it_back(
     assert await again.fetchval("SELECT count(*) FROM things") == 0
     for connection in (reader, lazy, again):
         connection.terminate()
+
+
+async def test_a_feed_that_fails_while_it_begins_begins_again(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the connection breaks in the moment a history begins, the audience hears of the history
+    at the next try, and of every change after it.
+    """
+    tries = 0
+
+    async def failing_once(reader: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ConnectionError
+
+    monkeypatch.setattr(feed_module, "flush", failing_once)
+    async with following(database_url) as (_, recorder):
+        await insert(connection, "a")
+        await recorder.until(1)
+    assert tries == 2 and len(recorder.histories) == 1
 
 
 # Rows that cannot be read
