@@ -49,19 +49,20 @@ CREATE TABLE feed.checkpoint (
 
 -- The transaction id after one, and the one before. Postgres leaves out those whose lower 32 bits
 -- are 0, 1 or 2, and refuses snapshots that name them.
+--
+-- Plain expressions without settings of their own, so that they are inlined: every read uses them.
 CREATE FUNCTION feed.xid_after(xid xid8) RETURNS xid8
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE
 AS $$
-    SELECT (CASE WHEN next & 4294967295 < 3 THEN next + 3 - (next & 4294967295) ELSE next END
+    SELECT (xid::text::bigint + 1 + greatest(0, 3 - ((xid::text::bigint + 1) & 4294967295))
            )::text::xid8
-    FROM (SELECT xid::text::bigint + 1 AS next) AS number
 $$;
 CREATE FUNCTION feed.xid_before(xid xid8) RETURNS xid8
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE
 AS $$
-    SELECT (CASE WHEN previous & 4294967295 < 3 AND previous > 4294967295
-                 THEN previous - 1 - (previous & 4294967295) ELSE previous END)::text::xid8
-    FROM (SELECT xid::text::bigint - 1 AS previous) AS number
+    SELECT (xid::text::bigint - CASE WHEN xid::text::bigint > 4294967296
+                                          AND (xid::text::bigint & 4294967295) = 3
+                                     THEN 4 ELSE 1 END)::text::xid8
 $$;
 
 -- The epoch names one unbroken history of the log: this log, in this database, on this cluster, on
