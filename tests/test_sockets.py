@@ -35,6 +35,9 @@ from tests.support.sockets import (
     until_ready,
 )
 
+WAITING_TO_READ = """
+    SELECT count(*) FROM pg_locks WHERE relation = 'feed.change'::regclass AND NOT granted
+"""
 BOTH_PATHS = pytest.mark.parametrize("path", ["/socket.io-client/", "/socket.io/"])
 
 
@@ -516,6 +519,36 @@ async def test_shutting_down(server: RunningServer) -> None:
         assert await client.closed() == []
         with suppress(httpx.HTTPError):
             assert "41" not in await waiting
+    assert "Traceback" not in server.log and "ERROR" not in server.log
+
+
+async def test_shutting_down_while_clients_join(
+    server: RunningServer, connection: Connection
+) -> None:
+    """A server that stops does not wait for clients whose offsets cannot be judged just now, and
+    has nothing to complain of.
+    """
+    connect = "40" + json.dumps({"since": await connection.fetchval("SELECT feed.offset()")})
+    await insert(connection, "missed")
+    await asyncio.to_thread(server.restart)  # so that it must read the log to judge
+    await until_ready(server.url)
+    async with (
+        opened(server.url) as client,
+        httpx.AsyncClient(base_url=server.url) as http,
+        connection.transaction(),
+    ):
+        await connection.execute("LOCK TABLE feed.change IN ACCESS EXCLUSIVE MODE")
+        polling = PollingClient(http)
+        await polling.open()
+        posting = asyncio.create_task(polling.post(connect))
+        await client.send(connect)
+        async with asyncio.timeout(10):
+            while await connection.fetchval(WAITING_TO_READ) < 3:  # the feed, and two who join
+                await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(server.stop) == 0
+        assert await client.closed() == []
+        with suppress(httpx.HTTPError):
+            await posting
     assert "Traceback" not in server.log and "ERROR" not in server.log
 
 

@@ -241,13 +241,14 @@ class Connection(AsyncSocket):  # type: ignore[misc]  # python-engineio has no t
             raise ProtocolError("too many messages")
 
     async def handle_post_request(self, environ: dict[str, Any]) -> None:
-        """Packets by the polling transport. Raises EngineIOError, which answers 400."""
+        """Packets by the polling transport. Raises EngineIOError, which answers 400, while the
+        session lives: python-engineio ends it then, and cannot where it has ended already.
+        """
         try:
             await super().handle_post_request(environ)
-        except asyncio.CancelledError as error:  # the server stops, and has waited long enough
-            raise EngineIOError("the server stops") from error
-        except ValueError as error:  # not UTF-8, no packets, too many of them
-            raise EngineIOError(str(error)) from error  # which python-engineio ends the session at
+        except (EngineIOError, ValueError) as error:  # ValueError: not UTF-8, no packets, too many
+            if not self.closed:
+                raise EngineIOError(str(error)) from error
 
     async def _upgrade_websocket(self, environ: dict[str, Any]) -> Any:
         lent = environ["asgi.scope"].get("extensions", {}).get(LENT_TRANSPORT)

@@ -49,6 +49,7 @@ class Server(engineio.AsyncServer):  # type: ignore[misc]  # python-engineio has
             logger=logging.getLogger("engineio.server"),
         )
         self._broadcast = broadcast
+        self._joining: dict[Connection, asyncio.Timeout] = {}
 
     async def _handle_connect(
         self, environ: dict[str, Any], transport: str, jsonp_index: int | None = None
@@ -78,6 +79,8 @@ class Server(engineio.AsyncServer):  # type: ignore[misc]  # python-engineio has
         logger.debug("%s ended: %s", connection.sid, reason)
         self.sockets.pop(connection.sid, None)
         self._broadcast.leave(connection)
+        if (joining := self._joining.pop(connection, None)) is not None:
+            joining.reschedule(0)  # nobody waits for it any more
 
     async def receive_message(self, connection: Connection, data: str | bytes) -> None:
         """Take one Socket.IO packet. Raises ProtocolError for what a client may not send."""
@@ -119,8 +122,12 @@ class Server(engineio.AsyncServer):  # type: ignore[misc]  # python-engineio has
     async def _join(self, connection: Connection, auth: Any) -> None:
         connection.connect_arrived()
         try:
-            async with asyncio.timeout(JOIN_TIMEOUT_S):
-                await self._broadcast.join(connection, auth)
+            async with asyncio.timeout(JOIN_TIMEOUT_S) as joining:
+                self._joining[connection] = joining
+                try:
+                    await self._broadcast.join(connection, auth)
+                finally:
+                    self._joining.pop(connection, None)
         except UNAVAILABLE as error:
             # Not a CONNECT_ERROR: after one the client would not try again by itself.
             connection.cut(f"it cannot join now: {error or type(error).__name__}")
