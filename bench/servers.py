@@ -113,22 +113,26 @@ class Server:
 
 @asynccontextmanager
 async def running(
-    peer: Peer, postgres: Postgres, database: str, port: int | None = None
+    peer: Peer, postgres: Postgres, database: str, port: int | None = None, **settings: str
 ) -> AsyncIterator[Server]:
-    """Start a peer on its database, wait until it is ready, stop it at the end."""
-    server = await start(peer, postgres, database, port)
+    """Start a peer on its database, wait until it is ready, stop it at the end. `settings` are
+    environment variables.
+    """
+    server = await start(peer, postgres, database, port, **settings)
     try:
         yield server
     finally:
         await asyncio.to_thread(server.stop)
 
 
-async def start(peer: Peer, postgres: Postgres, database: str, port: int | None = None) -> Server:
+async def start(
+    peer: Peer, postgres: Postgres, database: str, port: int | None = None, **settings: str
+) -> Server:
     """Start a peer and wait until it is ready; the caller stops it. RuntimeError if it is not."""
     port = port or free_port()
     process = subprocess.Popen(  # noqa: ASYNC220 - a Popen can be watched without this loop
         peer.argv,
-        env=postgres.environment(database) | {"PORT": str(port), "LOG_LEVEL": "warning"},
+        env=postgres.environment(database) | {"PORT": str(port), "LOG_LEVEL": "warning"} | settings,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )

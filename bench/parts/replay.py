@@ -57,9 +57,10 @@ async def run(lab: Lab) -> list[Figure]:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(lab.postgres.clone("ours", "stage_replay"))
         url = lab.postgres.url(database)
+        async with lab.postgres.connect(database) as connection:
+            await connection.execute(TABLE)
         reader = await asyncpg.connect(url, server_settings=READER)
         stack.push_async_callback(reader.close)
-        await reader.execute(TABLE)
         epoch, since = await log.current_epoch(reader), Offset(await log.current_position(reader))
         await fill(url, SHORT)
         short_page = await page_ms(reader, since)
@@ -71,7 +72,11 @@ async def run(lab: Lab) -> list[Figure]:
         await bulk.execute(BULK, CHANGES // 2, timeout=900)
         long_page = await page_ms(reader, since)
         long_feed = await feed_ms(url, epoch, since)
-        server = await stack.enter_async_context(running(ours, lab.postgres, database))
+        # What is uncommitted has its numbers, too.
+        keep = str(2 * CHANGES)
+        server = await stack.enter_async_context(
+            running(ours, lab.postgres, database, FEED_MAX_CHANGES=keep)
+        )
         recent = Offset(await log.current_position(reader))
         async with asyncpg.create_pool(url, min_size=1, max_size=1) as writer:
             for _ in range(MISSED // ROWS + 1):
