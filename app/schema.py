@@ -63,7 +63,11 @@ change = Table(
     Column("op", Text, nullable=False),
     Column("new", JSON),
     Column("old", JSON),
-    Column("async", Boolean),
+    Column(
+        "async",
+        Boolean,
+        server_default=text("CASE current_setting('synchronous_commit') WHEN 'off' THEN true END"),
+    ),
     schema="feed",
 )
 

@@ -39,3 +39,59 @@ async def test_many_statements_inside_one(connection: Connection) -> None:
         "SELECT array_agg(op ORDER BY id) AS ops, count(*) FROM feed.change GROUP BY new ->> 'id'"
     )
     assert len(ops) == 10_000 and all(row["ops"] == ["create", "update"] for row in ops)
+
+
+async def called_by(connection: Connection, statements: list[str]) -> dict[str, int]:
+    """Which functions of the feed some statements call, and how often, once all is planned."""
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.execute("SET track_functions = 'all'")
+    async with connection.transaction():
+        for statement in statements:
+            await connection.execute(statement)
+        called = await connection.fetch(
+            "SELECT funcname, calls FROM pg_stat_xact_user_functions WHERE schemaname = 'feed'"
+        )
+    return dict(called)
+
+
+async def test_usual_statements_call_nothing_but_capture(connection: Connection) -> None:
+    """What writers do all the time, also to no row or without changing one, takes no way round."""
+    statements = [
+        "INSERT INTO things (name) VALUES ('a'), ('b')",
+        "UPDATE things SET info = 'x' WHERE name = 'a'",
+        "UPDATE things SET info = 'x'",
+        "UPDATE things SET info = info",
+        "UPDATE things SET info = 'y' WHERE false",
+        "DELETE FROM things WHERE false",
+        "DELETE FROM things",
+    ]
+    capture = await connection.fetchval("SELECT 'capture_' || 'things'::regclass::oid")
+    assert await called_by(connection, statements) == {
+        "begin_statement": len(statements), capture: len(statements),
+    }  # fmt: skip
+
+
+async def test_what_is_in_order_is_not_put_into_order(connection: Connection) -> None:
+    """An upsert is two statements to its triggers, and changes no row twice: it is left as logged.
+    So is what a trigger does to other rows.
+    """
+    await connection.execute(
+        """
+        INSERT INTO things (name) VALUES ('counter');
+        CREATE FUNCTION count_one() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN UPDATE things SET info = info || 'x' WHERE name = 'counter'; RETURN NULL; END $$;
+        CREATE TRIGGER count AFTER INSERT ON things
+        FOR EACH ROW WHEN (new.name <> 'a') EXECUTE FUNCTION count_one()
+        """
+    )
+    called = await called_by(
+        connection,
+        [
+            "INSERT INTO things (name) VALUES ('a') ON CONFLICT (name) DO UPDATE SET info = 'x'",
+            "INSERT INTO things (name, info) VALUES ('a', random()::text), ('b', '')"
+            " ON CONFLICT (name) DO UPDATE SET info = excluded.info",
+            "DELETE FROM things WHERE name = 'b'",
+        ],
+    )
+    assert called["is_in_order"] and "reorder" not in called

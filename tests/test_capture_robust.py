@@ -424,6 +424,30 @@ def log_after(xid: int) -> int:
     return next(number for number in range(xid + 1, xid + 6) if number % 2**32 >= 3)
 
 
+async def test_settings_that_a_trigger_resets(connection: Connection) -> None:
+    """What capture remembers within a statement may be reset inside it: the log is right all the
+    same.
+    """
+    await watch(connection, "id int PRIMARY KEY, n int NOT NULL DEFAULT 0")
+    await connection.execute("""
+        CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RESET ALL;
+            UPDATE watched SET n = n + 1 WHERE id = new.id AND n < 3;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER again AFTER INSERT OR UPDATE ON watched
+            FOR EACH ROW EXECUTE FUNCTION again()
+    """)
+    async with connection.transaction():
+        await connection.execute("INSERT INTO watched VALUES (1)")
+        await connection.execute("INSERT INTO watched VALUES (2)")
+    assert [(op, new["id"], new["n"]) for op, _, new in await logged(connection)] == [
+        *[("create" if n == 0 else "update", 1, n) for n in range(4)],
+        *[("create" if n == 0 else "update", 2, n) for n in range(4)],
+    ]
+
+
 async def test_a_hostile_setting(connection: Connection) -> None:
     """Whoever sets what capture keeps in the session has their own statements fail, no others."""
     await connection.execute("INSERT INTO things (name) VALUES ('a')")

@@ -214,6 +214,21 @@ async def images_of_writes(connection: Connection) -> list[tuple[str | None, ...
     return [tuple(row) for row in rows]
 
 
+@pytest.mark.parametrize("written", ["'x', 'reload'", "'thing', 'create'"])
+async def test_what_0_1_0_cannot_tell_begins_another_history(
+    database_url: str, written: str
+) -> None:
+    """On the way down, a log that says a topic must be loaded again has everybody load again."""
+    connection = await connect(database_url)
+    await connection.execute("INSERT INTO things (name) VALUES ('a')")
+    await connection.execute(f"INSERT INTO feed.change (topic, op) VALUES ({written})")
+    epoch = await connection.fetchval("SELECT feed.epoch()")
+    await asyncio.to_thread(command.downgrade, configuration(database_url), "0002")
+    assert await connection.fetchval("SELECT feed.epoch()") != epoch
+    assert await connection.fetchval("SELECT array_agg(row ->> 'name') FROM feed.change") == ["a"]
+    await connection.close()
+
+
 @pytest.mark.parametrize("installation", INSTALLATIONS)
 async def test_an_upgraded_database_is_like_a_new_one(
     empty_database_url: str, database_url: str, installation: str

@@ -1,6 +1,6 @@
 """Every interleaving of the wake protocol: writers, the leading node, a following one, a crash.
 
-The model is the protocol of `migrations/sql/capture.sql` (feed.must_ring) and `app/feed/feed.py`
+The model is the protocol of feed.must_ring in the database and of `app/feed/feed.py`
 (`_follow`), one step for each thing another process could come between. Timers are left out: they
 would hide a missed bell, and the point is that none is missed.
 """

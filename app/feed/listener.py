@@ -63,7 +63,7 @@ class Listener:
             connection.add_termination_listener(lambda _: listener._bell.set())
             await connection.add_listener(CHANNEL, listener._heard)
             await listener._hear_itself()
-            # Where two-phase commit is enabled writers cannot ring (feed.must_ring says why).
+            # Where two-phase commit is enabled writers cannot ring (feed.ring says why).
             setting = await connection.fetchval("SHOW max_prepared_transactions")
             listener._writers_ring = setting == "0"
             if not listener.deaf:

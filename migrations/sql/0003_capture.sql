@@ -20,44 +20,57 @@ CREATE TABLE feed.topic (
 -- commit is visible keeps the feed from falling asleep over this change. So a busy feed costs
 -- writers no NOTIFY, and with it not the cluster-wide lock a notifying commit takes.
 --
--- PREPARE TRANSACTION refuses transactions that used NOTIFY. Where two-phase commit is enabled the
--- bell stays silent, and the feed never sleeps.
---
 -- Only the capture functions call this, with the search path they have pinned. Without settings of
 -- its own it is inlined there, which a writer notices.
 CREATE OR REPLACE FUNCTION feed.must_ring() RETURNS boolean
 LANGUAGE sql
 AS $$
     SELECT NOT pg_try_advisory_xact_lock_shared(1413563213, 1)
-           AND current_setting('max_prepared_transactions') = '0'
+$$;
+
+-- Rings the bell.
+--
+-- PREPARE TRANSACTION refuses transactions that used NOTIFY. Where two-phase commit is enabled the
+-- bell stays silent, and the feed never sleeps.
+CREATE FUNCTION feed.ring() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF current_setting('max_prepared_transactions') = '0' THEN
+        NOTIFY feed;
+    END IF;
+END
 $$;
 
 -- Begins a statement on a watched table: before it, so that its capture can tell whether other
 -- statements on this table ran inside it (in triggers, or in functions that it calls).
 --
--- `feed.nesting_<table>` is empty, or holds the number of statements open on the table and the last
--- change logged before the first of them logged anything (-1 while none has). It is local to the
--- transaction, so what fails takes its part of it along.
+-- The argument names the setting in which the table's open statements are noted: a `+` for each,
+-- then the last change logged before the first of them logged anything, if one has, and `!` if what
+-- was logged last has changed keys. So `+` alone is one statement that no other ran inside. The
+-- setting is local to the transaction: what fails takes its part of it along.
 --
 -- It runs as the writer and pins no search path, which would cost more than all it does; so every
--- name in it is qualified.
+-- name in it is qualified. And it is one expression, because in each transaction PL/pgSQL prepares
+-- every expression anew, which takes longer than to evaluate it.
 CREATE FUNCTION feed.begin_statement() RETURNS trigger
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    setting pg_catalog.text := pg_catalog.concat('feed.nesting_', TG_RELID);
-    nesting pg_catalog.text := pg_catalog.current_setting(setting, true);
+    nesting pg_catalog.text;
 BEGIN
-    IF nesting OPERATOR(pg_catalog.<>) '' THEN
-        nesting := pg_catalog.concat_ws(
-            ' ', pg_catalog.split_part(nesting, ' ', 1)::pg_catalog.int4 OPERATOR(pg_catalog.+) 1,
-            pg_catalog.split_part(nesting, ' ', 2));
-    ELSE
-        nesting := '1 -1';
-    END IF;
-    nesting := pg_catalog.set_config(setting, nesting, true);
+    nesting := pg_catalog.set_config(TG_ARGV[0],
+        pg_catalog.concat('+', pg_catalog.current_setting(TG_ARGV[0], true)), true);
     RETURN NULL;
 END
+$$;
+
+-- Notes that a statement has changed keys; returns the operation that is logged for that.
+CREATE FUNCTION feed.rekey(setting text) RETURNS text
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT set_config(setting, concat(rtrim(current_setting(setting, true), '!'), '!'), true);
+    SELECT 'rekey'
 $$;
 
 -- Whether values of a type can be rendered as JSON without running code of somebody who could not
@@ -67,23 +80,25 @@ $$;
 CREATE FUNCTION feed.trusts_type(type oid, from_text boolean DEFAULT false) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH RECURSIVE part (type) AS (
-        SELECT trusts_type.type
-        UNION
-        SELECT inside.type
-        FROM part
-        JOIN pg_type ON pg_type.oid = part.type
-        CROSS JOIN LATERAL (
-            SELECT unnest(ARRAY[typelem, typbasetype])
-            UNION ALL
-            SELECT atttypid FROM pg_attribute
-            WHERE typrelid <> 0 AND attrelid = typrelid AND attnum > 0 AND NOT attisdropped
-        ) AS inside (type)
-        WHERE inside.type <> 0
+    SELECT type < 16384 OR (
+        WITH RECURSIVE part (type) AS (
+            SELECT trusts_type.type
+            UNION
+            SELECT inside.type
+            FROM part
+            JOIN pg_type ON pg_type.oid = part.type
+            CROSS JOIN LATERAL (
+                SELECT unnest(ARRAY[typelem, typbasetype])
+                UNION ALL
+                SELECT atttypid FROM pg_attribute
+                WHERE typrelid <> 0 AND attrelid = typrelid AND attnum > 0 AND NOT attisdropped
+            ) AS inside (type)
+            WHERE inside.type <> 0
+        )
+        SELECT bool_and(oid < 16384 OR typtype = 'd' AND NOT from_text
+                        OR pg_has_role(typowner, current_user, 'MEMBER'))
+        FROM part JOIN pg_type ON oid = part.type
     )
-    SELECT bool_and(oid < 16384 OR typtype = 'd' AND NOT from_text
-                    OR pg_has_role(typowner, current_user, 'MEMBER'))
-    FROM part JOIN pg_type ON oid = part.type
 $$;
 
 -- Whether that holds for every column of a table.
@@ -144,9 +159,9 @@ CREATE FUNCTION feed.may_read(relation regclass) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT pg_has_role(relowner, current_user, 'MEMBER') AND NOT EXISTS (
-        SELECT FROM pg_attribute
-        WHERE attrelid = relation AND attname = ANY (feed.key_of(relation))
-              AND NOT feed.trusts_type(atttypid, from_text => true))
+        SELECT FROM unnest(feed.key_of(relation)) AS parts (part)
+        JOIN pg_attribute ON attrelid = relation AND attname = part
+        WHERE NOT feed.trusts_type(atttypid, from_text => true))
     FROM pg_class WHERE oid = relation
 $$;
 
@@ -181,42 +196,41 @@ $$;
 -- for something else. Of an UPDATE the old and the new rows come in the same order; pairing them by
 -- place needs no key and no equality, and holds where foreign keys update one row several times. A
 -- row that did not change is no change. One whose key changed is logged as `rekey`, which
--- feed.settle makes a destroy and a create; `feed.rekeyed` tells that there is one.
-CREATE FUNCTION feed.capture_statement(relation regclass, topic text, op text) RETURNS text
+-- feed.settle makes a destroy and a create.
+CREATE FUNCTION feed.capture_statement(relation regclass, topic text, op text, setting text)
+RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE op
         WHEN 'INSERT' THEN format($sql$
-            INSERT INTO feed.change (topic, op, new, async)
-            SELECT %L, 'create', %s, %s FROM %s AS x
-        $sql$, topic, feed.json_expression('x.*'), commit.async, feed.rows_of(relation, 'new_rows'))
+            INSERT INTO feed.change (topic, op, new)
+            SELECT %L, 'create', %s FROM %s AS x
+        $sql$, topic, feed.json_expression('x.*'), feed.rows_of(relation, 'new_rows'))
         WHEN 'DELETE' THEN format($sql$
-            INSERT INTO feed.change (topic, op, old, async)
-            SELECT %L, 'destroy', %s, %s FROM %s AS x
-        $sql$, topic, feed.json_expression('x.*'), commit.async, feed.rows_of(relation, 'old_rows'))
+            INSERT INTO feed.change (topic, op, old)
+            SELECT %L, 'destroy', %s FROM %s AS x
+        $sql$, topic, feed.json_expression('x.*'), feed.rows_of(relation, 'old_rows'))
         ELSE format($sql$
-            INSERT INTO feed.change (topic, op, old, new, async)
+            INSERT INTO feed.change (topic, op, old, new)
             SELECT %L,
                    CASE WHEN record_image_eq(ROW(%s), ROW(%s)) THEN 'update'
-                        ELSE set_config('feed.rekeyed', 'rekey', true) END,
-                   %s, %s, %s
+                        ELSE feed.rekey(%L) END,
+                   %s, %s
             FROM (SELECT row_number() OVER () AS place, x.*::record AS r%s FROM %s AS x) AS o
             JOIN (SELECT row_number() OVER () AS place, x.*::record AS r%s FROM %s AS x) AS n
                 ON n.place = o.place
             WHERE record_image_ne(o.r, n.r)
             ORDER BY o.place
-        $sql$, topic, coalesce(key.of_old, 'false'), coalesce(key.of_new, 'true'),
-        feed.json_expression('o.r'), feed.json_expression('n.r'), commit.async,
+        $sql$, topic, coalesce(key.of_old, 'false'), coalesce(key.of_new, 'true'), setting,
+        feed.json_expression('o.r'), feed.json_expression('n.r'),
         key.named, feed.rows_of(relation, 'old_rows'), key.named, feed.rows_of(relation, 'new_rows'))
     END
-    FROM (VALUES ('(SELECT true WHERE current_setting(''synchronous_commit'') = ''off'')'))
-             AS commit (async),
-         LATERAL (
-             SELECT string_agg(format('o.k%s', place), ', ') AS of_old,
-                    string_agg(format('n.k%s', place), ', ') AS of_new,
-                    string_agg(format(', x.%I AS k%s', part, place), '' ORDER BY place) AS named
-             FROM unnest(feed.key_of(relation)) WITH ORDINALITY AS parts (part, place)
-         ) AS key
+    FROM (
+        SELECT string_agg(format('o.k%s', place), ', ') AS of_old,
+               string_agg(format('n.k%s', place), ', ') AS of_new,
+               string_agg(format(', x.%I AS k%s', part, place), '' ORDER BY place) AS named
+        FROM unnest(feed.key_of(relation)) WITH ORDINALITY AS parts (part, place)
+    ) AS key
 $$;
 
 -- The order of one key's changes that leads to what the table holds now (`final`, NULL: no row), as
@@ -295,28 +309,23 @@ BEGIN
 END
 $$;
 
--- Logs again, in the right order, what a statement and the statements inside it have changed on one
--- table: changes after `since`, of which `mine` and later were logged when it ended.
+-- The rows a table holds now for some keys, as JSON; NULL where there is none. Of each key, written
+-- as the text of an array of its JSON values, `images` has some row that has or had it.
 --
--- Only keys that were changed several times can be in the wrong order, and destroys and creates that
--- an update has made of a changed key. What existed before the statement goes first.
-CREATE FUNCTION feed.reorder(relation regclass, changed text, since bigint, mine bigint)
-RETURNS void
+-- They are found by the equality of the table's index; but 1.0 and 1.00 are two keys.
+CREATE FUNCTION feed.present_rows(relation regclass, keys text[], images json[])
+RETURNS TABLE (key text, present json)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off
-SET enable_nestloop = off
 AS $$
 DECLARE
-    key name[] := feed.key_of(relation);
-    may_read boolean := feed.may_read(relation);
     key_expression text;
     key_join text;
-    present text := 'NULL::json';
 BEGIN
     SELECT string_agg(format('(image -> %L)::text', attname), ', ' ORDER BY place),
            string_agg(format('x.%1$I OPERATOR(%2$I.%3$s) (suspect.image ->> %1$L)::%4$s', attname,
                              nspname, oprname, format_type(atttypid, atttypmod)), ' AND ')
     INTO key_expression, key_join
-    FROM unnest(key) WITH ORDINALITY AS parts (part, place)
+    FROM unnest(feed.key_of(relation)) WITH ORDINALITY AS parts (part, place)
     JOIN pg_attribute ON attrelid = relation AND attname = part
     JOIN pg_index ON indrelid = relation AND indisprimary
     JOIN pg_opclass ON pg_opclass.oid = indclass[place - 1]
@@ -324,84 +333,104 @@ BEGIN
          AND amoplefttype = opcintype AND amoprighttype = opcintype
     JOIN pg_operator ON pg_operator.oid = amopopr
     JOIN pg_namespace ON pg_namespace.oid = oprnamespace;
-    IF may_read AND key IS NOT NULL THEN
-        -- Found by equality, for the index; but 1.0 and 1.00 are two keys.
-        present := format(
-            '(SELECT image FROM (SELECT %s AS image FROM %s AS x WHERE %s) AS equal '
-            'WHERE suspect.key = ARRAY[%s] LIMIT 1)',
-            feed.json_expression('x.*'), feed.rows_of(relation, format('ONLY %s', relation)),
-            key_join, key_expression);
-    END IF;
+    RETURN QUERY EXECUTE format(
+        'SELECT key, (SELECT image FROM (SELECT %s AS image FROM %s AS x WHERE %s) AS equal '
+        '             WHERE suspect.key = ARRAY[%s]::text LIMIT 1) '
+        'FROM unnest($1, $2) AS suspect (key, image)',
+        feed.json_expression('x.*'), feed.rows_of(relation, format('ONLY %s', relation)),
+        key_join, key_expression)
+    USING keys, images;
+END
+$$;
 
-    EXECUTE format($sql$
-        WITH entry AS MATERIALIZED (
-            SELECT *, ARRAY[%1$s] AS key
-            FROM (
-                SELECT id, part.*, id >= $3 AS mine, async
-                FROM feed.change CROSS JOIN LATERAL (
-                    SELECT 1 AS part, op, old, new, coalesce(new, old) AS image WHERE op <> 'rekey'
-                    UNION ALL
-                    SELECT 1, 'destroy', old, NULL, old WHERE op = 'rekey'
-                    UNION ALL
-                    SELECT 2, 'create', NULL, new, new WHERE op = 'rekey'
-                ) AS part
-                WHERE xid = pg_current_xact_id() AND id > $2 AND topic = $1
-            ) AS logged
-        ),
-        rekeyed AS MATERIALIZED (
-            SELECT EXISTS (SELECT FROM entry WHERE part = 2) AS any_rekey
-        ),
-        suspect AS MATERIALIZED (
-            SELECT key, %2$s AS present
-            FROM (
-                SELECT key, (array_agg(image))[1] AS image FROM entry
-                WHERE image IS NOT NULL AND $5
-                GROUP BY key HAVING count(*) > 1 OR $4
-            ) AS suspect
-        ),
-        placed AS MATERIALIZED (
-            SELECT entry.*, present, row_number() OVER (
-                       PARTITION BY entry.key ORDER BY mine DESC, id, part) AS place
-            FROM entry JOIN suspect ON suspect.key = entry.key
-        ),
-        chained AS MATERIALIZED (
-            SELECT *, feed.chain(befores, afters, present::text, $6) AS chain
-            FROM (
-                SELECT key, (array_agg(present))[1] AS present,
-                       array_agg(old::text ORDER BY place) AS befores,
-                       array_agg(new::text ORDER BY place) AS afters,
-                       array_agg(place ORDER BY id, part)::integer[] AS logged
-                FROM placed GROUP BY key
-            ) AS run
-        ),
-        step AS (
-            SELECT chained.key, chained.present, place, ordinal,
-                   max(entry.id) OVER so_far AS id,
-                   max((place = 0 OR entry.mine AND entry.old IS NULL)::integer) OVER so_far AS late
-            FROM chained
-            CROSS JOIN LATERAL unnest(chain) WITH ORDINALITY AS link (place, ordinal)
-            LEFT JOIN placed AS entry USING (key, place)
-            WHERE chain <> logged OR (SELECT any_rekey FROM rekeyed)
-            WINDOW so_far AS (PARTITION BY chained.key ORDER BY ordinal)
-        ),
-        again AS MATERIALIZED (
-            SELECT late, step.id, ordinal, part, coalesce(op, 'create') AS op,
-                   old, CASE place WHEN 0 THEN step.present ELSE new END AS new, async, entry.id AS was
-            FROM step LEFT JOIN placed AS entry USING (key, place)
-            UNION ALL
-            SELECT (old IS NULL)::integer, id, 0, part, op, old, new, async, id
-            FROM entry
-            WHERE (SELECT any_rekey FROM rekeyed)
-                  AND NOT EXISTS (SELECT FROM suspect WHERE suspect.key = entry.key)
-        ),
-        gone AS (
-            DELETE FROM feed.change USING (SELECT DISTINCT was FROM again) AS old_place
-            WHERE xid = pg_current_xact_id() AND change.id = was
-        )
-        INSERT INTO feed.change (topic, op, old, new, async)
-        SELECT $1, op, old, new, async FROM again ORDER BY late, id, ordinal, part
-    $sql$, coalesce(key_expression, 'image::text'), present)
-    USING changed, since, mine, feed.key_is_deferrable(relation), key IS NOT NULL, may_read;
+-- Logs again, in the right order, what a statement and the statements inside it have changed on one
+-- table: changes after `since`, of which `mine` and later were logged when it ended.
+--
+-- Only keys that were changed several times can be in the wrong order, and destroys and creates that
+-- an update has made of a changed key. What existed before the statement goes first.
+CREATE FUNCTION feed.reorder(relation regclass, changed text, since bigint, mine bigint)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET enable_nestloop = off SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    key_columns name[] := feed.key_of(relation);
+    may_read boolean := key_columns IS NOT NULL AND feed.may_read(relation);
+    key_is_deferrable boolean := feed.key_is_deferrable(relation);
+BEGIN
+    WITH entry AS MATERIALIZED (
+        SELECT *, ARRAY(SELECT (image -> part)::text FROM unnest(key_columns) AS parts (part))::text
+                      AS key
+        FROM (
+            SELECT id, part.*, id >= reorder.mine AS mine, async
+            FROM feed.change CROSS JOIN LATERAL (
+                SELECT 1 AS part, op, old, new, coalesce(new, old) AS image WHERE op <> 'rekey'
+                UNION ALL
+                SELECT 1, 'destroy', old, NULL, old WHERE op = 'rekey'
+                UNION ALL
+                SELECT 2, 'create', NULL, new, new WHERE op = 'rekey'
+            ) AS part
+            WHERE xid = pg_current_xact_id() AND id > since AND topic = changed
+        ) AS logged
+    ),
+    rekeyed AS MATERIALIZED (
+        SELECT EXISTS (SELECT FROM entry WHERE part = 2) AS any_rekey
+    ),
+    several AS MATERIALIZED (
+        SELECT key, (array_agg(image))[1] AS image FROM entry
+        WHERE image IS NOT NULL AND key_columns IS NOT NULL
+        GROUP BY key HAVING count(*) > 1 OR key_is_deferrable
+    ),
+    suspect AS MATERIALIZED (
+        SELECT key, NULL::json AS present FROM several WHERE NOT may_read
+        UNION ALL
+        SELECT present_rows.*
+        FROM (SELECT array_agg(key) AS keys, array_agg(image) AS images FROM several WHERE may_read
+              HAVING count(*) > 0) AS looked_for,
+             feed.present_rows(relation, keys, images)
+    ),
+    placed AS MATERIALIZED (
+        SELECT entry.*, present, row_number() OVER (
+                   PARTITION BY entry.key ORDER BY mine DESC, id, part) AS place
+        FROM entry JOIN suspect ON suspect.key = entry.key
+    ),
+    chained AS MATERIALIZED (
+        SELECT *, feed.chain(befores, afters, present::text, may_read) AS chain
+        FROM (
+            SELECT key, (array_agg(present))[1] AS present,
+                   array_agg(old::text ORDER BY place) AS befores,
+                   array_agg(new::text ORDER BY place) AS afters,
+                   array_agg(place ORDER BY id, part)::integer[] AS logged
+            FROM placed GROUP BY key
+        ) AS run
+    ),
+    step AS (
+        SELECT chained.key, chained.present, place, ordinal,
+               max(entry.id) OVER so_far AS id,
+               max((place = 0 OR entry.mine AND entry.old IS NULL)::integer) OVER so_far AS late
+        FROM chained
+        CROSS JOIN LATERAL unnest(chain) WITH ORDINALITY AS link (place, ordinal)
+        LEFT JOIN placed AS entry USING (key, place)
+        WHERE chain <> logged OR (SELECT any_rekey FROM rekeyed)
+        WINDOW so_far AS (PARTITION BY chained.key ORDER BY ordinal)
+    ),
+    again AS MATERIALIZED (
+        SELECT late, step.id, ordinal, part, coalesce(op, 'create') AS op,
+               old, CASE place WHEN 0 THEN step.present ELSE new END AS new, async, entry.id AS was
+        FROM step LEFT JOIN placed AS entry USING (key, place)
+        UNION ALL
+        SELECT (old IS NULL)::integer, id, 0, part, op, old, new, async, id
+        FROM entry
+        WHERE (SELECT any_rekey FROM rekeyed)
+              AND NOT EXISTS (SELECT FROM suspect WHERE suspect.key = entry.key)
+    ),
+    gone AS (
+        DELETE FROM feed.change USING (SELECT DISTINCT was FROM again) AS old_place
+        WHERE xid = pg_current_xact_id() AND change.id = was
+    )
+    INSERT INTO feed.change (topic, op, old, new, async)
+    SELECT changed, op, old, new, async FROM again ORDER BY late, id, ordinal, part;
 END
 $$;
 
@@ -413,12 +442,33 @@ AS $$
                    WHERE indrelid = relation AND indisprimary AND NOT indimmediate)
 $$;
 
--- Ends a statement that others ran inside, that ran inside another, or that changed keys, and
--- returns what `feed.nesting_<table>` becomes. `logged`: how many changes the statement itself has
--- just logged.
+-- Whether what was logged after `since` is in order anyway: no key has changed or was changed twice.
+-- So it is where one statement both inserts and updates (ON CONFLICT, MERGE), and where those inside
+-- another changed other rows.
+CREATE FUNCTION feed.is_in_order(relation regclass, changed text, since bigint) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+AS $$
+DECLARE
+    key name[] := feed.key_of(relation);
+BEGIN
+    RETURN NOT feed.key_is_deferrable(relation) AND NOT EXISTS (
+        SELECT FROM (
+            SELECT op, ARRAY(SELECT (coalesce(new, old) -> part)::text
+                             FROM unnest(key) AS parts (part)) AS key
+            FROM feed.change
+            WHERE xid = pg_current_xact_id() AND id > since AND topic = changed
+        ) AS logged
+        GROUP BY logged.key HAVING count(*) > 1 OR bool_or(op = 'rekey'));
+END
+$$;
+
+-- Ends a statement that others ran inside, that ran inside another, or that changed keys. `nesting`
+-- is what is noted of the table's open statements (feed.begin_statement); returns what is to be noted
+-- from now on. `logged`: how many changes the statement itself has just logged.
 --
 -- The outermost brings the changes of all into order. Before that the table holds what is not
--- logged yet, so there is no telling.
+-- logged yet, so there is no telling. Where somebody has reset the setting, everything the transaction
+-- has logged may have to be.
 --
 -- What cannot be brought into order is not passed over: the topic must be loaded again.
 CREATE FUNCTION feed.settle(relation regclass, changed text, nesting text, logged bigint)
@@ -426,9 +476,10 @@ RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 DECLARE
-    depth bigint := coalesce(nullif(split_part(nesting, ' ', 1), ''), '1');
-    since bigint := coalesce(nullif(split_part(nesting, ' ', 2), ''), '-1');
-    nested boolean := since >= 0;
+    depth integer := length(nesting) - length(ltrim(nesting, '+'));
+    since bigint := CASE WHEN depth > 0 THEN nullif(btrim(nesting, '+!'), '') ELSE '0' END;
+    nested boolean := since IS NOT NULL;
+    rekeyed boolean := nesting LIKE '%!';
     mine bigint;
 BEGIN
     IF logged > 0 THEN
@@ -436,9 +487,11 @@ BEGIN
             SELECT id FROM feed.change WHERE xid = pg_current_xact_id()
             ORDER BY xid DESC, id DESC LIMIT logged
         ) AS own;
-        since := CASE WHEN nested THEN since ELSE mine - 1 END;
+        since := coalesce(since, mine - 1);
     END IF;
-    IF depth = 1 AND NOT nested AND logged = 1 AND NOT feed.key_is_deferrable(relation) THEN
+    IF depth > 1 THEN
+        RETURN concat(repeat('+', depth - 1), since);
+    ELSIF NOT nested AND logged = 1 AND NOT feed.key_is_deferrable(relation) THEN
         -- One row with a changed key: nothing can be in the wrong order.
         WITH rekeyed AS (
             DELETE FROM feed.change WHERE xid = pg_current_xact_id() AND id = mine AND op = 'rekey'
@@ -449,21 +502,18 @@ BEGIN
         FROM rekeyed, LATERAL (VALUES (1, 'destroy', rekeyed.old, NULL),
                                       (2, 'create', NULL, rekeyed.new)) AS half (part, op, old, new)
         ORDER BY part;
-    ELSIF depth = 1 AND (nested OR logged > 0 AND (feed.key_is_deferrable(relation)
-                         OR current_setting('feed.rekeyed', true) = 'rekey'))
-    THEN
+    ELSIF nested OR logged > 0 AND (rekeyed OR feed.key_is_deferrable(relation)) THEN
         BEGIN
-            PERFORM feed.reorder(relation, changed, since, coalesce(mine, 9223372036854775807));
+            IF NOT feed.is_in_order(relation, changed, since) THEN
+                PERFORM feed.reorder(relation, changed, since, coalesce(mine, 9223372036854775807));
+            END IF;
         EXCEPTION WHEN OTHERS THEN
             RAISE LOG 'The changes of % cannot be brought into order (%): it must be loaded again.',
                 relation, SQLERRM;
             INSERT INTO feed.change (topic, op) VALUES (changed, 'reload');
         END;
     END IF;
-    IF logged > 0 AND current_setting('feed.rekeyed', true) = 'rekey' THEN
-        PERFORM set_config('feed.rekeyed', '', true);
-    END IF;
-    RETURN CASE WHEN depth > 1 THEN concat_ws(' ', depth - 1, since) ELSE '' END;
+    RETURN '';
 END
 $$;
 
@@ -471,39 +521,45 @@ $$;
 -- parameters, so that they are planned once and not at every write. Where a table is not what it
 -- was when the body was written, or must be spelled out, they are made at each write: slower, but
 -- right.
-CREATE FUNCTION feed.capture_body(relation regclass, topic text) RETURNS text
+--
+-- Expressions are few and short, for the reason that feed.begin_statement gives.
+CREATE FUNCTION feed.capture_body(relation regclass, topic text, setting text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format($body$
 DECLARE
-    nesting text := current_setting('feed.nesting_%1$s', true);
-    spelled boolean := %2$L;
+    nesting text;
     logged bigint;
 BEGIN
-    IF TG_OP = 'TRUNCATE' THEN
-        INSERT INTO feed.change (topic, op, async)
-        VALUES (%3$L, 'truncate', nullif(current_setting('synchronous_commit') = 'off', false));
-    ELSIF spelled OR TG_RELID <> %1$s THEN
-        EXECUTE feed.capture_statement(TG_RELID, %3$L, TG_OP);
-    ELSIF TG_OP = 'INSERT' THEN
-        %4$s WHERE feed.trusts(%1$s);
-    ELSIF TG_OP = 'DELETE' THEN
-        %5$s WHERE feed.trusts(%1$s);
-    ELSIF %7$s THEN
-        %6$s;
+    IF TG_OP = 'INSERT' AND %1$s THEN
+        %2$s WHERE %8$s;
+    ELSIF TG_OP = 'UPDATE' AND %1$s AND %5$s THEN
+        %3$s;
+    ELSIF TG_OP = 'DELETE' AND %1$s THEN
+        %4$s WHERE %8$s;
+    ELSIF TG_OP = 'TRUNCATE' THEN
+        INSERT INTO feed.change (topic, op) VALUES (%6$L, 'truncate');
     ELSE
-        EXECUTE feed.capture_statement(TG_RELID, %3$L, TG_OP);
+        EXECUTE feed.capture_statement(TG_RELID, %6$L, TG_OP, %7$L);
     END IF;
     GET DIAGNOSTICS logged = ROW_COUNT;
-    IF logged = 0 AND NOT spelled AND TG_OP <> 'TRUNCATE' AND NOT feed.trusts(TG_RELID) THEN
-        EXECUTE feed.capture_statement(TG_RELID, %3$L, TG_OP);
-        GET DIAGNOSTICS logged = ROW_COUNT;
+    IF logged = 0 THEN
+        -- Nothing has changed, or a type is not to be trusted any more.
+        IF TG_OP = 'DELETE' THEN
+            PERFORM FROM old_rows WHERE NOT %8$s LIMIT 1;
+        ELSE
+            PERFORM FROM new_rows WHERE NOT %8$s LIMIT 1;
+        END IF;
+        IF FOUND AND %1$s THEN
+            EXECUTE feed.capture_statement(TG_RELID, %6$L, TG_OP, %7$L);
+            GET DIAGNOSTICS logged = ROW_COUNT;
+        END IF;
     END IF;
-    IF nesting = '1 -1' AND %8$s THEN
-        nesting := set_config('feed.nesting_%1$s', '', true);
+    IF %9$s THEN
+        nesting := set_config(%7$L, '', true);
     ELSIF TG_OP <> 'TRUNCATE' THEN
-        nesting := set_config('feed.nesting_%1$s',
-                              feed.settle(TG_RELID, %3$L, nesting, logged), true);
+        nesting := current_setting(%7$L, true);
+        nesting := set_config(%7$L, feed.settle(TG_RELID, %6$L, nesting, logged), true);
     END IF;
     IF logged > 0 THEN
         -- Now and then a snapshot: what it can see a reader can take as one batch.
@@ -511,23 +567,25 @@ BEGIN
             INSERT INTO feed.checkpoint DEFAULT VALUES;
         END IF;
         IF feed.must_ring() THEN
-            NOTIFY feed;
+            PERFORM feed.ring();
         END IF;
     END IF;
     RETURN NULL;
 END
-    $body$, relation::oid, feed.needs_spelling(relation), topic,
-    feed.capture_statement(relation, topic, 'INSERT'),
-    feed.capture_statement(relation, topic, 'DELETE'),
-    regexp_replace(feed.capture_statement(relation, topic, 'UPDATE'), '(?=ORDER BY o.place)',
-                   format('AND feed.trusts(%s) ', relation::oid)),
+    $body$,
+    CASE WHEN feed.needs_spelling(relation) THEN 'false'
+         ELSE format('TG_RELID = %s', relation::oid) END,
+    feed.capture_statement(relation, topic, 'INSERT', setting),
+    regexp_replace(feed.capture_statement(relation, topic, 'UPDATE', setting),
+                   '(?=ORDER BY o.place)', format('AND feed.trusts(%s) ', relation::oid)),
+    feed.capture_statement(relation, topic, 'DELETE', setting),
     (SELECT string_agg(format('pg_get_indexdef(%s, %s, false) = %L', indexrelid, place,
                               quote_ident(part)), ' AND ')
      FROM pg_index, unnest(feed.key_of(relation)) WITH ORDINALITY AS parts (part, place)
      WHERE indrelid = relation AND indisprimary),
-    CASE WHEN feed.key_is_deferrable(relation) THEN 'TG_OP = ''INSERT'''
-         ELSE '(TG_OP <> ''UPDATE'' OR current_setting(''feed.rekeyed'', true) IS DISTINCT FROM ''rekey'')'
-    END)
+    topic, setting, format('feed.trusts(%s)', relation::oid),
+    format($leaf$current_setting(%L, true) = '+'$leaf$, setting)
+    || CASE WHEN feed.key_is_deferrable(relation) THEN $leaf$ AND TG_OP = 'INSERT'$leaf$ ELSE '' END)
 $$;
 
 -- Puts the capture triggers on a table, its events named `topic:create` and so on. Idempotent:
@@ -538,6 +596,7 @@ AS $watch$
 DECLARE
     kind record;
     capture text := format('capture_%s', relation::oid);
+    setting text;
 BEGIN
     SELECT relkind, relpersistence, relnamespace, relhassubclass, relispartition,
            EXISTS (SELECT FROM pg_inherits WHERE inhrelid = relation) AS inherits
@@ -567,6 +626,7 @@ BEGIN
     LOOP
         capture := capture || '_';
     END LOOP;
+    setting := replace(capture, 'capture', 'feed.nesting');
 
     EXECUTE format('CREATE OR REPLACE FUNCTION feed.%I() RETURNS trigger LANGUAGE plpgsql '
                    'SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = ''UTC'' '
@@ -574,11 +634,11 @@ BEGIN
                    'SET bytea_output = ''hex'' SET extra_float_digits = ''1'' '
                    -- Planned when one row is updated, and used when a million are.
                    'SET enable_nestloop = off AS %L',
-                   capture, feed.capture_body(relation, topic));
+                   capture, feed.capture_body(relation, topic, setting));
     EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', capture);
 
     EXECUTE format('CREATE TRIGGER feed_begin BEFORE INSERT OR UPDATE OR DELETE ON %s '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.begin_statement()', relation);
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.begin_statement(%L)', relation, setting);
     EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
                    'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
     EXECUTE format('CREATE TRIGGER feed_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows '
@@ -621,14 +681,15 @@ CREATE FUNCTION feed.drop_unused_captures() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    capture regprocedure;
+    capture name;
 BEGIN
     FOR capture IN
-        SELECT oid FROM pg_proc
+        SELECT proname FROM pg_proc
         WHERE pronamespace = 'feed'::regnamespace AND proname ~ '^capture_[0-9]+_*$'
               AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgfoid = pg_proc.oid)
     LOOP
-        EXECUTE format('DROP FUNCTION %s', capture);
+        -- Another session may be doing the same.
+        EXECUTE format('DROP FUNCTION IF EXISTS feed.%I()', capture);
     END LOOP;
 END
 $$;
@@ -715,7 +776,7 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     IF any_told AND feed.must_ring() THEN
-        NOTIFY feed;
+        PERFORM feed.ring();
     END IF;
 END
 $$;

@@ -11,6 +11,8 @@ ALTER TABLE feed.change ADD COLUMN old json;
 -- Written under synchronous_commit = off: it is shown only after a flush, because a crash could take
 -- it back.
 ALTER TABLE feed.change ADD COLUMN async boolean;
+ALTER TABLE feed.change ALTER COLUMN async
+    SET DEFAULT CASE current_setting('synchronous_commit') WHEN 'off' THEN true END;
 
 -- Where and in which tables the history began. A copy of the database, or a dump restored over it,
 -- is another one.

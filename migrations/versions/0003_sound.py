@@ -33,6 +33,26 @@ WATCH_AGAIN = """
 """How both directions put the tables that were watched under the new capture."""
 
 
+# 0.1.0 cannot tell its clients to load a topic again: where the log says so, they load everything.
+FORGET_RELOADS = """
+    DO $$
+    DECLARE
+        reloads bigint[];
+    BEGIN
+        SELECT array_agg(id) INTO reloads FROM feed.change
+        WHERE CASE op WHEN 'truncate' THEN false
+                      WHEN 'create' THEN new IS NULL
+                      WHEN 'update' THEN new IS NULL
+                      WHEN 'destroy' THEN coalesce(old, new) IS NULL
+                      ELSE true END;
+        IF reloads IS NOT NULL THEN
+            DELETE FROM feed.change WHERE id = ANY (reloads);  -- which begins another history
+        END IF;
+    END
+    $$;
+"""
+
+
 def upgrade() -> None:
     run_text(WATCHED)
     run_text(DROP_REPLACED)
@@ -42,17 +62,20 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    run_text(FORGET_RELOADS)
     run_text(
         """
         CREATE TEMPORARY TABLE watched AS SELECT relation, topic FROM feed.topic;
         SELECT feed.unwatch(relation) FROM watched;
-        DROP FUNCTION feed.begin_statement, feed.trusts_type, feed.trusts, feed.needs_spelling,
-            feed.rows_of, feed.key_of, feed.may_read, feed.large_json, feed.json_expression,
-            feed.capture_statement, feed.chain, feed.reorder, feed.key_is_deferrable, feed.settle,
-            feed.capture_body, feed.watch, feed.unwatch, feed.drop_unused_captures, feed.shape,
-            feed.check_topics, feed.epoch, feed.position, feed.position_of, feed.continues,
-            feed.adopt, feed.offset, feed.prune, feed.disown, feed.must_ring, feed.xid_after,
-            feed.xid_before;
+        DROP FUNCTION feed.begin_statement, feed.rekey, feed.trusts_type, feed.trusts,
+            feed.needs_spelling, feed.rows_of, feed.key_of, feed.may_read,
+            feed.large_json, feed.json_expression, feed.capture_statement,
+            feed.chain, feed.present_rows, feed.reorder, feed.is_in_order,
+            feed.key_is_deferrable, feed.settle, feed.capture_body, feed.watch,
+            feed.unwatch, feed.drop_unused_captures, feed.shape, feed.check_topics,
+            feed.epoch, feed.position, feed.position_of, feed.continues, feed.adopt,
+            feed.offset, feed.prune, feed.disown, feed.must_ring, feed.ring,
+            feed.xid_after, feed.xid_before;
         DROP TRIGGER rewrite_history ON feed.change;
         DROP FUNCTION feed.rewrite_history;
         DROP TABLE feed.topic, feed.checkpoint;
