@@ -13,7 +13,7 @@ import httpx
 import pytest
 from alembic import command
 
-from app.database import Connection, connect
+from app.database import READER, Connection, connect
 from app.feed import feed as feed_module
 from app.feed import log
 from app.feed.feed import Feed
@@ -133,26 +133,39 @@ async def test_changes_of_one_row_stay_in_order_across_checkpoints(
 
 
 async def test_a_page_of_a_replay_touches_as_much_as_it_holds(connection: Connection) -> None:
-    """Finding the next batch and reading it touches few blocks, however long the backlog is."""
+    """Finding the next batch and reading it touches few blocks, however long the backlog is and
+    whatever the planner knows of it.
+    """
     since = await start(connection)
     await write_backlog(connection, 1000, 33)
-    await connection.execute("ANALYZE feed.change; SET enable_seqscan = off")
-    until = str(await log.current_position(connection))
+    await connection.execute(
+        "ANALYZE feed.change; INSERT INTO feed.checkpoint"
+        " SELECT until, id + n, snapshot FROM feed.checkpoint, generate_series(1, 60) AS n"
+    )
+    for setting in READER.items():
+        await connection.execute("SELECT set_config($1, $2, false)", *setting)
+    until = await log.current_position(connection)
 
-    async def blocks(query: str, *arguments: object) -> int:
+    async def blocks(query: str, until: str, *limits: int) -> int:
+        """How many one of the reads touches, planned as the feed has it planned."""
+        values = [f"'{since.position}'", f"'{until}'", *map(str, limits)]
+        if limits:
+            values.append("true")
+        types = ["text", "text", *["bigint" for _ in limits], *["boolean" for _ in limits[:1]]]
+        await connection.execute(f"PREPARE reading ({', '.join(types)}) AS {query}")
         plan = json.loads(
             await connection.fetchval(
-                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {query}", *arguments
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) EXECUTE reading ({', '.join(values)})"
             )
         )[0]["Plan"]
+        await connection.execute("DEALLOCATE reading")
         return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
 
-    text = str(since.position)
-    limits = (log.PAGE_ROWS, log.PAGE_BYTES, True)
-    checkpoint = await connection.fetchval(log.NEXT_CHECKPOINT, text, until)
-    assert await blocks(log.NEXT_CHECKPOINT, text, until) < 100
-    assert await blocks(log.READ_BATCH, text, until, log.FEW_ROWS, *limits) < 200
-    assert await blocks(log.READ_BATCH, text, checkpoint, log.BATCH_ROWS, *limits) < 600
+    page = (log.PAGE_ROWS, log.PAGE_BYTES)
+    checkpoint = await connection.fetchval(log.NEXT_CHECKPOINT, str(since.position), str(until))
+    assert await blocks(log.NEXT_CHECKPOINT, str(until)) < 100
+    assert await blocks(log.READ_BATCH, str(until), log.FEW_ROWS, *page) < 200
+    assert await blocks(log.READ_BATCH, checkpoint, log.BATCH_ROWS, *page) < 600
 
 
 async def test_the_feed_catches_up_over_checkpoints(
