@@ -95,3 +95,16 @@ async def test_what_is_in_order_is_not_put_into_order(connection: Connection) ->
         ],
     )
     assert called["is_in_order"] and "reorder" not in called
+
+
+async def test_capture_is_never_compiled(connection: Connection) -> None:
+    """Just-in-time compilation takes seconds where capture takes a millisecond. Not every Postgres
+    has it, so this looks at the settings.
+    """
+    pinned = await connection.fetch(
+        """
+        SELECT proname, proconfig FROM pg_proc
+        WHERE pronamespace = 'feed'::regnamespace AND proname ~ '^(settle$|capture_[0-9])'
+        """
+    )
+    assert len(pinned) == 2 and all("jit=off" in row["proconfig"] for row in pinned)

@@ -361,9 +361,11 @@ async def test_a_copy_of_the_database_is_another_history(
     await copy.close()
     await admin.execute(f'DROP DATABASE "{name}_copy"')
     await admin.close()
+    # Servers before 17 do not know the setting that a newer pg_dump resets.
+    script = dumped.stdout.replace(b"SET transaction_timeout = 0;", b"")
     await asyncio.to_thread(
         subprocess.run, [binary("psql"), "-q", "-v", "ON_ERROR_STOP=1", database_url],
-        input=dumped.stdout, check=True, capture_output=True,
+        input=script, check=True, capture_output=True,
     )  # fmt: skip
     restored = await connect(database_url)
     assert await restored.fetchval("SELECT feed.epoch()") != epoch
