@@ -58,6 +58,8 @@ def upgrade() -> None:
     run_text(DROP_REPLACED)
     run_file("0003_log.sql")
     run_file("0003_capture.sql")
+    run_file("0003_order.sql")
+    run_file("0003_topics.sql")
     run_text(WATCH_AGAIN)
 
 
