@@ -13,6 +13,7 @@ from app.migration import migrate
 from app.postgres import Server
 from tests.support.postgres import clone, in_thread, private_server, shared_server, template
 from tests.support.server import RunningServer
+from tests.support.sockets import App, serving_here
 
 # How the first process of a test run tells its workers (pytest-xdist) where the server is.
 SHARED_URL, RUN = "TABLECAST_TEST_SERVER", "TABLECAST_TEST_RUN"
@@ -109,6 +110,13 @@ def start_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Ru
 def server(start_server: Callable[..., RunningServer]) -> RunningServer:
     """The real server on the test's database."""
     return start_server()
+
+
+@pytest.fixture
+async def app(database_url: str) -> AsyncIterator[App]:
+    """The application, served in the test's event loop."""
+    async with serving_here(database_url) as served:
+        yield served
 
 
 @pytest.fixture

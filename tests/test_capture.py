@@ -11,6 +11,7 @@ import pytest
 from app.database import Connection, connect
 from app.feed.listener import CHANNEL, LOCKS, SLEEPING
 from app.postgres import Server
+from tests.support.writing import watch
 
 pytestmark = pytest.mark.database
 
@@ -28,12 +29,6 @@ async def changes(connection: Connection, topic: str = "thing") -> list[Change]:
 async def names(connection: Connection) -> list[tuple[str, str | None]]:
     """The log of things as (operation, name)."""
     return [(op, row and row["name"]) for op, row in await changes(connection)]
-
-
-async def watch(connection: Connection, definition: str, name: str = "watched") -> None:
-    """Make a table, and watch it as `watched`."""
-    await connection.execute(f"CREATE TABLE {name} ({definition})")
-    await connection.execute(f"SELECT feed.watch('{name}', 'watched')")
 
 
 @pytest.fixture

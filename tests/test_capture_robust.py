@@ -15,6 +15,7 @@ from app.feed.offset import Offset
 from app.postgres import Server, binary
 from tests.support.postgres import with_database
 from tests.support.scale import scaled
+from tests.support.writing import watch
 
 pytestmark = pytest.mark.database
 
@@ -25,12 +26,6 @@ async def logged(connection: Connection, topic: str = "watched") -> list[tuple[s
         "SELECT op, old::text, new::text FROM feed.change WHERE topic = $1 ORDER BY id", topic
     )
     return [(op, *(image and json.loads(image) for image in images)) for op, *images in rows]
-
-
-async def watch(connection: Connection, definition: str) -> None:
-    """Make a table, and watch it as `watched`."""
-    await connection.execute(f"CREATE TABLE watched ({definition})")
-    await connection.execute("SELECT feed.watch('watched', 'watched')")
 
 
 # Names and types in the way

@@ -20,6 +20,7 @@ from app.feed.retention import Retention
 from app.postgres import Server
 from tests.support.feeds import eventually, following
 from tests.support.proxy import proxied
+from tests.support.writing import insert
 
 LOCK_HELD = """
     SELECT EXISTS (
@@ -27,11 +28,6 @@ LOCK_HELD = """
         AND mode = 'ExclusiveLock' AND granted
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 """
-
-
-async def insert(connection: Connection, *names: str) -> None:
-    """One statement that makes things."""
-    await connection.execute("INSERT INTO things (name) SELECT unnest($1::text[])", names)
 
 
 async def until_asleep(connection: Connection) -> None:

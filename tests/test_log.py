@@ -12,6 +12,7 @@ from app.database import Connection, connect
 from app.feed import log
 from app.feed.log import HistoryLost, Page
 from app.feed.offset import Offset
+from tests.support.writing import current_offset, insert
 
 OneMore = Callable[[], "asyncio.Future[Connection]"]
 
@@ -40,7 +41,7 @@ async def quiet_start(connection: Connection) -> Offset:
     name it, and pruning beyond it would void the position, to be on the safe side.
     """
     async with asyncio.timeout(20):
-        while (since := await start(connection)).position.running:
+        while (since := await current_offset(connection)).position.running:
             await asyncio.sleep(0.002)
     return since
 
@@ -57,16 +58,6 @@ async def until_pruned(
             assert deleted <= changes
             changes -= deleted
             await asyncio.sleep(0.01)
-
-
-async def start(connection: Connection) -> Offset:
-    """The offset of now."""
-    return Offset(await log.current_position(connection))
-
-
-async def insert(connection: Connection, *names: str) -> None:
-    """One statement that makes things."""
-    await connection.execute("INSERT INTO things (name) SELECT unnest($1::text[])", names)
 
 
 def names(page: Page) -> list[str]:
@@ -88,7 +79,7 @@ async def read_on(connection: Connection, since: Offset) -> tuple[list[int], Off
 
 async def test_nothing_to_read(connection: Connection) -> None:
     """Who has read everything gets an empty page and stays where it is."""
-    since = await start(connection)
+    since = await current_offset(connection)
     page = await log.read(connection, since)
     assert (page.changes, page.until) == ([], since)
 
@@ -106,7 +97,7 @@ async def test_every_way_of_reading_leads_to_the_same_position(
     reader = await connect(database_url)
     await ended.start()
     await insert(other, "ends")
-    since = await start(reader)
+    since = await current_offset(reader)
     await ended.commit()
     await insert(reader, "a")
     await older.start()
@@ -119,7 +110,7 @@ async def test_every_way_of_reading_leads_to_the_same_position(
         latest = await log.read(reader, since)
         monkeypatch.setattr(log, "FEW_ROWS", 0)
         paged = await log.read(reader, since)
-        now = await start(reader)
+        now = await current_offset(reader)
     assert latest.until == paged.until == now and now.position.running
     assert names(latest) == names(paged) == ["ends", "a", "b", "c"]
     await older.rollback()
@@ -128,7 +119,7 @@ async def test_every_way_of_reading_leads_to_the_same_position(
 
 async def test_commits_out_of_order(connection: Connection, other: Connection) -> None:
     """Of two writers the first to draw an id commits last; both are read, each once."""
-    since = await start(connection)
+    since = await current_offset(connection)
     transaction = other.transaction()
     await transaction.start()
     await insert(other, "early id, late commit")
@@ -143,7 +134,7 @@ async def test_an_open_transaction_holds_back_only_itself(
     connection: Connection, other: Connection
 ) -> None:
     """While one transaction stays open the others' changes are read as they come, each once."""
-    since = await start(connection)
+    since = await current_offset(connection)
     transaction = other.transaction()
     await transaction.start()
     for number in range(50):
@@ -161,7 +152,7 @@ async def test_rolled_back_changes_are_never_read(
     connection: Connection, other: Connection
 ) -> None:
     """A transaction seen running and then rolled back leaves nothing behind."""
-    since = await start(connection)
+    since = await current_offset(connection)
     transaction = other.transaction()
     await transaction.start()
     await insert(other, "undone")
@@ -187,7 +178,7 @@ async def test_a_large_transaction_comes_in_pages(connection: Connection) -> Non
     """A batch longer than a page is read page by page, in order, and can be continued from any
     page; what is committed meanwhile comes after it.
     """
-    since = await start(connection)
+    since = await current_offset(connection)
     await connection.execute("INSERT INTO things (name) SELECT i FROM generate_series(1, 12000) i")
     pages: list[Page] = []
     offset = since
@@ -207,7 +198,7 @@ async def test_continuing_behind_any_change(connection: Connection, transactions
     """Whoever stopped within a batch, of few transactions or of many, continues with the next
     change.
     """
-    since = await start(connection)
+    since = await current_offset(connection)
     for number in range(transactions):
         await insert(connection, f"{number} a", f"{number} b")
     page = await log.read(connection, since)
@@ -221,7 +212,7 @@ async def test_continuing_behind_any_change(connection: Connection, transactions
 
 async def test_a_read_stops_where_it_is_told(connection: Connection, other: Connection) -> None:
     """A read up to a position gives what that position has seen, however much came later."""
-    since = await start(connection)
+    since = await current_offset(connection)
     transaction = other.transaction()
     await transaction.start()
     await insert(other, "open")
@@ -236,7 +227,7 @@ async def test_a_read_stops_where_it_is_told(connection: Connection, other: Conn
 
 async def test_long_rows_make_short_pages(connection: Connection) -> None:
     """Rows of several megabytes come one or a few a page, so that no page is long."""
-    since = await start(connection)
+    since = await current_offset(connection)
     for _ in range(3):
         await connection.execute(
             # random text: hardly to be compressed
@@ -254,7 +245,7 @@ async def test_long_rows_make_short_pages(connection: Connection) -> None:
 
 async def test_rows_that_compress_well_make_short_pages_too(connection: Connection) -> None:
     """Megabytes of one letter are small on disk and long in memory; pages stay short."""
-    since = await start(connection)
+    since = await current_offset(connection)
     await connection.execute(
         "INSERT INTO things (name, info) SELECT i, repeat('x', 1000000)"
         " FROM generate_series(1, 40) AS i"
@@ -273,7 +264,7 @@ async def test_every_change_once_under_concurrent_writers(database_url: str) -> 
     change exactly once.
     """
     reader = await connect(database_url)
-    since, ids = await start(reader), []
+    since, ids = await current_offset(reader), []
 
     async def write(seed: int) -> None:
         dice = random.Random(seed)
@@ -315,7 +306,7 @@ async def test_reading_costs_the_same_in_a_long_log(
         if bulk_is_older:
             await other.execute(bulk)
             await insert(connection, "newer than the bulk")
-        since = await start(connection)
+        since = await current_offset(connection)
         if not bulk_is_older:
             await other.execute(bulk)
         await insert(connection, "new")
@@ -340,7 +331,7 @@ async def test_reading_costs_the_same_in_a_long_log(
 
 async def test_pruned_changes_are_not_passed_over(connection: Connection) -> None:
     """Who comes with a position from before the pruned part is told; who comes later is not."""
-    old = await start(connection)
+    old = await current_offset(connection)
     await insert(connection, "old", "old too")
     newer = await quiet_start(connection)
     await insert(connection, "new")
@@ -352,7 +343,7 @@ async def test_pruned_changes_are_not_passed_over(connection: Connection) -> Non
 
 async def test_an_offset_within_a_half_pruned_batch(connection: Connection) -> None:
     """A batch that was pruned in part is not continued, even behind the part that is gone."""
-    since = await start(connection)
+    since = await current_offset(connection)
     await insert(connection, *"abcd")
     page = await log.read(connection, since)
     end = await quiet_start(connection)
@@ -404,13 +395,13 @@ async def test_a_log_changed_by_hand_is_another_history(
 ) -> None:
     """Whoever empties or edits the log begins another epoch, and no position continues."""
     await insert(connection, "a", "b")
-    since, epoch = await start(connection), await log.current_epoch(connection)
+    since, epoch = await current_offset(connection), await log.current_epoch(connection)
     await connection.execute(by_hand)
     assert await log.current_epoch(connection) != epoch
     await insert(connection, "c")
     with pytest.raises(HistoryLost):
         await log.read(connection, since)
-    assert (await log.read(connection, await start(connection))).changes == []
+    assert (await log.read(connection, await current_offset(connection))).changes == []
 
 
 async def test_commits_that_were_lost_begin_another_epoch(connection: Connection) -> None:

@@ -25,20 +25,9 @@ from tests.support.proxy import proxied
 from tests.support.scale import scaled
 from tests.support.server import RunningServer
 from tests.support.sockets import App, RawClient, joined, opened, serving_here, until_ready
+from tests.support.writing import insert
 
 WATCH = Path(__file__).parent / "faults" / "watch.mjs"
-
-
-@pytest.fixture
-async def app(database_url: str) -> AsyncIterator[App]:
-    """The application, served in this event loop."""
-    async with serving_here(database_url) as served:
-        yield served
-
-
-async def insert(connection: Connection, *names: str) -> None:
-    """One statement that makes things."""
-    await connection.execute("INSERT INTO things (name) SELECT unnest($1::text[])", names)
 
 
 async def insert_many(connection: Connection, first: int, last: int, chars: int = 0) -> None:

@@ -34,6 +34,7 @@ from tests.support.sockets import (
     serving_here,
     until_ready,
 )
+from tests.support.writing import insert
 
 WAITING_TO_READ = """
     SELECT count(*) FROM pg_locks WHERE relation = 'feed.change'::regclass AND NOT granted
@@ -42,21 +43,9 @@ BOTH_PATHS = pytest.mark.parametrize("path", ["/socket.io-client/", "/socket.io/
 
 
 @pytest.fixture
-async def app(database_url: str) -> AsyncIterator[App]:
-    """The application, served in this event loop."""
-    async with serving_here(database_url) as served:
-        yield served
-
-
-@pytest.fixture
 async def http(app: App) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=app.url, timeout=10) as client:
         yield client
-
-
-async def insert(connection: Connection, *names: str) -> None:
-    """One statement that makes things."""
-    await connection.execute("INSERT INTO things (name) SELECT unnest($1::text[])", names)
 
 
 # The contract
