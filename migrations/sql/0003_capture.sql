@@ -43,8 +43,8 @@ $$;
 -- setting is local to the transaction: what fails takes its part of it along.
 --
 -- It runs as the writer and pins no search path, which would cost more than all it does; so every
--- name in it is qualified. And it is one expression, because in each transaction PL/pgSQL prepares
--- every expression anew, which takes longer than to evaluate it.
+-- name in it is qualified. And it is one expression: PL/pgSQL prepares every expression again in
+-- each transaction, and preparing one takes longer than evaluating it.
 CREATE FUNCTION feed.begin_statement() RETURNS trigger
 LANGUAGE plpgsql
 AS $$

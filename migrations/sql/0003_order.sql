@@ -130,7 +130,7 @@ $$;
 -- an update has made of a changed key. What existed before the statement goes first.
 CREATE FUNCTION feed.reorder(relation regclass, changed text, since bigint, mine bigint)
 RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_nestloop = off SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
@@ -214,11 +214,11 @@ BEGIN
 END
 $$;
 
--- Whether what was logged after `since` is in order anyway: no key has changed or was changed twice.
--- So it is where one statement both inserts and updates (ON CONFLICT, MERGE), and where those inside
--- another changed other rows.
+-- Whether what was logged after `since` is in order already: no key changed, and no row changed twice.
+-- This holds where one statement both inserts and updates (ON CONFLICT, MERGE), and where statements
+-- inside another have changed other rows.
 CREATE FUNCTION feed.is_in_order(relation regclass, changed text, since bigint) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     key name[] := feed.key_of(relation);
@@ -244,8 +244,9 @@ $$;
 --
 -- What cannot be brought into order is not passed over: the topic must be loaded again.
 --
--- Nothing here is compiled: it would take longer than to run it. (Before Postgres 18 a plan forbidden
--- by a setting, but the only one, seems expensive enough for that.)
+-- JIT is off for all that is called here: compiling takes longer than running. (Before Postgres 18,
+-- the only possible plan counts as enormously expensive where a setting forbids it, so it would be
+-- compiled.) Sequential scans are off because statistics of the log are always old.
 CREATE FUNCTION feed.settle(relation regclass, changed text, nesting text, logged bigint)
 RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
