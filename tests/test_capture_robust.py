@@ -13,6 +13,7 @@ from app.database import Connection, connect
 from app.feed import log
 from app.feed.offset import Offset
 from app.postgres import Server, binary
+from tests.support.machine import missing
 from tests.support.postgres import with_database
 from tests.support.scale import scaled
 from tests.support.writing import watch
@@ -92,7 +93,7 @@ async def test_keys_of_any_type(connection: Connection, kind: str) -> None:
     if "vector(" in kind:
         available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'"
         if not await connection.fetchval(available):
-            pytest.skip("this Postgres does not have the extension vector")
+            missing("this Postgres does not have the extension vector, as the embedded one does")
         await connection.execute("CREATE SCHEMA odd; CREATE EXTENSION vector SCHEMA odd")
     await connection.execute(
         """
@@ -107,7 +108,7 @@ async def test_keys_of_any_type(connection: Connection, kind: str) -> None:
                 " (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
             )
         except asyncpg.FeatureNotSupportedError:
-            pytest.skip("this Postgres was built without ICU")
+            pytest.skip("this Postgres was built without ICU, as the embedded one is (make matrix)")
     await watch(connection, f"id {kind} PRIMARY KEY, v int")
     first, second = KEYS[kind]
     await connection.execute(f"INSERT INTO watched VALUES ({first}, 1)")

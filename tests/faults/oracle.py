@@ -354,19 +354,20 @@ class Oracle:
             )
             self.report.missed = await self._logged() - before
         if self.report.missed < self.plan.backlog:
-            self.report.problems.append(f"the backlog had but {self.report.missed} changes")
+            self.report.problems.append(f"the backlog had only {self.report.missed} changes")
         for front in fronts:
             front.target = "127.0.0.1", self._chance.choice(self.nodes).server.port
             self._exposed.append(front)
 
     async def _logged(self) -> int:
         """About how many changes were logged so far."""
-        while True:
-            with contextlib.suppress(*EXPECTED):  # Postgres is away just now
-                async with self.session() as connection:
-                    count: int = await connection.fetchval("SELECT count(*) FROM feed.change")
-                    return count
-            await asyncio.sleep(0.1)
+        async with asyncio.timeout(DELIVERY_TIMEOUT_S):
+            while True:
+                with contextlib.suppress(*EXPECTED):  # Postgres is away just now
+                    async with self.session() as connection:
+                        count: int = await connection.fetchval("SELECT count(*) FROM feed.change")
+                        return count
+                await asyncio.sleep(0.1)
 
     async def _strike(self, faults: dict[str, Fault]) -> None:
         """Strike in random order, each fault as often as the others."""

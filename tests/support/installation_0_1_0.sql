@@ -1,5 +1,5 @@
 -- What revision 0002 made when 0.1.0 was announced (5b83f5d). The files under that revision were
--- edited since, so this is kept for the test that upgrades such an installation.
+-- edited since, so this is kept for the test that upgrades such an installation. Without its comments.
 
 CREATE TABLE things (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -7,11 +7,6 @@ CREATE TABLE things (
     info       text        NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now()
 );
-
--- The log of changes, and where a reader of it is.
---
--- A position is a pg_snapshot: everything it could see has been read. Why a position is not a
--- number: numbers become visible out of order, and a reader of "up to 2" never sees a late 1.
 
 CREATE SCHEMA feed;
 
@@ -24,17 +19,12 @@ CREATE TABLE feed.change (
     row   json,
     PRIMARY KEY (xid, id)          -- the only index; it serves every read
 ) WITH (
-    -- Rows only come and, once old, go: vacuum by number, not by share, so that the table stays
-    -- as long as what it holds.
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_insert_scale_factor = 0.1,
     autovacuum_analyze_scale_factor = 0.1
 );
 
--- One row. `history` is redrawn whenever the log loses rows other than by feed.prune, lastly by the
--- transaction `redrawn`; `secret` signs offsets, so that a forged one is known without a look at
--- the log; every change whose xid is below `horizon` has been pruned.
 CREATE TABLE feed.state (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     history   uuid    NOT NULL DEFAULT gen_random_uuid(),
@@ -44,9 +34,6 @@ CREATE TABLE feed.state (
 );
 INSERT INTO feed.state DEFAULT VALUES;
 
--- The epoch names one unbroken history of the log: this log, on this cluster, on this timeline.
--- A backup restored elsewhere has another system identifier, a promotion another timeline (the
--- first eight digits of a WAL file's name).
 CREATE FUNCTION feed.epoch() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -55,16 +42,6 @@ AS $$
     FROM feed.state, pg_control_system()
 $$;
 
--- The position of the calling statement's snapshot.
---
--- It is the snapshot cut back to just behind the newest change it sees. What lies above has left
--- no change, so asking for it again costs nothing; and it must be asked for again: after a crash
--- Postgres gives the ids of transactions that left no trace on disk (aborted ones) to new ones,
--- and a position that claimed to have seen those would skip the new changes. The id of a change
--- that is visible is never given out again, because its commit was flushed first.
---
--- The newest visible change is looked for gap by gap between the running transactions: a backward
--- walk from the end of the index would step over every row of a bulk load still under way.
 CREATE FUNCTION feed.position() RETURNS pg_snapshot
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -99,9 +76,6 @@ AS $$
     FROM bound
 $$;
 
--- Whether the log still holds everything after a position, and the history the position comes
--- from: it has seen the history drawn, nothing after it is pruned, and the newest change it has
--- seen is there (or just pruned).
 CREATE FUNCTION feed.continues(since pg_snapshot) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -113,9 +87,6 @@ AS $$
     FROM feed.state
 $$;
 
--- Draws another history if the newest change a position has seen is gone without having been
--- pruned: Postgres lost commits it had shown, and no offset from before can be trusted. Once is
--- enough for all nodes: a position from before the last drawing is not asked.
 CREATE FUNCTION feed.disown(since pg_snapshot) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -124,7 +95,6 @@ AS $$
           AND NOT feed.continues(since)
 $$;
 
--- The offset of the calling statement's snapshot, as app/feed/offset.py reads it.
 CREATE FUNCTION feed.offset() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -133,10 +103,6 @@ AS $$
     FROM feed.state, LATERAL (SELECT concat_ws('.', feed.epoch(), feed.position())) AS text (body)
 $$;
 
--- Deletes old changes, at most `step` rows, and returns how many. Old is what was written longer
--- than `retention` ago or lies more than `keep` changes back. Only whole beginnings of the log go
--- (up to the first row that is to stay), and only below every running transaction, so `horizon`
--- says exactly what is gone.
 CREATE FUNCTION feed.prune(retention interval, keep bigint, step integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET feed.pruning = 'on'
 AS $$
@@ -166,7 +132,6 @@ BEGIN
 END
 $$;
 
--- A log emptied by hand is another history.
 CREATE FUNCTION feed.rewrite_history() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -181,24 +146,6 @@ $$;
 CREATE TRIGGER rewrite_history AFTER DELETE OR UPDATE OR TRUNCATE ON feed.change
 FOR EACH STATEMENT EXECUTE FUNCTION feed.rewrite_history();
 
--- The triggers that write the log and ring the bell, and the functions that put them on a table.
---
--- Capture is by statement, with transition tables: a bulk statement costs one INSERT ... SELECT.
--- The functions pin every setting a row's text depends on, so a row looks the same whoever wrote
--- it. They run as the owner of the feed: writers need no rights on it.
-
--- Rings the bell when somebody sleeps.
---
--- A sleeping feed holds this lock exclusively (app/feed/listener.py): then NOTIFY wakes it. If
--- the lock can be had, the feed is awake and reading every few milliseconds; holding it until the
--- commit is visible keeps the feed from falling asleep over this change. So a busy feed costs
--- writers no NOTIFY, and with it not the cluster-wide lock a notifying commit takes.
---
--- PREPARE TRANSACTION refuses transactions that used NOTIFY. Where two-phase commit is enabled the
--- bell stays silent, and the feed never sleeps.
---
--- Only the capture functions call this; they have pinned the search path, and it need not be paid for
--- twice.
 CREATE FUNCTION feed.ring() RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -211,10 +158,6 @@ BEGIN
 END
 $$;
 
--- A transition table with its virtual generated columns (Postgres 18), for a FROM clause: those are
--- computed when a row is read, and a transition table has NULL in their place. The triggers have a
--- second argument where feed.watch saw such columns; one added later shows only after another
--- feed.watch (to look at every statement would make every write pay for it).
 CREATE FUNCTION feed.whole_rows(relation regclass, rows name) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -285,7 +228,6 @@ BEGIN
 END
 $$;
 
--- The columns of a table's primary key, in order; NULL where it has none.
 CREATE FUNCTION feed.key_of(relation regclass) RETURNS name[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -296,9 +238,6 @@ AS $$
     WHERE indrelid = relation AND indisprimary AND place <= indnkeyatts
 $$;
 
--- The statement that logs an UPDATE of rows with this key ($1 is the topic). Old and new rows are
--- paired by key: a key that changed is a destroy and a create, destroys first; a row that did not
--- change is no change. Without a key nothing can be paired: all old rows go, all new ones come.
 CREATE FUNCTION feed.update_statement(
     key name[], old_rows text DEFAULT 'old_rows', new_rows text DEFAULT 'new_rows'
 ) RETURNS text
@@ -328,8 +267,6 @@ AS $$
     FROM unnest(key) WITH ORDINALITY AS parts (part, place)
 $$;
 
--- Puts the capture triggers on a table, its events named `topic:create` and so on. Idempotent:
--- called again it takes a changed key or topic over.
 CREATE FUNCTION feed.watch(relation regclass, topic text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
 AS $watch$
@@ -360,8 +297,6 @@ BEGIN
         arguments := arguments || ', ''virtual''';
     END IF;
 
-    -- One function a table, so that its statement is planned once and not at every UPDATE. If the
-    -- key has changed since, or columns are virtual, it is made anew: slower, but right.
     EXECUTE format($create$
         CREATE FUNCTION feed.%1$I() RETURNS trigger
         LANGUAGE plpgsql SECURITY DEFINER
@@ -399,15 +334,12 @@ BEGIN
                    'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_delete(%s)', relation, arguments);
     EXECUTE format('CREATE TRIGGER feed_truncate AFTER TRUNCATE ON %s '
                    'FOR EACH STATEMENT EXECUTE FUNCTION feed.capture_truncate(%L)', relation, topic);
-    -- ALWAYS: also for sessions that have set session_replication_role to replica.
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER feed_insert, '
                    'ENABLE ALWAYS TRIGGER feed_update, ENABLE ALWAYS TRIGGER feed_delete, '
                    'ENABLE ALWAYS TRIGGER feed_truncate', relation);
 END
 $watch$;
 
--- Takes the capture triggers off a table; changes already logged stay. Not an error where there
--- are none.
 CREATE FUNCTION feed.unwatch(relation regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
 AS $$

@@ -2,20 +2,25 @@
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the test for want of something that CI is meant to have: there (CI=true) it fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def require(*programs: str) -> str:
     """The path of the first of these programs that is installed.
 
-    Without any the test is skipped, except in CI (CI=true), where it fails.
+    Without any the test is skipped, except in CI, where it fails.
     """
     for program in programs:
         found = shutil.which(program)
         if found is not None:
             return found
-    reason = f"this test needs {' or '.join(programs)}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    missing(f"this test needs {' or '.join(programs)}")
