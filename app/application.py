@@ -16,14 +16,14 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from app import health, openapi, problems, things
-from app.database import create_pool, create_reading_pool
+from app.database.connections import create_pool, create_reading_pool
 from app.feed.feed import Feed
 from app.feed.inspection import Inspection
 from app.feed.retention import Retention
+from app.live.broadcast import JUDGED_AT_ONCE, READS_AT_ONCE, Broadcast
+from app.rest import health, openapi, problems, things
 from app.settings import Settings
-from app.sockets.broadcast import JUDGED_AT_ONCE, READS_AT_ONCE, Broadcast
-from app.sockets.server import Server
+from app.socketio.server import Server
 
 logger = logging.getLogger("tablecast")
 

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import click
 import uvloop
 
-from app.database import Refusal, connect
-from app.migration import check, migrate
-from app.postgres import binary, embedded
+from app.database.connections import Refusal, connect
+from app.database.embedded import binary, embedded
+from app.database.migration import check, migrate
 from app.settings import SettingError, Settings, flag, variable
 
 REFUSED, WRONG_USE = 1, 2

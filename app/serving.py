@@ -14,10 +14,10 @@ from starlette.applications import Starlette
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app.application import create_app
-from app.database import Refusal
+from app.database.connections import Refusal
 from app.settings import Settings
-from app.sockets.connection import LENT_TRANSPORT
-from app.sockets.server import INBOUND_BYTES
+from app.socketio.server import INBOUND_BYTES
+from app.socketio.session import LENT_TRANSPORT
 
 BACKLOG = 4096
 GRACE_S = 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 
-from app.postgres import binary
+from app.database.embedded import binary
 from bench.crowd import Crowd
 from bench.postgres import Postgres
 from bench.servers import Peer, Server, running

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import asyncpg
 
-from app.postgres import ADDRESS, DATABASE, USER, Server
+from app.database.embedded import ADDRESS, DATABASE, USER, Server
 
 PEERS = Path(__file__).parent / "peers"
 MIGRATE_SECONDS = 60

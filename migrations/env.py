@@ -7,8 +7,8 @@ from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.database import connect
-from app.schema import metadata
+from app.database.connections import connect
+from app.database.schema import metadata
 
 # Two nodes that start together migrate one after the other (the lock's first number is
 # Tablecast's own, as in sql/capture.sql).

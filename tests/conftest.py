@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.database import Connection, connect
-from app.migration import migrate
-from app.postgres import Server
+from app.database.connections import Connection, connect
+from app.database.embedded import Server
+from app.database.migration import migrate
 from tests.support.postgres import clone, in_thread, private_server, shared_server, template
 from tests.support.server import RunningServer
 from tests.support.sockets import App, serving_here

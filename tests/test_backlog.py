@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.database import READER, Connection, connect
+from app.database.connections import READER, Connection, connect
 from app.feed import log
 from app.feed.feed import Feed
 from app.feed.log import Page

@@ -8,9 +8,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
+from app.database.embedded import Server
 from app.feed.listener import CHANNEL, LOCKS, SLEEPING
-from app.postgres import Server
 from tests.support.writing import watch
 
 pytestmark = pytest.mark.database

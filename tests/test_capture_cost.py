@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.database import Connection
+from app.database.connections import Connection
 
 pytestmark = pytest.mark.database
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
 from tests.support.scale import scaled
 
 pytestmark = pytest.mark.database

@@ -9,10 +9,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
+from app.database.embedded import Server, binary
 from app.feed import log
 from app.feed.offset import Offset
-from app.postgres import Server, binary
 from tests.support.machine import missing
 from tests.support.postgres import with_database
 from tests.support.scale import scaled

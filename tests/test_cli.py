@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 import httpx
 import pytest
 
-from app.database import Connection
-from app.postgres import Server, binary, embedded, locked
+from app.database.connections import Connection
+from app.database.embedded import Server, binary, embedded, locked
 from tests.support.old_postgres import server_of_version
 from tests.support.postgres import with_database
 from tests.support.server import TABLECAST, RunningServer

@@ -12,12 +12,12 @@ import asyncpg
 import psutil
 import pytest
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
+from app.database.embedded import Server
 from app.feed import feed as feed_module
 from app.feed.listener import BUSY_BELLS, CHANNEL, LOCKS, SLEEPING, Listener
 from app.feed.log import Page, prune
 from app.feed.retention import Retention
-from app.postgres import Server
 from tests.support.feeds import eventually, following
 from tests.support.proxy import proxied
 from tests.support.writing import insert

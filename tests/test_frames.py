@@ -10,8 +10,8 @@ from websockets.frames import Frame, Opcode
 
 from app.feed.log import Change, Page
 from app.feed.offset import Epoch, Offset, Position
-from app.sockets import frames
-from app.sockets.frames import Frames, websocket_frame
+from app.socketio import frames
+from app.socketio.frames import Frames, websocket_frame
 
 EPOCH = Epoch("e", "secret")
 SINCE, UNTIL = Position(10, frozenset()), Position(14, frozenset({12}))

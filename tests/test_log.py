@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import asyncpg
 import pytest
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
 from app.feed import log
 from app.feed.log import HistoryLost, Page
 from app.feed.offset import Offset

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from alembic import command
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
+from app.database.migration import configuration, migrate
 from app.feed import log
-from app.migration import configuration, migrate
 from tests.support.postgres import execute
 
 pytestmark = pytest.mark.database
@@ -95,7 +95,7 @@ def made_by_migrations(lines: list[str]) -> list[str]:
 
 
 async def test_tables_are_what_was_migrated(database_url: str) -> None:
-    """The tables in app/schema.py differ in nothing from a migrated database."""
+    """The tables in app/database/schema.py differ in nothing from a migrated database."""
     await asyncio.to_thread(command.check, configuration(database_url))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.database import Connection
+from app.database.connections import Connection
 from app.feed import log
 from app.feed.offset import GREATEST_XID, Epoch, InvalidOffset, Offset, Position, xid_after
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from app import health, openapi, things
+from app.rest import health, openapi, things
 from tests.support.server import RunningServer
 
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"

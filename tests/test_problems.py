@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.problems import exception_handlers
+from app.rest.problems import exception_handlers
 from tests.support.server import RunningServer
 
 

@@ -13,15 +13,15 @@ import httpx
 import pytest
 from alembic import command
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
+from app.database.embedded import Server, binary
+from app.database.migration import configuration, migrate
 from app.feed import feed as feed_module
 from app.feed import log
 from app.feed.feed import Feed
 from app.feed.inspection import Inspection
 from app.feed.log import Page
 from app.feed.retention import Retention
-from app.migration import configuration, migrate
-from app.postgres import Server, binary
 from tests.support.feeds import eventually, following
 from tests.support.postgres import clone, in_thread, with_database
 from tests.support.server import RunningServer

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
 from app.feed.log import current_epoch
-from app.things import BODY_LIMIT_BYTES
+from app.rest.things import BODY_LIMIT_BYTES
 from tests.support.postgres import clone
 from tests.support.server import RunningServer
 

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from app.database import Connection, connect
-from app.postgres import Server
+from app.database.connections import Connection, connect
+from app.database.embedded import Server
 from tests.support.proxy import Proxy
 from tests.support.server import RunningServer
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
 from app.feed import log
 from app.feed.offset import Epoch, Offset, Position
 from tests.support.feeds import eventually

@@ -16,12 +16,12 @@ from websockets.asyncio.client import connect as open_websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import connect as open_websocket_sync
 
-from app.database import Connection
-from app.sockets import connection as connection_module
-from app.sockets import server as server_module
-from app.sockets.broadcast import Broadcast
-from app.sockets.connection import POLL_PACKETS, TOLERATED_ERRORS
-from app.sockets.server import INBOUND_BYTES, RESERVED_EVENTS
+from app.database.connections import Connection
+from app.live.broadcast import Broadcast
+from app.socketio import server as server_module
+from app.socketio import session as connection_module
+from app.socketio.server import INBOUND_BYTES, RESERVED_EVENTS
+from app.socketio.session import POLL_PACKETS, TOLERATED_ERRORS
 from tests.support.feeds import eventually
 from tests.support.server import RunningServer
 from tests.support.sockets import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.database import Connection, connect
+from app.database.connections import Connection, connect
 
 pytestmark = pytest.mark.database
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import asyncpg
 
-from app.database import READER, UNAVAILABLE, connect, flush
+from app.database.connections import READER, UNAVAILABLE, connect, flush
 from app.feed import log
 from app.feed.listener import Listener
 from app.feed.log import HistoryLost, Page

@@ -17,7 +17,7 @@ from collections import deque
 
 import asyncpg
 
-from app.database import connect
+from app.database.connections import connect
 
 CHANNEL = "feed"
 

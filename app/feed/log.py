@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import asyncpg
 import msgspec
 
-from app.database import UNAVAILABLE, flush
+from app.database.connections import UNAVAILABLE, flush
 from app.feed.offset import Epoch, Offset, Position
 from app.feed.row import member
 

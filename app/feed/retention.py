@@ -5,7 +5,7 @@ import logging
 
 import asyncpg
 
-from app.database import UNAVAILABLE
+from app.database.connections import UNAVAILABLE
 from app.feed import log
 from app.feed.feed import Feed
 

@@ -14,12 +14,12 @@ from contextlib import AsyncExitStack
 import asyncpg
 from websockets.asyncio.client import connect as open_websocket
 
-from app.database import READER
+from app.database.connections import READER
+from app.database.embedded import ADDRESS
 from app.feed import log
 from app.feed.feed import Feed
 from app.feed.log import Page
 from app.feed.offset import Epoch, Offset, Position
-from app.postgres import ADDRESS
 from bench.lab import Figure, Lab
 from bench.servers import running
 

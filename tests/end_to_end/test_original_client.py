@@ -2,7 +2,7 @@
 
 from playwright.async_api import Browser, Route, expect
 
-from app.database import Connection
+from app.database.connections import Connection
 from tests.support.server import RunningServer
 
 ORIGINAL = """<!doctype html>

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from playwright.async_api import Locator, Page, Request, Route, expect
 
-from app.database import Connection
-from app.postgres import Server
+from app.database.connections import Connection
+from app.database.embedded import Server
 from tests.end_to_end.conftest import OpenPage
 from tests.support.server import TABLECAST, RunningServer
 

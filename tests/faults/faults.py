@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
-from app.postgres import Server
+from app.database.embedded import Server
 from tests.faults.nodes import Node
 from tests.support.proxy import Proxy
 

@@ -10,7 +10,7 @@ import asyncpg
 import httpx
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
-from app.database import UNAVAILABLE, connect
+from app.database.connections import UNAVAILABLE, connect
 from tests.support.feeds import eventually
 from tests.support.sockets import RawClient, joined
 

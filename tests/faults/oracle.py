@@ -18,9 +18,9 @@ import msgspec
 import psutil
 from asyncpg.cursor import CursorFactory
 
-from app.database import Connection, connect
-from app.migration import migrate
-from app.postgres import Server
+from app.database.connections import Connection, connect
+from app.database.embedded import Server
+from app.database.migration import migrate
 from tests.faults.checker import (
     THE_END,
     THING,

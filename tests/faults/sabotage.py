@@ -11,9 +11,9 @@ import asyncpg
 from app.feed import log
 from app.feed.feed import Feed
 from app.feed.offset import Epoch, Offset, Position
-from app.sockets.broadcast import Broadcast
-from app.sockets.live import Client, Live
-from app.sockets.recent import Part
+from app.live.audience import Client, Live
+from app.live.broadcast import Broadcast
+from app.live.recent import Part
 
 
 def fence() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from app.database import Connection
+from app.database.connections import Connection
 from tests.faults.writers import EXPECTED, Pace, SqlWriter, changed
 
 # The topic of the backlog's table; for its number of changes it is not audited row by row.

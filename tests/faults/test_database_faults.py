@@ -13,8 +13,8 @@ import asyncpg
 import httpx
 import pytest
 
-from app.database import Connection, connect
-from app.postgres import Server
+from app.database.connections import Connection, connect
+from app.database.embedded import Server
 from tests.faults.follower import Follower, followed, readiness, until_readiness
 from tests.support.proxy import proxied
 from tests.support.scale import scaled

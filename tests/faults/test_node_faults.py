@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from app.database import Connection
+from app.database.connections import Connection
 from tests.faults.follower import Follower, followed, until_readiness
 from tests.support.feeds import eventually
 from tests.support.scale import scaled

@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 import httpx
 from engineio.packet import CLOSE
 
-from app.database import create_pool
+from app.database.connections import create_pool
+from app.live.broadcast import Broadcast
 from app.settings import Settings
-from app.sockets.broadcast import Broadcast
-from app.sockets.connection import Connection
-from app.sockets.frames import Frames
-from app.sockets.server import Server
+from app.socketio.frames import Frames
+from app.socketio.server import Server
+from app.socketio.session import Connection
 from tests.support.server import RunningServer
 
 TIMEOUT_S = 10

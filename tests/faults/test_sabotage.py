@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.postgres import Server
+from app.database.embedded import Server
 from tests.faults.oracle import WEBSOCKET, Oracle, Plan, Report
 from tests.support.postgres import CARELESS, clone, private_server, template
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import aiohttp
 import asyncpg
 
-from app.database import Connection
+from app.database.connections import Connection
 
 ROLLED_BACK = 0.3
 MOST_ROWS = 2_000

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from app.database import connect
-from app.migration import migrate
-from app.postgres import Server
+from app.database.connections import connect
+from app.database.embedded import Server
+from app.database.migration import migrate
 
 P = ParamSpec("P")
 T = TypeVar("T")

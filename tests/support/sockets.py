@@ -15,10 +15,10 @@ from websockets.exceptions import ConnectionClosed
 
 from app import serving
 from app.application import create_app
+from app.live.broadcast import Broadcast
 from app.settings import Settings
-from app.sockets.broadcast import Broadcast
-from app.sockets.server import INBOUND_BYTES
-from app.sockets.server import Server as SocketServer
+from app.socketio.server import INBOUND_BYTES
+from app.socketio.server import Server as SocketServer
 
 FRAME_TIMEOUT_S = 10.0
 PATH = "/socket.io-client/"

@@ -1,6 +1,6 @@
 """What many tests do to the database, and where the log is then."""
 
-from app.database import Connection
+from app.database.connections import Connection
 from app.feed import log
 from app.feed.offset import Offset
 

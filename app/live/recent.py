@@ -4,8 +4,8 @@ from functools import cached_property
 
 from app.feed.log import Page
 from app.feed.offset import Epoch, Offset
-from app.sockets import frames
-from app.sockets.frames import Frames
+from app.socketio import frames
+from app.socketio.frames import Frames
 
 RECENT_BYTES = 8 * 1024 * 1024
 # What keeping a part takes beside its texts, and a change beside its own.

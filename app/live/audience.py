@@ -3,8 +3,8 @@
 import asyncio
 from dataclasses import dataclass
 
-from app.sockets.connection import Connection
-from app.sockets.recent import Part
+from app.live.recent import Part
+from app.socketio.session import Connection
 
 
 @dataclass(eq=False, slots=True)

