@@ -1,4 +1,4 @@
-"""Everything put together: routes and the lifespan that nests every resource."""
+"""Everything put together: routes, and the lifespan that nests every resource."""
 
 import asyncio
 import logging
@@ -6,7 +6,9 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -16,20 +18,21 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from app.database.connections import create_pool, create_reading_pool
+from app.database.connections import Pool, create_pool, create_reading_pool
 from app.feed.feed import Feed
 from app.feed.inspection import Inspection
 from app.feed.retention import Retention
-from app.live.broadcast import JUDGED_AT_ONCE, READS_AT_ONCE, Broadcast
+from app.live.broadcast import Broadcast
+from app.live.replay import JUDGED_AT_ONCE, READS_AT_ONCE, Replay
 from app.rest import health, openapi, problems, things
 from app.settings import Settings
-from app.socketio.server import Server
+from app.socketio.server import SocketIO
 
 logger = logging.getLogger("tablecast")
 
 ROOT = Path(__file__).parent.parent
 CLIENT_FILES = ROOT / "node_modules" / "socket.io-client" / "dist"
-SOCKET_PATHS = ("/socket.io-client", "/socket.io")
+SOCKET_PATHS = ("/socket.io-client/", "/socket.io/")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
     " connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self';"
@@ -40,8 +43,18 @@ PAGE_HEADERS = {
 }
 
 
-class Page(StaticFiles):
-    """Static files that say what a browser may do with them."""
+class State(TypedDict):
+    """What runs during the lifespan: every request has it, and so has the server."""
+
+    pool: Pool
+    feed: Feed
+    replay: Replay
+    broadcast: Broadcast
+    socketio: SocketIO
+
+
+class PageFiles(StaticFiles):
+    """Static files with headers that say what a browser may do with them."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -49,64 +62,64 @@ class Page(StaticFiles):
         return response
 
 
-class Sockets:
-    """A Socket.IO path: the server itself, and below it the official client's files."""
+class SocketPath:
+    """A Socket.IO path: the server itself, and under it the official client's files."""
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = f"{prefix}/"
+    def __init__(self, path: str) -> None:
+        self._path = path
         self._files = StaticFiles(directory=CLIENT_FILES, check_dir=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != self._prefix:
+        if scope["type"] == "http" and scope["path"] != self._path:
             await self._files(scope, receive, send)
         else:
-            await scope["app"].state.sockets.handle_request(scope, receive, send)
+            state: State = scope["state"]
+            await state["socketio"].handle_request(scope, receive, send)
 
 
 @asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
+async def lifespan(
+    settings: Settings, failed: Callable[[], None], _: Starlette
+) -> AsyncIterator[State]:
     """Open what the application lives on, and close it in reverse."""
-    settings: Settings = app.state.settings
     assert settings.database_url is not None
     pool = await create_pool(settings)
-    reading = await create_reading_pool(settings, READS_AT_ONCE + JUDGED_AT_ONCE)
+    reading_pool = await create_reading_pool(settings, READS_AT_ONCE + JUDGED_AT_ONCE)
     try:
-        broadcast = Broadcast(reading, settings.client_buffer, settings.client_stall)
-        feed = Feed(settings.database_url, broadcast)
-        broadcast.feed = feed
+        feed = Feed(settings.database_url)
+        replay = Replay(feed, reading_pool)
+        broadcast = Broadcast(feed, replay, settings.client_buffer, settings.client_stall)
         retention = Retention(feed, pool, settings.feed_retention, settings.feed_max_changes)
-        sockets = Server(
+        socketio = SocketIO(
             broadcast,
             ping_interval=settings.ping_interval,
             ping_timeout=settings.ping_timeout,
             allowed_origins=settings.allowed_origins,
         )
-        app.state.pool, app.state.feed, app.state.sockets = pool, feed, sockets
         tasks = [
-            asyncio.create_task(feed.run(), name="feed"),
+            asyncio.create_task(feed.run(broadcast), name="feed"),
             asyncio.create_task(retention.run(), name="retention"),
             asyncio.create_task(Inspection(feed, pool).run(), name="inspection"),
         ]
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled():
-                logger.critical(
-                    "the task %s has failed", task.get_name(), exc_info=task.exception()
-                )
-                app.state.failed()
-
         for task in tasks:
-            task.add_done_callback(ended)
+            task.add_done_callback(partial(report_end, failed))
         try:
-            yield
+            yield State(pool=pool, feed=feed, replay=replay, broadcast=broadcast, socketio=socketio)
         finally:
-            sockets.close()
+            socketio.close()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
     finally:
-        for each in (pool, reading):
-            each.terminate()  # what is under way has nobody left to answer
+        for each in (pool, reading_pool):
+            each.terminate()  # nobody is left to take the answers of what is under way
+
+
+def report_end(failed: Callable[[], None], task: asyncio.Task[None]) -> None:
+    """A task that must never end has ended: log why, and end the process."""
+    if not task.cancelled():
+        logger.critical("the task %s has failed", task.get_name(), exc_info=task.exception())
+        failed()
 
 
 def stop_process() -> None:
@@ -117,15 +130,15 @@ def stop_process() -> None:
 def create_app(settings: Settings, failed: Callable[[], None] = stop_process) -> Starlette:
     """The ASGI application. `settings.database_url` must name a migrated database.
 
-    `failed` is called when a task that must never end has: it is to end the process, so that a
-    supervisor starts it again. Clients continue where they were.
+    `failed` is called when a task that must never end has failed. It must end the process, so that
+    a supervisor starts it again; clients continue where they were.
     """
     routes: list[BaseRoute] = [
         *things.routes,
         *openapi.routes,
         *health.routes,
-        *(Mount(path, app=Sockets(path)) for path in SOCKET_PATHS),
-        Mount("/", app=Page(directory=ROOT / "static", html=True)),
+        *(Mount(path.rstrip("/"), app=SocketPath(path)) for path in SOCKET_PATHS),
+        Mount("/", app=PageFiles(directory=ROOT / "static", html=True)),
     ]
     middleware = []
     if settings.allowed_origins:
@@ -138,11 +151,9 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
                 expose_headers=["Feed-Offset", "Location", "Link"],
             )
         )
-    app = Starlette(
+    return Starlette(
         routes=routes,
         middleware=middleware,
         exception_handlers=problems.exception_handlers,
-        lifespan=lifespan,
+        lifespan=partial(lifespan, settings, failed),
     )
-    app.state.settings, app.state.failed = settings, failed
-    return app

@@ -1,4 +1,8 @@
-"""The HTTP server: uvicorn, lending the application its WebSocket transports."""
+"""The HTTP server: uvicorn. The one module that relies on what uvicorn does not document.
+
+A plain upgrade on a Socket.IO path never reaches uvicorn: the connection itself becomes the
+session. Everything else takes the ordinary way, so the application works on any ASGI server.
+"""
 
 import asyncio
 import gc
@@ -7,78 +11,100 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
-from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from app.application import create_app
+from app.application import SOCKET_PATHS, create_app
 from app.database.connections import Refusal
 from app.settings import Settings
-from app.socketio.server import INBOUND_BYTES
-from app.socketio.session import LENT_TRANSPORT
+from app.socketio import codec
+from app.socketio.handshake import parse_upgrade
+from app.socketio.session import INBOUND_BYTES
 
 BACKLOG = 4096
 GRACE_S = 1
+# What an upgrade begins with. One whose headers do not fit into this is left to uvicorn.
+OPENINGS = tuple(f"GET {path}".encode() for path in SOCKET_PATHS)
+HEAD_BYTES = 16 * 1024
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
+class Doorway(asyncio.Protocol):
+    """Reads the head of a connection's first request, and hands the connection to whom it concerns:
+    to the Socket.IO server, or to uvicorn, with every byte read so far.
+    """
+
+    __slots__ = ("_arguments", "_head", "_transport")
+
+    def __init__(self, **arguments: Any) -> None:
+        self._arguments = arguments  # what uvicorn makes its own protocol with
+        self._head = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._arguments["server_state"].connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        head = self._head = self._head + data
+        if not any(head.startswith(opening[: len(head)]) for opening in OPENINGS):
+            self._pass_on(head)
+        elif head.endswith(b"\r\n\r\n"):
+            request = parse_upgrade(head, SOCKET_PATHS)
+            socketio = self._arguments["app_state"]["socketio"]
+            if request is None or socketio.accept(self._transport, request) is None:
+                self._pass_on(head)
+            else:
+                self._leave()
+        elif b"\r\n\r\n" in head or len(head) > HEAD_BYTES:
+            self._pass_on(head)
+
+    def _pass_on(self, head: bytes) -> None:
+        self._leave()
+        protocol = HttpToolsProtocol(**self._arguments)
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        protocol.data_received(head)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._leave()
+
+    def shutdown(self) -> None:
+        """uvicorn stops: nothing has been asked yet."""
+        self._transport.close()
+
+    def _leave(self) -> None:
+        self._arguments["server_state"].connections.discard(self)
+
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Lends itself to the application, which so can write frames that are encoded once for all
-    clients, see how much of them a client has not taken, and wait until it has.
+    """Answers what is no WebSocket handshake at all, a request with a body say: uvicorn would leave
+    it unanswered.
     """
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # What is no handshake at all (a request with a body, say) uvicorn would leave unanswered.
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
             self.transport.write(BAD_REQUEST)
             self.transport.close()
 
-    def handle_connect(self, event: Any) -> None:
-        super().handle_connect(event)
-        if not self.close_sent:
-            self.scope["extensions"][LENT_TRANSPORT] = self  # type: ignore[assignment]
 
-    def write_frames(self, frames: bytes) -> None:
-        """Write whole frames; nothing once the connection is closing."""
-        if self.handshake_complete and not (self.close_sent or self.transport.is_closing()):
-            self.transport.write(frames)
-
-    def unsent_bytes(self) -> int:
-        """What the client has not taken."""
-        return self.transport.get_write_buffer_size()
-
-    async def drained(self) -> None:
-        """Wait until little is left unsent; at once where the connection is lost."""
-        await self.writable.wait()
-
-    def forget_handshake(self) -> None:
-        """Let go of the request and the response: nobody asks for them again."""
-        del self.request, self.response
-
-    def abort(self) -> None:
-        """Close without sending what is left."""
-        self.transport.abort()
-
-
-class Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Says when it is there; stops at SIGINT and SIGTERM, and then lets the clients go first."""
 
-    def __init__(self, config: uvicorn.Config, app: Starlette, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._app = app
-        self._started = started
+        self._announce = started
+        self._settling: asyncio.Task[None] | None = None
         self.failed = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            # What is there now stays; a collection that walked it would stop everybody for 50 ms.
-            gc.collect()
-            gc.freeze()
-            self._started()
+            self._announce()
+            self._settling = asyncio.create_task(settle())
 
     def fail(self) -> None:
         """Stop, for a reason that the log tells."""
@@ -97,8 +123,37 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.sockets.close()
+        self.lifespan.state["socketio"].close()
+        if self._settling is not None:
+            await self._settling
         await super().shutdown(sockets)
+
+
+async def settle() -> None:
+    """Do what the first answers need not wait for."""
+    await asyncio.to_thread(codec.load)
+    # Objects alive now live forever; freeze them, or each full collection pauses every client for
+    # 50 ms.
+    gc.collect()
+    gc.freeze()
+
+
+def configure(app: Any) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        http=Doorway,
+        ws=WebSocketProtocol,
+        ws_max_size=INBOUND_BYTES,
+        ws_ping_interval=None,  # Engine.IO has its own
+        ws_per_message_deflate=False,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=GRACE_S,
+    )
 
 
 def allow_many_clients() -> None:
@@ -115,31 +170,18 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def serve(settings: Settings, started: Callable[[str], None]) -> None:
-    """Serve until a signal says stop. `started` is told the address once requests are answered.
+    """Serve until a signal says stop. `started` is called with the address once requests are
+    answered.
 
     Raises OSError if the address is taken or cannot be had, and Refusal if the server stopped
     because something in it has failed.
     """
     allow_many_clients()
-    app = create_app(settings, lambda: server.fail())
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws=WebSocketProtocol,
-        ws_max_size=INBOUND_BYTES,
-        ws_ping_interval=None,  # Engine.IO has its own
-        ws_per_message_deflate=False,
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        backlog=BACKLOG,
-        timeout_graceful_shutdown=GRACE_S,
-    )
     with listen(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        server = Server(config, app, lambda: started(address))
+        app = create_app(settings, lambda: server.fail())
+        server = HttpServer(configure(app), lambda: started(address))
         await server.serve(sockets=[listening])
         if server.failed:
             raise Refusal(

@@ -8,7 +8,7 @@ import pytest
 
 from app.database.connections import READER, Connection, connect
 from app.feed import log
-from app.feed.feed import Feed
+from app.feed.feed import Feed, Publisher
 from app.feed.log import Page
 from app.feed.offset import Offset, Position
 from tests.support.feeds import eventually, following
@@ -141,13 +141,13 @@ async def test_the_feed_catches_up_over_checkpoints(
     """A feed that was cut off while a backlog grew publishes all of it, once, then what is new."""
     async with following(database_url) as (feed, recorder):
         connecting = asyncio.Event()
-        real = Feed._begin
+        real = Feed.begin
 
-        async def late(self: Feed, reader: Any) -> None:
+        async def late(self: Feed, reader: Any, publisher: Publisher) -> None:
             await connecting.wait()
-            await real(self, reader)
+            await real(self, reader, publisher)
 
-        monkeypatch.setattr(Feed, "_begin", late)
+        monkeypatch.setattr(Feed, "begin", late)
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE pid <> pg_backend_pid() AND datname = current_database()"
@@ -173,21 +173,21 @@ async def test_reads_that_nobody_waits_for_are_cancelled(
     await write_backlog(connection, 300, 33)
     auth = {"pid": "p", "offset": gone.offset}
     async with joined(app.url):
-        await eventually(lambda: app.broadcast.feed and app.broadcast.feed.trouble() is None)
-    app.broadcast._recent.clear()
+        await eventually(lambda: app.feed.trouble() is None)
+    app.replay.clear()
     blocker = await connect(database_url)
     leaving: list[RawClient] = []
     async with opened(app.url) as stays:
         await stays.join(auth)  # judged, and reading
         async with blocker.transaction():
             await blocker.execute("LOCK TABLE feed.checkpoint IN ACCESS EXCLUSIVE MODE")
-            app.broadcast._recent.clear()
+            app.replay.clear()
             for _ in range(20):
                 async with opened(app.url) as client:
                     await client.join(auth)
                     leaving.append(client)
-            await eventually(lambda: app.broadcast.stats().clients == 1)
-            await eventually(lambda: app.broadcast.stats().reading <= 1)
+            await eventually(lambda: app.broadcast.stats().subscribers == 1)
+            await eventually(lambda: app.replay.stats().reading <= 1)
         assert len(leaving) == 20
         taken = 0
         while taken < 300 * 33:

@@ -15,6 +15,7 @@ import pytest
 from app.database.connections import Connection, connect
 from app.database.embedded import Server
 from app.feed import feed as feed_module
+from app.feed import pacing
 from app.feed.listener import BUSY_BELLS, CHANNEL, LOCKS, SLEEPING, Listener
 from app.feed.log import Page, prune
 from app.feed.retention import Retention
@@ -45,7 +46,7 @@ async def logged(connection: Connection) -> list[int]:
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Feeds that never look by themselves, so that only the bell can wake them."""
-    monkeypatch.setattr(feed_module, "LOOK_S", 3600.0)
+    monkeypatch.setattr(pacing, "LOOK_S", 3600.0)
 
 
 @pytest.fixture
@@ -251,10 +252,10 @@ async def test_the_leader_rings_for_the_others(
         looked.add(listener)
 
     monkeypatch.setattr(Listener, "take_part", noted)
-    monkeypatch.setattr(feed_module, "LOOK_S", 0.1)
+    monkeypatch.setattr(pacing, "LOOK_S", 0.1)
     async with following(database_url) as (leader, _), following(database_url) as (_, recorder):
         await eventually(lambda: len(looked) == 2 and leader.leading)
-        monkeypatch.setattr(feed_module, "LOOK_S", 3600.0)
+        monkeypatch.setattr(pacing, "LOOK_S", 3600.0)
         looked.clear()
         await eventually(lambda: len(looked) == 2)  # both for the last time
         for number in range(30):
@@ -275,7 +276,7 @@ async def test_without_any_bell(connection: Connection, database_url: str) -> No
         began = time.monotonic()
         await insert(connection, "a")
         await recorder.until(1)
-        assert time.monotonic() - began < feed_module.LOOK_S + 1
+        assert time.monotonic() - began < pacing.LOOK_S + 1
 
 
 async def test_a_storm_of_foreign_bells(
@@ -401,7 +402,7 @@ async def test_a_black_hole(
     """
     monkeypatch.setattr("app.feed.listener.COMMAND_TIMEOUT_S", 1.0)
     monkeypatch.setattr(feed_module, "READ_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(feed_module, "PROBE_S", 0.5)
+    monkeypatch.setattr(pacing, "PROBE_S", 0.5)
 
     ways: list[dict[str, bool]] = [{"forth": False}, {"back": False}, {}]
     async with AsyncExitStack() as stack:
@@ -490,7 +491,7 @@ async def test_a_long_open_transaction_is_named(
 ) -> None:
     """The log names who holds changes back: process, user, application, for how long."""
     monkeypatch.setattr(feed_module, "HELD_BACK_S", 0.2)
-    monkeypatch.setattr(feed_module, "PROBE_S", 0.2)
+    monkeypatch.setattr(pacing, "PROBE_S", 0.2)
     with caplog.at_level(logging.WARNING, "tablecast.feed"):
         async with following(database_url), other.transaction():
             await insert(other, "open")

@@ -11,7 +11,7 @@ from websockets.frames import Frame, Opcode
 from app.feed.log import Change, Page
 from app.feed.offset import Epoch, Offset, Position
 from app.socketio import frames
-from app.socketio.frames import Frames, websocket_frame
+from app.socketio.rfc6455 import text_frame
 
 EPOCH = Epoch("e", "secret")
 SINCE, UNTIL = Position(10, frozenset()), Position(14, frozenset({12}))
@@ -51,8 +51,7 @@ def expected(until: Offset) -> list[str]:
 @pytest.mark.parametrize("until", [Offset(UNTIL), Offset(SINCE, UNTIL, 7)])
 def test_changes_by_polling(until: Offset) -> None:
     """A polling client takes the packets that python-socketio would have queued."""
-    sent = [packet.encode() for packet in frames.changes(page(until), EPOCH).packets]
-    assert sent == expected(until)
+    assert frames.changes(page(until), EPOCH).packets == expected(until)
 
 
 def test_changes_by_websocket() -> None:
@@ -66,18 +65,19 @@ def test_changes_by_websocket() -> None:
 def test_frames_of_every_length(length: int) -> None:
     """The three forms of a frame's length change over where the standard says."""
     payload = b"x" * length
-    assert websocket_frame(payload) == Frame(Opcode.TEXT, payload).serialize(mask=False)
+    assert text_frame(payload) == Frame(Opcode.TEXT, payload).serialize(mask=False)
 
 
-def test_what_python_socketio_says_beside_events() -> None:
+def test_what_python_socketio_says_besides_events() -> None:
     """CONNECT, CONNECT_ERROR and hello decode as what they are."""
     hello = frames.welcome("sid", "pid", True, "offset").packets
-    connect, event = (Packet(encoded_packet=packet.data) for packet in hello)
+    connect, event = (Packet(encoded_packet=packet[1:]) for packet in hello)
     assert (connect.packet_type, connect.data) == (0, {"sid": "sid", "pid": "pid"})
     assert event.data == ["feed:hello", {"recovered": True}, "offset"]
-    refused = Packet(encoded_packet=frames.refuse("/other", "no").packets[0].data)
+    refused = Packet(encoded_packet=frames.refuse("/other", "no").packets[0][1:])
     assert (refused.namespace, refused.data) == ("/other", {"message": "no"})
-    timed = frames.timing(5, 9) + Frames([])
-    assert timed.packets[0].encode() == as_sent_by_python_socketio(
-        "feed:timing", {"at": 5, "now": 9}
-    )
+    timed = frames.timed_changes(page(Offset(UNTIL)), EPOCH).packets
+    assert timed == [
+        as_sent_by_python_socketio("feed:timing", {"at": 5, "now": 9}),
+        *expected(Offset(UNTIL)),
+    ]

@@ -156,7 +156,7 @@ async def test_a_row_that_cannot_be_read_is_isolated(
         )
         await writer.execute("INSERT INTO things (name) VALUES ('after')")
         live = await client.take(91)
-        app.broadcast._recent.clear()
+        app.replay.clear()
         async with joined(app.url, {"since": since}) as returning:
             assert returning.recovered
             replayed = await returning.take(91)
@@ -166,8 +166,7 @@ async def test_a_row_that_cannot_be_read_is_isolated(
                 ["odd:create"] * 39 + ["feed:hello"] + ["odd:create"] * 50 + ["thing:create"]
             )
         assert [event[:2] for event in live] == [event[:2] for event in replayed]
-        assert app.broadcast.feed is not None
-        assert app.broadcast.feed.stats().unreadable == app.broadcast.stats().unreadable == 1
+        assert app.feed.stats().unreadable == app.replay.stats().unreadable == 1
     assert "of the topic odd cannot be read" in caplog.text
     writer.terminate()
 
@@ -203,9 +202,9 @@ async def test_a_replay_that_fails_ends_its_client_alone(
     async with joined(app.url) as gone:
         pass
     await insert(connection, "missed")
-    assert app.broadcast.feed and await app.broadcast.feed.look()
+    assert await app.feed.look()
     async with joined(app.url) as witness:
-        app.broadcast._recent.clear()
+        app.replay.clear()
         real = log.read
 
         async def failing(*arguments: Any) -> Page:
@@ -218,7 +217,7 @@ async def test_a_replay_that_fails_ends_its_client_alone(
             await client.send("40" + json.dumps({"pid": "p", "offset": gone.offset}))
             frames = await client.closed()
             assert [frame[:3] for frame in frames] == ["40{", "42["]
-        assert "the replay to" in caplog.text and "unforeseen" in caplog.text
+        assert "the replay has failed" in caplog.text and "unforeseen" in caplog.text
         await insert(connection, "more")
         assert (await witness.event())[1]["name"] == "more"
     await eventually(lambda: app.empty)
@@ -228,7 +227,7 @@ FAILING = """
 import app.cli
 from {module} import {name}
 
-async def fail(self):
+async def fail(self, *_):
     raise KeyError("unforeseen")
 
 {name}.run = fail

@@ -5,7 +5,6 @@ import json
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from app.database.connections import Connection, connect
 from app.feed import log
 from app.feed.offset import Epoch, Offset, Position
+from app.live.broadcast import BroadcastStats
 from tests.support.feeds import eventually
 from tests.support.machine import require
 from tests.support.proxy import proxied
@@ -167,7 +167,7 @@ async def test_from_every_place_in_a_batch(
                 async with joined(node.url, auth) as again:
                     assert (again.recovered, again.pid, again.offset) == (True, client.pid, offset)
                     assert names(await again.take(6 - place)) == list("abcdef")[place:]
-        await eventually(lambda: len(app.broadcast) == 1 and not len(other.broadcast))
+        await eventually(lambda: app.broadcast.stats().subscribers == 1 and other.empty)
 
 
 async def test_from_a_rest_answer(app: App, connection: Connection) -> None:
@@ -267,12 +267,12 @@ async def bad_offsets(app: App, connection: Connection) -> dict[str, str]:
     until = await log.current_position(connection)
     async with joined(app.url, {"since": epoch.format(Offset(until))}):
         pass  # the node has read so far,
-    app.broadcast._recent.clear()  # and has forgotten it
+    app.replay.clear()  # and has forgotten it
     async with asyncio.timeout(20):  # other tests' transactions may put it off
         while await connection.fetchval("SELECT count(*) FROM feed.change"):
             await log.prune(connection, 0, 10**9, 1000)
     # Where other tests' transactions ran, the node's own position was pruned: it begins anew now.
-    assert app.broadcast.feed and await app.broadcast.feed.look()
+    assert await app.feed.look()
     good = epoch.format(Offset(until))
     ahead = Position(until.xmax + 1000, frozenset())
     return {
@@ -406,7 +406,7 @@ async def test_many_who_return_share_reads(
 
         async with asyncio.timeout(60):
             await asyncio.gather(*(come_back(number) for number in range(count)))
-        assert len(node.broadcast) == count and reads <= 20
+        assert node.broadcast.stats().subscribers == count and reads <= 20
 
 
 async def read_slowly(client: RawClient, seconds: float) -> None:
@@ -431,10 +431,10 @@ async def test_a_slow_client_is_not_waited_for(connection: Connection, database_
             await insert_many(connection, number * 100, number * 100 + 99, 8000)
         assert names(await quick.take(2000)) == [f"{i}" for i in range(2000)]
         assert not reading.done(), "the slow client was waited for"
-        assert len(app.broadcast._live) == 1
+        assert app.broadcast.stats().live == 1
         await reading
         assert names(await slow.take(2000)) == [f"{i}" for i in range(2000)]
-        await eventually(lambda: len(app.broadcast._live) == 2)
+        await eventually(lambda: app.broadcast.stats().live == 2)
 
 
 async def test_a_client_that_takes_nothing_is_cut_off(
@@ -449,7 +449,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(
             for number in range(20):
                 await insert_many(connection, number * 100, number * 100 + 99, 8000)
             assert len(await quick.take(2000)) == 2000
-            await eventually(lambda: len(app.broadcast) == 1)
+            await eventually(lambda: app.broadcast.stats().subscribers == 1)
             stuck.websocket.transport.resume_reading()
             taken = []
             with pytest.raises(ConnectionClosed):
@@ -515,4 +515,4 @@ async def test_clients_of_many_kinds_leave_nothing_inside(app: App, connection: 
                 await client.join()
     await eventually(lambda: app.empty)
     await eventually(lambda: len(asyncio.all_tasks()) <= tasks)
-    assert Counter(type(client) for client in app.broadcast._clients) == {}
+    assert app.broadcast.stats() == BroadcastStats(subscribers=0, live=0)

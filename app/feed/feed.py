@@ -1,4 +1,4 @@
-"""Wake, read, publish. Owns the position."""
+"""Follows the log: wake, read, publish. Owns the position."""
 
 import asyncio
 import logging
@@ -14,25 +14,10 @@ from app.feed import log
 from app.feed.listener import Listener
 from app.feed.log import HistoryLost, Page
 from app.feed.offset import Epoch, Offset
+from app.feed.pacing import Pacing
 
 logger = logging.getLogger("tablecast.feed")
 
-# Awake, the feed reads on and on, and rests when it finds nothing, the longer the longer nothing
-# came. Up to some thousand changes a second, what counts is how soon they arrive; from there on
-# every change that was read earns the writers a rest from being read.
-SHORTEST_REST_S = 0.001
-LONGEST_REST_S = 0.020
-REST_PER_CHANGE_S = 0.00015
-# While an open transaction keeps the feed awake, and where there is no bell to sleep by.
-KEPT_AWAKE_REST_S = 0.030
-NO_BELL_REST_S = 0.010
-# Awake and nothing read for so long: try to sleep.
-TIRED_AFTER_S = 0.030
-# While busy, the other nodes are rung for no more often.
-RING_S = 0.010
-# Every node looks without any bell.
-LOOK_S = 1.0
-PROBE_S = 5.0
 HELD_BACK_S = 10.0
 READ_TIMEOUT_S = 15.0
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -41,11 +26,11 @@ DEAF = "notifications do not reach the listening connection (a transaction-mode 
 BEHIND_S = 5.0
 
 
-class Audience(Protocol):
-    """Who the feed publishes to. All methods return at once."""
+class Publisher(Protocol):
+    """Where the feed's pages go. All methods return at once."""
 
     def started(self, epoch: Epoch, end: Offset) -> None:
-        """A history begins at this offset: every one from before is void."""
+        """A history begins at this offset: every earlier offset is void."""
 
     def publish(self, page: Page) -> None:
         """The next page; it begins where the last one ended."""
@@ -53,36 +38,47 @@ class Audience(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FeedStats:
-    """`unreadable`: changes that could not be read, and became reloads of their topics."""
+    """`leading`: this node rings for the others. `looks`: complete reads of the log so far.
+    `unreadable`: changes that could not be read and became reloads of their topics.
+    """
 
+    leading: bool
+    looks: int
     unreadable: int
 
 
 class Feed:
-    """Reads every committed change exactly once and in order, and publishes it.
+    """Reads every committed change exactly once and in order, and hands it to a publisher.
 
-    Start, reconnect and wake are one path: read from the position to now.
+    Starting, reconnecting and waking are one path: read from the position to now.
+
+    `epoch` is the history being followed, None until the first connection. `reached` is the offset
+    up to which it has been published; it may lie within a batch.
     """
 
-    def __init__(self, url: str, audience: Audience) -> None:
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._audience = audience
         self.epoch: Epoch | None = None
-        self.reached: Offset | None = None  # published up to here, perhaps within a batch
-        self.leading = False
+        self.reached: Offset | None = None
         self._listener: Listener | None = None
         self._trouble: str | None = "not connected to the database yet"
         self._read_at = float("-inf")
         self._looked = asyncio.Condition()
         self._looks = 0
+        self._settled = asyncio.Event()
         self._unreadable = 0
 
     def stats(self) -> FeedStats:
-        """What has happened so far."""
-        return FeedStats(self._unreadable)
+        """The state of the feed and what it has counted."""
+        return FeedStats(self.leading, self._looks, self._unreadable)
 
-    async def run(self) -> None:
-        """Follow the log for ever, reconnecting by itself."""
+    @property
+    def leading(self) -> bool:
+        """Whether this node rings for the others, prunes and inspects."""
+        return self._listener is not None and self._listener.leading
+
+    async def run(self, publisher: Publisher) -> None:
+        """Follow the log forever, reconnecting by itself, and hand its pages to `publisher`."""
         failures = 0
         while True:
             try:
@@ -95,17 +91,16 @@ class Feed:
                         server_settings=READER,
                     )
                     session.callback(reader.terminate)
-                    await self._begin(reader)
+                    await self.begin(reader, publisher)
                     self._set_trouble(DEAF if listener.deaf else None)
                     self._listener = listener
                     failures = 0
-                    await self._follow(listener, reader)
+                    await self._follow(listener, reader, publisher)
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 reason = f"the database cannot be reached: {error or type(error).__name__}"
                 self._set_trouble(reason)
             finally:
                 self._listener = None
-                self.leading = False
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
             failures += 1
 
@@ -138,62 +133,69 @@ class Feed:
             return False
         return True
 
-    async def _begin(self, reader: asyncpg.Connection) -> None:
-        """Take up the history where it was left, or begin at now."""
+    async def settled(self) -> None:
+        """Wait until `reached` lies between batches, not within one."""
+        await self._settled.wait()
+
+    def _reach(self, offset: Offset) -> None:
+        self.reached = offset
+        if offset.until is None:
+            self._settled.set()
+        else:
+            self._settled.clear()
+
+    async def begin(self, reader: asyncpg.Connection, publisher: Publisher) -> None:
+        """Continue the history where it was left, or start at now."""
         await log.adopt(reader)
         if self.reached is None or await log.current_epoch(reader) != self.epoch:
-            await self._restart(reader)
+            await self._restart(reader, publisher)
 
-    async def _restart(self, reader: asyncpg.Connection) -> None:
+    async def _restart(self, reader: asyncpg.Connection, publisher: Publisher) -> None:
         if self.reached is not None:
-            logger.error("the log does not continue from where it was read: clients load anew")
+            logger.error("the log does not continue from where it was read: clients load again")
             await log.disown(reader, self.reached.position)
         epoch, reached = await log.current_epoch(reader), await log.current_position(reader)
         await flush(reader)  # the position may have seen commits that a crash would take back
-        # Not before: what fails until here begins again, or the audience would never hear of it.
-        self.epoch, self.reached = epoch, Offset(reached)
-        self._audience.started(self.epoch, self.reached)
+        # Not earlier: whatever fails up to here is tried again, and the publisher must hear of it.
+        self.epoch = epoch
+        self._reach(Offset(reached))
+        publisher.started(epoch, Offset(reached))
 
-    async def _follow(self, listener: Listener, reader: asyncpg.Connection) -> None:
-        next_look = next_probe = next_ring = 0.0
-        rang = owes_ring = False
-        last_found = time.monotonic()
+    async def _follow(
+        self, listener: Listener, reader: asyncpg.Connection, publisher: Publisher
+    ) -> None:
+        pacing = Pacing(time.monotonic())
         while True:
-            changes = await self._read_all(reader)
+            changes = await self._read_all(reader, publisher)
             now = time.monotonic()
-            if changes:
-                last_found = now
-                owes_ring = owes_ring or not (rang and listener.asleep)
-            if owes_ring and (listener.asleep or now >= next_ring):
+            pacing.read(changes, now)
+            if pacing.should_ring(listener.asleep, now):
                 await listener.ring()
-                owes_ring, next_ring = False, now + RING_S
-            if now >= next_look:
-                next_look = now + LOOK_S
+            if pacing.should_look(now):
                 await listener.take_part()
-                self.leading = listener.leading
-            if now >= next_probe:
-                next_probe = now + PROBE_S
+            if pacing.should_probe(now):
                 await listener.probe()
                 self._set_trouble(DEAF if listener.deaf else None)
                 if listener.leading:
                     await self._name_who_holds_back(reader)
+            await self._rest(listener, pacing)
 
-            until_look = max(0.0, next_look - time.monotonic())
-            if not listener.leading:
-                rang = await listener.wait(until_look)
-            elif listener.asleep:
-                rang = await listener.wait(until_look)
-                if listener.busy():
-                    await listener.wake_up()
-                    last_found = now
-            elif now - last_found >= TIRED_AFTER_S and await listener.fall_asleep():
-                rang = False  # read once more
-            else:
-                rest = awake_rest(changes, now - last_found, listener.bell_works)
-                rang = await listener.wait(min(rest, until_look))
+    async def _rest(self, listener: Listener, pacing: Pacing) -> None:
+        """Wait until it is time to read again."""
+        now = time.monotonic()
+        awake = listener.leading and not listener.asleep
+        if awake and pacing.is_tired(now) and await listener.fall_asleep():
+            pacing.woke(rung_by_writer=False)
+            return  # what was committed before the lock was taken must be read first
+        rest = pacing.rest(listener.bell_works, now) if awake else pacing.until_look(now)
+        rung = await listener.wait(rest)
+        pacing.woke(rung_by_writer=rung and listener.asleep)
+        if listener.asleep and listener.busy():
+            await listener.wake_up()
+            pacing.stay_awake(time.monotonic())
 
-    async def _read_all(self, reader: asyncpg.Connection) -> int:
-        """Read and publish everything up to now; how many changes that was."""
+    async def _read_all(self, reader: asyncpg.Connection, publisher: Publisher) -> int:
+        """Read and publish everything up to now; return the number of changes."""
         assert self.reached is not None
         changes = 0
         try:
@@ -202,12 +204,12 @@ class Feed:
                 changes += len(page.changes)
                 self._unreadable += page.unreadable
                 if page.until != self.reached:
-                    self._audience.publish(page)
-                    self.reached = page.until
+                    self._reach(page.until)
+                    publisher.publish(page)
                 if page.is_latest:
                     break
         except HistoryLost:
-            await self._restart(reader)
+            await self._restart(reader, publisher)
             return 0
         self._read_at = time.monotonic()
         async with self._looked:
@@ -226,13 +228,3 @@ class Feed:
                     " pid %d, user %s, application %r, %s",
                     seconds, pid, user, application, state,
                 )  # fmt: skip
-
-
-def awake_rest(changes: int, idle: float, bell_works: bool) -> float:
-    """How long to rest after a read, in seconds: by how much it found, else by how long nothing has
-    come.
-    """
-    if changes:
-        return min(changes * REST_PER_CHANGE_S, LONGEST_REST_S)
-    longest = KEPT_AWAKE_REST_S if bell_works else NO_BELL_REST_S
-    return min(max(idle / 4, SHORTEST_REST_S), longest)

@@ -1,255 +1,199 @@
-"""A page to all who joined, and everybody else to where those are.
+"""A page to all live subscribers, and everybody else to where those are.
 
-A client is either *live*, and gets every page as it is published, or *catching up*: it reads the
-log at its own pace from the offset it has, until that offset is where the live ones are. Testing
-that and joining them is one step, so no change falls between. A client that cannot follow goes
-back to catching up; one that takes nothing at all is cut off, and continues when it returns.
+A subscriber is either *live*, and gets every page as it is published, or *catching up*: it gets
+the pages after its offset at its own pace, until that offset is the one the live ones have.
+Comparing the two and going live is one step, so no change falls between. A live subscriber that
+cannot keep up goes back to catching up; one that reads nothing at all is disconnected, and
+continues when it returns.
 """
 
 import asyncio
 import logging
-import secrets
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
-
-import asyncpg
+from typing import Any, TypeAlias
 
 from app.database.connections import UNAVAILABLE
-from app.feed import log
 from app.feed.feed import Feed
 from app.feed.log import HistoryLost, Page
-from app.feed.offset import Epoch, InvalidOffset, Offset
-from app.live.audience import Client, Live
-from app.live.recent import Part, Recent
-from app.socketio import frames
-from app.socketio.session import Connection
+from app.feed.offset import Epoch, Offset
+from app.live.audience import Audience
+from app.live.buffer import EncodedPage
+from app.live.replay import Replay
+from app.live.subscriber import (
+    UNLIMITED,
+    CloseReason,
+    Encoder,
+    Subscriber,
+    Transport,
+    Welcome,
+)
 
-logger = logging.getLogger("tablecast.sockets")
+logger = logging.getLogger("tablecast.live")
 
-READS_AT_ONCE = 2
-JUDGED_AT_ONCE = 2
-# What ends a replay; the client comes back, and is told.
-GONE: tuple[type[BaseException], ...] = (HistoryLost, *UNAVAILABLE)
-# Parts that lie ready are sent together, up to so many bytes.
-JOINED_BYTES = 256 * 1024
+JOIN_TIMEOUT_S = 10.0
+
+Work: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
 
 
-@dataclass(slots=True)
-class Reading:
-    """A read of the log under way, and how many clients wait for it."""
-
-    task: asyncio.Task[Part]
-    waiting: int = 0
+class Stalled(Exception):
+    """A subscriber reads nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class BroadcastStats:
-    """`reading`: reads of the log under way. `unreadable`: changes that replays could not read."""
+    """`subscribers`: all of them. `live`: those that get every page as it is published."""
 
-    clients: int
-    reading: int
-    unreadable: int
+    subscribers: int
+    live: int
 
 
 class Broadcast:
-    """The audience of the feed: everything that has an offset and wants what comes behind it."""
+    """The feed's publisher.
 
-    def __init__(self, pool: asyncpg.Pool, client_buffer: int, client_stall: float) -> None:
-        self.feed: Feed | None = None
-        self._pool = pool
-        self._client_buffer = client_buffer
-        self._client_stall = client_stall
-        self._live = Live()
-        self._clients: dict[Connection, Client] = {}
-        self._recent = Recent()
-        self._reading: dict[Offset, Reading] = {}
-        self._reads = asyncio.Semaphore(READS_AT_ONCE)
-        self._judged = asyncio.Semaphore(JUDGED_AT_ONCE)
-        self._unreadable = 0
-        self._epoch: Epoch | None = None
-        self._end: Offset | None = None  # where the live clients are
-        self._settled = asyncio.Event()  # the end is not within a batch
+    `buffer_bytes`: how much may be unsent to a live subscriber. `stall_s`: how long one may read
+    nothing, in seconds.
+    """
 
-    def __len__(self) -> int:
-        return len(self._clients)
+    def __init__(self, feed: Feed, replay: Replay, buffer_bytes: int, stall_s: float) -> None:
+        self.feed = feed
+        self.replay = replay
+        self._buffer_bytes = buffer_bytes
+        self._stall_s = stall_s
+        self._subscribers: set[Subscriber] = set()
+        self._audience = Audience()
+        self._has_started = False
 
     def stats(self) -> BroadcastStats:
-        """How it stands."""
-        return BroadcastStats(len(self._clients), len(self._reading), self._unreadable)
+        """Who is here."""
+        return BroadcastStats(len(self._subscribers), len(self._audience))
 
     # The feed's side
 
-    def started(self, epoch: Epoch, end: Offset) -> None:
-        """A history begins: who lives in another one is sent off, and told when it returns."""
-        if self._epoch is not None:  # else nobody has joined; who waits to may stay
-            self.cut_all("another history")
-        self._epoch, self._end = epoch, end
-        self._recent.clear()
-        self._settled.set()
+    def started(self, _: Epoch, __: Offset) -> None:
+        """A history begins. Subscribers of another one are disconnected; when they return, they
+        learn that they must load again.
+        """
+        if self._has_started:  # else they wait for this one
+            self.close_all(CloseReason.NEW_HISTORY)
+        self._has_started = True
+        self.replay.clear()
 
     def publish(self, page: Page) -> None:
-        """Send a page to every live client."""
-        assert self._epoch is not None
-        part = Part(page, self._epoch)
-        self._recent.add(part)
-        self._end = page.until
-        if page.until.until is None:
-            self._settled.set()
-        else:
-            self._settled.clear()
-        if not page.changes:
-            return
-        for client in self._live.send(part, self._client_buffer):
-            self._start_catching_up(client, page.since)
+        """Send a page to every live subscriber."""
+        assert self.feed.epoch is not None
+        encoded = EncodedPage(page, self.feed.epoch)
+        self.replay.keep(encoded)
+        if page.changes:
+            for subscriber in self._audience.send(encoded, self._buffer_bytes):
+                self._start(subscriber, self.catch_up, page.since)
 
-    def cut_all(self, reason: str) -> None:
-        """End every connection; by their offsets the clients continue elsewhere or later."""
-        for connection in list(self._clients):
-            connection.cut(reason)
+    def close_all(self, reason: CloseReason) -> None:
+        """Disconnect every subscriber; by their offsets they continue elsewhere or later."""
+        for subscriber in list(self._subscribers):
+            subscriber.transport.close(reason)
 
-    # The clients' side
+    # The subscribers' side
 
-    async def join(self, connection: Connection, auth: Any) -> None:
-        """Accept a client: CONNECT, hello, what it missed, and then what comes.
+    def subscribe(
+        self, transport: Transport, encode: Encoder, since: Any, welcome: Welcome
+    ) -> Subscriber:
+        """Take in a subscriber: call `welcome`, then write what it missed and whatever comes.
 
-        Raises one of UNAVAILABLE if an offset cannot be judged now.
+        `since` is the offset it says it has. If judging that takes a read of the log, all of this
+        happens later, in a task; if it cannot be judged, the transport is closed.
         """
-        auth = auth if isinstance(auth, dict) else {}
-        pid, came_with = auth.get("pid"), auth.get("offset")
-        resumes = isinstance(pid, str) and isinstance(came_with, str)
-        if not resumes:
-            came_with = auth.get("since")
-        client = Client(connection, timing=auth.get("timing") is True)
-        self._clients[connection] = client
-        offset = await self._judge(came_with)
-        if self._clients.get(connection) is not client:
-            return  # it left meanwhile
-        assert self._end is not None and self._epoch is not None
-        recovered = offset is not None
-        if not (resumes and recovered):
-            pid = secrets.token_urlsafe(12)
-        connection.write(
-            frames.welcome(connection.sid, pid, recovered, self._epoch.format(offset or self._end))
-        )
-        if offset is None or offset == self._end:
-            self._live.add(client)
-        else:
-            self._start_catching_up(client, offset)
+        subscriber = Subscriber(transport, encode)
+        self._subscribers.add(subscriber)
+        judged, offset = self.replay.judge_at_once(since)
+        if not judged:
+            self._start(subscriber, self._join, since, welcome)
+        elif not self._admit(subscriber, offset, welcome):
+            assert offset is not None
+            self._start(subscriber, self.catch_up, offset)
+        return subscriber
 
-    def knows(self, connection: Connection) -> bool:
-        """Whether a client has joined, or is about to."""
-        return connection in self._clients
+    def move(self, subscriber: Subscriber, transport: Transport) -> None:
+        """Write to a subscriber by another transport from now on."""
+        is_live = subscriber.task is None
+        self._audience.discard(subscriber)
+        subscriber.transport = transport
+        if is_live:
+            self._audience.add(subscriber)
 
-    def leave(self, connection: Connection) -> None:
-        """Forget a client; not an error if it never joined."""
-        client = self._clients.pop(connection, None)
-        if client is not None:
-            self._live.discard(client)
-            if client.catching_up is not None:
-                client.catching_up.cancel()
+    def leave(self, subscriber: Subscriber) -> None:
+        """Forget a subscriber; no error if it has left already."""
+        self._subscribers.discard(subscriber)
+        self._audience.discard(subscriber)
+        if subscriber.task is not None:
+            subscriber.task.cancel()
 
-    async def _judge(self, text: Any) -> Offset | None:
-        """The offset a client may continue from; None where it must load anew."""
-        if self._epoch is None:
-            await self._look()
-        assert self._epoch is not None
-        if not isinstance(text, str):
-            return None
-        try:
-            offset = self._epoch.parse(text)
-            if offset != self._end and self._recent.get(offset) is None:
-                await self._wait_until_reached(offset)
-                async with self._judged, self._pool.acquire() as connection:
-                    if not await log.continues(connection, offset.position):
-                        raise HistoryLost(f"the log does not continue from {offset.position}")
-            return offset
-        except (InvalidOffset, HistoryLost) as reason:
-            logger.info("a client cannot continue: %s", reason)
-            return None
+    def _admit(self, subscriber: Subscriber, offset: Offset | None, welcome: Welcome) -> bool:
+        """Welcome a subscriber with its offset; return whether it is live with that."""
+        epoch, reached = self.feed.epoch, self.feed.reached
+        assert epoch is not None and reached is not None
+        welcome(subscriber.transport, offset is not None, epoch.format(offset or reached))
+        if offset is not None and offset != reached:
+            return False
+        self.go_live(subscriber)
+        return True
 
-    def _start_catching_up(self, client: Client, offset: Offset) -> None:
-        client.catching_up = asyncio.create_task(
-            self._catch_up(client, offset), name=f"catch-up {client.connection.sid}"
+    def go_live(self, subscriber: Subscriber) -> None:
+        """From now on a subscriber gets every page."""
+        subscriber.task = None
+        if subscriber in self._subscribers:
+            self._audience.add(subscriber)
+
+    def _start(self, subscriber: Subscriber, work: Work, *arguments: Any) -> None:
+        subscriber.task = asyncio.create_task(
+            self._supervise(subscriber, work, *arguments), name=f"catch-up {subscriber.transport}"
         )
 
-    async def _catch_up(self, client: Client, offset: Offset) -> None:
+    async def _supervise(self, subscriber: Subscriber, work: Work, *arguments: Any) -> None:
+        """Do one subscriber's work; whatever ends it early closes the transport with a reason."""
         try:
-            while True:
-                await self._drained(client.connection)
-                if offset == self._end:
-                    self._live.add(client)
-                    client.catching_up = None
-                    return
-                parts = self._recent.run(offset, JOINED_BYTES) or [await self._read(offset)]
-                for part in parts:
-                    client.connection.write(part.timed_frames if client.timing else part.frames)
-                offset = parts[-1].until
-        except TimeoutError:
-            client.connection.cut("it takes nothing")
-        except GONE as reason:
-            client.connection.cut(str(reason) or type(reason).__name__)
+            await work(subscriber, *arguments)
+        except Stalled:
+            subscriber.transport.close(CloseReason.STALLED)
+        except HistoryLost as error:
+            logger.info("%s: %s", subscriber.transport, error)
+            subscriber.transport.close(CloseReason.HISTORY_LOST)
+        except UNAVAILABLE as error:
+            logger.info("%s: %s", subscriber.transport, str(error) or type(error).__name__)
+            subscriber.transport.close(CloseReason.DATABASE_AWAY)
         except Exception:
-            logger.exception("the replay to %s has failed", client.connection.sid)
-            client.connection.cut("its replay has failed")
+            logger.exception("%s: the replay has failed", subscriber.transport)
+            subscriber.transport.close(CloseReason.INTERNAL_ERROR)
 
-    async def _drained(self, connection: Connection) -> None:
-        """Wait until a client has taken what it was sent. Raises TimeoutError when it stalls."""
+    async def _join(self, subscriber: Subscriber, since: Any, welcome: Welcome) -> None:
+        async with asyncio.timeout(JOIN_TIMEOUT_S):
+            offset = await self.replay.judge(since)
+        if not self._admit(subscriber, offset, welcome):
+            assert offset is not None
+            await self.catch_up(subscriber, offset)
+
+    async def catch_up(self, subscriber: Subscriber, offset: Offset) -> None:
+        """Write the pages after an offset, and go live where the live ones are."""
         while True:
-            unsent = connection.unsent_bytes()
-            try:
-                async with asyncio.timeout(self._client_stall):
-                    await connection.drained()
+            await self._drained(subscriber)
+            if offset == self.feed.reached:
+                self.go_live(subscriber)
                 return
+            for page in await self.replay.pages_after(offset):
+                subscriber.transport.try_write(page.message(subscriber.encode), UNLIMITED)
+                offset = page.until
+
+    async def _drained(self, subscriber: Subscriber) -> None:
+        """Wait until a subscriber has read what it was sent. Raises Stalled if it reads nothing."""
+        while True:
+            transport = subscriber.transport
+            unsent = transport.unsent_bytes()
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await transport.drained()
             except TimeoutError:
-                if connection.unsent_bytes() >= unsent:
-                    raise
-
-    async def _read(self, offset: Offset) -> Part:
-        """The part after an offset, out of the log. Clients that ask for the same share one read;
-        it is cancelled when nobody waits for it any more.
-
-        Raises HistoryLost if the log does not continue from there.
-        """
-        reading = self._reading.get(offset)
-        if reading is None:
-            reading = Reading(asyncio.create_task(self._read_log(offset), name="replay"))
-            self._reading[offset] = reading
-        reading.waiting += 1
-        try:
-            return await asyncio.shield(reading.task)
-        finally:
-            reading.waiting -= 1
-            if not reading.waiting or reading.task.done():
-                if self._reading.get(offset) is reading:
-                    del self._reading[offset]
-                reading.task.cancel()
-
-    async def _read_log(self, offset: Offset) -> Part:
-        # Not beyond where the live clients are to be: after a batch, never within.
-        await self._settled.wait()
-        await self._wait_until_reached(offset)
-        assert self._end is not None and self._epoch is not None
-        epoch, target = self._epoch, self._end.position
-        async with self._reads, self._pool.acquire() as connection:
-            page = await log.read(connection, offset, target)
-        self._unreadable += page.unreadable
-        part = Part(page, epoch)
-        if epoch is self._epoch:
-            self._recent.add(part)
-        return part
-
-    async def _wait_until_reached(self, offset: Offset) -> None:
-        """Return when the live clients are as far as an offset. Raises HistoryLost if they are not,
-        even after a look: it is from the future.
-        """
-        reached = offset.until or offset.position
-        if self._end is not None and self._end.position.covers(reached):
-            return
-        await self._settled.wait()
-        await self._look()  # another node was faster
-        if self._end is None or not self._end.position.covers(reached):
-            raise HistoryLost("from the future")
-
-    async def _look(self) -> None:
-        if self.feed is None or not await self.feed.look():
-            raise ConnectionError("the feed is not connected to the database")
+                if transport.unsent_bytes() >= unsent:
+                    raise Stalled from None
+                continue
+            if transport is subscriber.transport:
+                return

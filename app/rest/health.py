@@ -16,7 +16,7 @@ async def healthz(_: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """Listening and caught up; 503 with the reason otherwise."""
-    trouble = request.app.state.feed.trouble()
+    trouble = request.state.feed.trouble()
     if trouble is not None:
         raise Unavailable(trouble)
     return JSONResponse({"status": "ready"}, headers=NO_STORE)

@@ -232,7 +232,7 @@ async def _fetch(request: Request, statement: str, *arguments: object) -> asyncp
     Raises `Unavailable` if the database is away, busy or too slow, and the 409 if it refuses what
     the statement writes.
     """
-    pool: Pool = request.app.state.pool
+    pool: Pool = request.state.pool
     try:
         async with asyncio.timeout(POOL_TIMEOUT_S):
             connection = await pool.acquire()

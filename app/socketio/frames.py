@@ -1,76 +1,57 @@
-"""What goes out, encoded once: packets for any transport, one byte string for WebSockets."""
+"""What goes out, encoded once: Socket.IO packets as text for polling, as bytes for WebSockets."""
 
 import json
 from collections.abc import Iterable
 from functools import cached_property, partial
 
-from engineio.packet import MESSAGE, Packet
-
 from app.feed.log import Change, Page
 from app.feed.offset import Epoch
-
-CONNECT, EVENT, CONNECT_ERROR = "0", "2", "4"  # Socket.IO packet types
-
+from app.socketio.codec import CONNECT, CONNECT_ERROR, EVENT, MESSAGE
+from app.socketio.rfc6455 import text_frame
 
 _json = partial(json.dumps, separators=(",", ":"))
 
 
-def websocket_frame(payload: bytes) -> bytes:
-    """An unmasked, unfragmented text frame (RFC 6455, section 5.2)."""
-    length = len(payload)
-    if length < 126:
-        return b"\x81" + length.to_bytes(1) + payload
-    if length < 65536:
-        return b"\x81\x7e" + length.to_bytes(2) + payload
-    return b"\x81\x7f" + length.to_bytes(8) + payload
-
-
 class Frames:
-    """A run of Socket.IO packets for the root namespace, given as their text."""
+    """A run of Socket.IO packets, as Engine.IO messages."""
 
-    def __init__(self, packets: Iterable[str]) -> None:
-        self._texts = list(packets)
+    __slots__ = ("__dict__", "packets")
 
-    @cached_property
-    def packets(self) -> list[Packet]:
-        """As Engine.IO messages, to be queued."""
-        return [Packet(MESSAGE, text) for text in self._texts]
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.packets = [f"{MESSAGE}{text}" for text in texts]
 
     @cached_property
     def websocket(self) -> bytes:
-        """As WebSocket frames, joined: one write for however many changes."""
-        return b"".join(websocket_frame(b"4" + text.encode()) for text in self._texts)
-
-    @property
-    def length(self) -> int:
-        """How many characters the packets have together."""
-        return sum(map(len, self._texts))
+        """As WebSocket frames, joined: one write however many changes there are."""
+        return b"".join([text_frame(packet.encode()) for packet in self.packets])
 
     def __add__(self, other: "Frames") -> "Frames":
-        return Frames(self._texts + other._texts)
+        both = Frames(())
+        both.packets = self.packets + other.packets
+        return both
 
 
 def welcome(sid: str, pid: str, recovered: bool, offset: str) -> Frames:
     """The answer to CONNECT, and `feed:hello`: from here on the client has an offset. A client that
-    gets back the `pid` it sent takes itself as recovered.
+    gets back the `pid` it sent takes itself for recovered.
     """
     return Frames(
         [
-            CONNECT + _json({"sid": sid, "pid": pid}),
-            EVENT + _json(["feed:hello", {"recovered": recovered}, offset]),
+            f"{CONNECT}{_json({'sid': sid, 'pid': pid})}",
+            f"{EVENT}{_json(['feed:hello', {'recovered': recovered}, offset])}",
         ]
     )
 
 
 def refuse(namespace: str, reason: str) -> Frames:
-    """CONNECT_ERROR, to a namespace that is none."""
-    prefix = "" if namespace == "/" else f"{namespace},"
-    return Frames([CONNECT_ERROR + prefix + _json({"message": reason})])
+    """CONNECT_ERROR for an unknown namespace."""
+    return Frames([f"{CONNECT_ERROR}{namespace},{_json({'message': reason})}"])
 
 
-def timing(written: int, read: int) -> Frames:
-    """`feed:timing`, for clients that asked: when what follows was written and read (ms)."""
-    return Frames([EVENT + _json(["feed:timing", {"at": written, "now": read}])])
+def timed_changes(page: Page, epoch: Epoch) -> Frames:
+    """The events of a page after `feed:timing`, which says when they were written and read (ms)."""
+    timing = f"{EVENT}{_json(['feed:timing', {'at': page.written, 'now': page.read}])}"
+    return Frames([timing]) + changes(page, epoch)
 
 
 def changes(page: Page, epoch: Epoch) -> Frames:
@@ -93,7 +74,8 @@ def changes(page: Page, epoch: Epoch) -> Frames:
 
 
 def without_body(change: Change, offset: str) -> str:
-    """A truncate; or `feed:hello` once more, for one topic: what clients have of it is void."""
+    """A truncate; or `feed:hello` again, for one topic: the client's rows of it are void."""
     if change.op == "reload":
-        return EVENT + _json(["feed:hello", {"recovered": False, "topic": change.topic}, offset])
+        hello = ["feed:hello", {"recovered": False, "topic": change.topic}, offset]
+        return f"{EVENT}{_json(hello)}"
     return f'{EVENT}["{change.topic}:{change.op}","{offset}"]'

@@ -1,34 +1,59 @@
-"""The Socket.IO server: connect, resume, refuse.
+"""Socket.IO 5: one namespace, CONNECT and its answer; a client sends nothing else.
 
-Engine.IO is python-engineio's, Socket.IO packets are python-socketio's. The part of
-python-socketio between the two (rooms, handlers) is not used: a client joins one namespace and
-sends nothing but CONNECT, and python-socketio would let it join, be sent to, and raise, in orders
-this server rules out.
+Packets are encoded and decoded by python-socketio's codec. Its server is not used: a client joins,
+is written to and leaves here, in an order that leaves no gap in what it gets.
 """
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import engineio
-from engineio.packet import OPEN, Packet
-from socketio import packet as socketio_packet
+from starlette.types import Receive, Scope, Send
 
-from app.database.connections import UNAVAILABLE
 from app.live.broadcast import Broadcast
-from app.socketio import frames
-from app.socketio.session import Connection, ProtocolError
+from app.socketio import codec, frames
+from app.socketio.codec import ProtocolError
+from app.socketio.engine import Engine, EngineStats
+from app.socketio.handshake import EngineRequest
+from app.socketio.session import Session
 
-logger = logging.getLogger("tablecast.sockets")
+logger = logging.getLogger("tablecast.socketio")
 
-JOIN_TIMEOUT_S = 10.0
-# CONNECT with an offset is the longest a client has to say.
-INBOUND_BYTES = 100_000
+ID_BYTES = 12
+RESERVED_EVENTS = frozenset(
+    {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
+)
 
 
-class Server(engineio.AsyncServer):  # type: ignore[misc]  # python-engineio has no types
-    """Sessions by both transports, and the one namespace `/`."""
+@dataclass(frozen=True, slots=True)
+class ConnectPayload:
+    """What a client says with CONNECT.
+
+    `pid` and `offset` come from official clients that were connected before, `since` from those
+    that have a list.
+    """
+
+    pid: str | None
+    since: str | None
+    timing: bool
+
+    @classmethod
+    def read(cls, payload: Any) -> "ConnectPayload":
+        """Read the payload of a CONNECT packet, whatever it is."""
+        given = payload if isinstance(payload, dict) else {}
+        pid, offset, since = given.get("pid"), given.get("offset"), given.get("since")
+        timing = given.get("timing") is True
+        if isinstance(pid, str) and isinstance(offset, str):
+            return cls(pid, offset, timing)
+        return cls(None, since if isinstance(since, str) else None, timing)
+
+
+class SocketIO:
+    """The Socket.IO server: every session's messages, and who has joined."""
 
     def __init__(
         self,
@@ -38,111 +63,91 @@ class Server(engineio.AsyncServer):  # type: ignore[misc]  # python-engineio has
         ping_timeout: float,
         allowed_origins: Sequence[str],
     ) -> None:
-        super().__init__(
-            async_mode="asgi",
+        self._broadcast = broadcast
+        self._engine = Engine(
+            self,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
-            max_http_buffer_size=INBOUND_BYTES,
-            cors_allowed_origins="*" if "*" in allowed_origins else list(allowed_origins) or None,
-            async_handlers=False,
-            monitor_clients=False,  # every connection has its own timers
-            logger=logging.getLogger("engineio.server"),
+            allowed_origins=allowed_origins,
         )
-        self._broadcast = broadcast
-        self._joining: dict[Connection, asyncio.Timeout] = {}
 
-    async def _handle_connect(
-        self, environ: dict[str, Any], transport: str, jsonp_index: int | None = None
-    ) -> Any:
-        """Open a session, as python-engineio does, with a bounded Connection."""
-        connection = Connection(self, self.generate_id())
-        self.sockets[connection.sid] = connection
-        opening = {
-            "sid": connection.sid,
-            "upgrades": self._upgrades(connection.sid, transport),
-            "pingInterval": int(self.ping_interval * 1000),
-            "pingTimeout": int(self.ping_timeout * 1000),
-            "maxPayload": self.max_http_buffer_size,
-        }
-        await connection.send(Packet(OPEN, opening))
-        connection.schedule_ping()
-        if transport == "websocket":
-            try:
-                return await connection.handle_get_request(environ)
-            finally:
-                connection.cut(self.reason.TRANSPORT_CLOSE)
-        connection.connected = True
-        return self._ok(await connection.poll(), jsonp_index=jsonp_index)
+    def stats(self) -> EngineStats:
+        """Who is connected, and why others went."""
+        return self._engine.stats()
 
-    def forget(self, connection: Connection, reason: str) -> None:
-        """A session has ended: nothing of it stays."""
-        logger.debug("%s ended: %s", connection.sid, reason)
-        self.sockets.pop(connection.sid, None)
-        self._broadcast.leave(connection)
-        if (joining := self._joining.pop(connection, None)) is not None:
-            joining.reschedule(0)  # nobody waits for it any more
+    async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request over ASGI on a Socket.IO path."""
+        await self._engine.handle_request(scope, receive, send)
 
-    async def receive_message(self, connection: Connection, data: str | bytes) -> None:
+    def accept(
+        self, transport: asyncio.Transport, request: EngineRequest
+    ) -> asyncio.Protocol | None:
+        """Take over the connection of a plain, good upgrade; None if it must be refused."""
+        return self._engine.accept(transport, request)
+
+    def close(self) -> None:
+        """End every session by closing its transport. A Socket.IO DISCONNECT would keep the clients
+        from coming back.
+        """
+        self._engine.close()
+
+    # The engine's side
+
+    def received(self, session: Session, data: Any) -> None:
         """Take one Socket.IO packet. Raises ProtocolError for what a client may not send."""
-        if isinstance(data, bytes):
+        if not isinstance(data, str):
             raise ProtocolError("binary messages are refused")
-        try:
-            packet = socketio_packet.Packet(encoded_packet=data)
-        except Exception as error:  # its decoder raises whatever the text leads it to
-            raise ProtocolError(f"no Socket.IO packet: {error}") from error
+        packet = codec.decode_message(data)
         namespace = packet.namespace or "/"
-        joined = self._broadcast.knows(connection)
-        if packet.packet_type == socketio_packet.CONNECT:
-            if namespace != "/":
-                connection.write(frames.refuse(namespace, "There is no such namespace."))
-                raise ProtocolError(f"CONNECT to {namespace}")
-            if joined:
+        if packet.packet_type == codec.CONNECT and namespace != "/":
+            session.write(frames.refuse(namespace, "Invalid namespace"))
+        elif packet.packet_type == codec.CONNECT:
+            if session.subscriber is not None:
                 raise ProtocolError("CONNECT twice")
-            await self._join(connection, packet.data)
-        elif not joined or namespace != "/":
+            self._join(session, ConnectPayload.read(packet.data))
+        elif session.subscriber is None or namespace != "/":
             raise ProtocolError("a packet for a namespace that was not joined")
-        elif packet.packet_type == socketio_packet.DISCONNECT:
-            self._broadcast.leave(connection)
-            connection.expect_connect()
-        elif packet.packet_type == socketio_packet.EVENT:
-            self._refuse_event(packet.data)
+        elif packet.packet_type == codec.DISCONNECT:
+            self.ended(session)
+            session.keeper.waiting.add(session)
+        elif packet.packet_type == codec.EVENT:
+            ignore_event(packet.data)
         else:
             raise ProtocolError("binary packets and acknowledgements are refused")
 
-    def _refuse_event(self, data: Any) -> None:
-        """Clients have no events to send: REST and SQL are the way. A well-formed one is passed
-        over, one with a name of the library's own is an error.
-        """
-        if not isinstance(data, list) or not data or not isinstance(data[0], str):
-            raise ProtocolError("an event without a name")
-        if data[0] in RESERVED_EVENTS:
-            raise ProtocolError(f"the event name {data[0]!r} is reserved")
-        logger.debug("an event %r was ignored", data[0])
+    def replaced(self, old: Session, new: Session) -> None:
+        """Go on by the new session."""
+        old.subscriber = None
+        if new.subscriber is not None:
+            self._broadcast.move(new.subscriber, new)
 
-    async def _join(self, connection: Connection, auth: Any) -> None:
-        connection.connect_arrived()
-        try:
-            async with asyncio.timeout(JOIN_TIMEOUT_S) as joining:
-                self._joining[connection] = joining
-                try:
-                    await self._broadcast.join(connection, auth)
-                finally:
-                    self._joining.pop(connection, None)
-        except UNAVAILABLE as error:
-            # Not a CONNECT_ERROR: after one the client would not try again by itself.
-            connection.cut(f"it cannot join now: {error or type(error).__name__}")
-        except Exception:
-            logger.exception("joining failed")
-            connection.cut("joining failed")
+    def ended(self, session: Session) -> None:
+        """Forget what a session has joined."""
+        if session.subscriber is not None:
+            self._broadcast.leave(session.subscriber)
+            session.subscriber = None
 
-    def close(self) -> None:
-        """End every session by closing its transport; a Socket.IO DISCONNECT would keep the
-        clients from coming back.
-        """
-        for connection in list(self.sockets.values()):
-            connection.cut("the server stops")
+    def _join(self, session: Session, payload: ConnectPayload) -> None:
+        session.keeper.waiting.remove(session)
+        encode = frames.timed_changes if payload.timing else frames.changes
+        welcome = partial(greet, payload.pid)
+        session.subscriber = self._broadcast.subscribe(session, encode, payload.since, welcome)
 
 
-RESERVED_EVENTS = frozenset(
-    {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
-)
+def greet(pid: str | None, session: Session, recovered: bool, offset: str) -> None:
+    """Answer CONNECT. A client that continues gets back the `pid` it came with."""
+    if pid is None or not recovered:
+        pid = secrets.token_urlsafe(ID_BYTES)
+    # Not the session's own id: that one lets its bearer poll for the session.
+    session.write(frames.welcome(secrets.token_urlsafe(ID_BYTES), pid, recovered, offset))
+
+
+def ignore_event(data: Any) -> None:
+    """Clients have no events to send: REST and SQL are the way. A well-formed one is ignored, one
+    with a name of the library's own is an error.
+    """
+    if not isinstance(data, list) or not data or not isinstance(data[0], str):
+        raise ProtocolError("an event without a name")
+    if data[0] in RESERVED_EVENTS:
+        raise ProtocolError(f"the event name {data[0]!r} is reserved")
+    logger.debug("an event %r was ignored", data[0])

@@ -152,9 +152,9 @@ class Stopwatch:
 async def feed_ms(url: str, epoch: Epoch, since: Offset) -> float:
     """The same for the feed itself, when it comes back after it had reached an offset."""
     watch = Stopwatch()
-    feed = Feed(url, watch)
+    feed = Feed(url)
     feed.epoch, feed.reached = epoch, since
-    task = asyncio.create_task(feed.run())
+    task = asyncio.create_task(feed.run(watch))
     try:
         async with asyncio.timeout(60):
             while len(watch.times) < PAGES and feed.trouble():  # noqa: ASYNC110 - it gives no signal

@@ -3,17 +3,17 @@ database.
 """
 
 import asyncio
-import sys
 from collections.abc import Callable
 
 import asyncpg
 
 from app.feed import log
-from app.feed.feed import Feed
+from app.feed.feed import Feed, Publisher
 from app.feed.offset import Epoch, Offset, Position
-from app.live.audience import Client, Live
+from app.live.audience import Audience
 from app.live.broadcast import Broadcast
-from app.live.recent import Part
+from app.live.buffer import EncodedPage
+from app.live.subscriber import UNLIMITED, Subscriber
 
 
 def fence() -> None:
@@ -28,50 +28,51 @@ def fence() -> None:
 
 def joining_early() -> None:
     """A client gets what is live while its replay is still under way."""
-    replay = Broadcast._catch_up
+    replay = Broadcast.catch_up
 
-    async def join_and_replay(self: Broadcast, client: Client, offset: Offset) -> None:
-        self._live.add(client)
-        end = self._end
-        while self._end == end:  # so that something live comes for certain
+    async def join_and_replay(self: Broadcast, subscriber: Subscriber, offset: Offset) -> None:
+        self.go_live(subscriber)
+        reached = self.feed.reached
+        while self.feed.reached == reached:  # so that something live comes for certain
             await asyncio.sleep(0.01)
-        await replay(self, client, offset)
+        await replay(self, subscriber, offset)
 
-    Broadcast._catch_up = join_and_replay  # type: ignore[method-assign]
+    Broadcast.catch_up = join_and_replay  # type: ignore[method-assign]
 
 
 def joining_blindly() -> None:
-    """A client joins after its replay, without a look whether the live ones are further."""
+    """A client goes live after its replay, whether or not the live ones are further by then."""
 
-    async def catch_up(self: Broadcast, client: Client, offset: Offset) -> None:
-        part = self._recent.get(offset) or await self._read(offset)
-        client.connection.write(part.frames)
-        self._live.add(client)
-        client.catching_up = None
+    async def catch_up(self: Broadcast, subscriber: Subscriber, offset: Offset) -> None:
+        page = (await self.replay.pages_after(offset))[0]
+        subscriber.transport.try_write(page.message(subscriber.encode), UNLIMITED)
+        self.go_live(subscriber)
 
-    Broadcast._catch_up = catch_up  # type: ignore[method-assign]
+    Broadcast.catch_up = catch_up  # type: ignore[method-assign]
 
 
 def bound() -> None:
-    """A client that takes nothing is written to all the same."""
+    """A client that reads nothing is written to all the same."""
 
-    send = Live.send
+    send = Audience.send
 
-    def send_all(self: Live, part: Part, limit_bytes: int) -> list[Client]:
-        return send(self, part, sys.maxsize)
+    def send_all(self: Audience, page: EncodedPage, limit_bytes: int) -> list[Subscriber]:
+        return send(self, page, UNLIMITED)
 
-    Live.send = send_all  # type: ignore[method-assign]
+    Audience.send = send_all  # type: ignore[method-assign]
 
 
 def catch_up() -> None:
     """After a reconnect the feed goes on from now."""
-    begin = Feed._begin
+    begin = Feed.begin
 
-    async def begin_now(self: Feed, reader: "asyncpg.Connection[asyncpg.Record]") -> None:
-        await begin(self, reader)
+    async def begin_now(
+        self: Feed, reader: "asyncpg.Connection[asyncpg.Record]", publisher: Publisher
+    ) -> None:
+        await begin(self, reader, publisher)
         self.reached = Offset(await log.current_position(reader))
 
-    Feed._begin = begin_now  # type: ignore[method-assign]
+    Feed.begin = begin_now  # type: ignore[method-assign]
 
 
 def epoch() -> None:

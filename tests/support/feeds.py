@@ -19,7 +19,7 @@ async def eventually(true: Callable[[], object], seconds: float = WAIT_S) -> Non
 
 
 class Recorder:
-    """An audience that keeps what it is told; a page that does not continue the last one fails."""
+    """A publisher that keeps what it is told; a page that does not continue the last one fails."""
 
     def __init__(self, keep: bool = True) -> None:
         self.histories: list[Epoch] = []
@@ -64,8 +64,8 @@ class Recorder:
 async def following(url: str, keep: bool = True) -> AsyncIterator[tuple[Feed, Recorder]]:
     """A feed that has begun to follow the log of a database."""
     recorder = Recorder(keep)
-    feed = Feed(url, recorder)
-    task = asyncio.create_task(feed.run(), name="feed")
+    feed = Feed(url)
+    task = asyncio.create_task(feed.run(recorder), name="feed")
     try:
         await eventually(lambda: feed.trouble() is None and recorder.histories)
         yield feed, recorder

@@ -5,20 +5,16 @@ import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import uvicorn
-from starlette.applications import Starlette
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from app import serving
-from app.application import create_app
-from app.live.broadcast import Broadcast
+from app.application import State, create_app
 from app.settings import Settings
-from app.socketio.server import INBOUND_BYTES
-from app.socketio.server import Server as SocketServer
 
 FRAME_TIMEOUT_S = 10.0
 PATH = "/socket.io-client/"
@@ -156,6 +152,24 @@ class PollingClient:
         return [packet for packet in packets if packet != "2"]
 
 
+async def waiting_poll(polling: PollingClient) -> "asyncio.Task[httpx.Response]":
+    """Start a poll; return when it waits in the server."""
+    sent = asyncio.Event()
+
+    async def trace(event: str, _: dict[str, Any]) -> None:
+        if event == "http11.send_request_body.complete":
+            sent.set()
+
+    poll = asyncio.create_task(polling.http.get(polling.address, extensions={"trace": trace}))
+    await sent.wait()
+    stranger = PollingClient(polling.http)
+    stranger.sid = "nobody"
+    for _ in range(2):  # the server reads these after the poll, and answers at once
+        assert (await polling.http.get(stranger.address)).status_code == 400
+    assert not poll.done()
+    return poll
+
+
 class Quiet:
     """uvicorn.Server within a test: signals stay the test's."""
 
@@ -164,7 +178,7 @@ class Quiet:
         yield
 
 
-class OurServer(Quiet, serving.Server):
+class OurServer(Quiet, serving.HttpServer):
     pass
 
 
@@ -175,30 +189,22 @@ class AnyServer(Quiet, uvicorn.Server):
 class App:
     """The application while it is served within the test, to look inside."""
 
-    def __init__(self, app: Starlette, url: str) -> None:
+    def __init__(self, state: State, url: str) -> None:
         self.url = url
-        self._app = app
-
-    @property
-    def sockets(self) -> SocketServer:
-        """The Socket.IO server."""
-        found: SocketServer = self._app.state.sockets
-        return found
-
-    @property
-    def broadcast(self) -> Broadcast:
-        """Who has joined."""
-        return self.sockets._broadcast
+        self.feed = state["feed"]
+        self.replay = state["replay"]
+        self.broadcast = state["broadcast"]
+        self.socketio = state["socketio"]
 
     @property
     def empty(self) -> bool:
         """Whether nothing is left of any client."""
         names = [task.get_name() for task in asyncio.all_tasks()]
         return not (
-            len(self.broadcast)
-            or self.broadcast._live
-            or self.sockets.sockets
-            or self.broadcast._reading
+            self.broadcast.stats().subscribers
+            or self.broadcast.stats().live
+            or self.socketio.stats().sessions
+            or self.replay.stats().reading
             or any(name.startswith(("catch-up", "replay")) for name in names)
         )
 
@@ -210,22 +216,19 @@ async def serving_here(
     """Serve the application in this event loop; `plain` as any ASGI server would."""
     app = create_app(Settings(database_url=database_url, port=0, **settings))
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    ours: dict[str, Any] = {} if plain else {
-        "ws": serving.WebSocketProtocol, "ws_ping_interval": None, "ws_per_message_deflate": False,
-        "ws_max_size": INBOUND_BYTES,
-    }  # fmt: skip
-    config = uvicorn.Config(
-        app, lifespan="on", log_config=None, timeout_graceful_shutdown=1, backlog=4096, **ours
-    )
-    server = AnyServer(config) if plain else OurServer(config, app, lambda: None)
+    server: uvicorn.Server
+    if plain:
+        server = AnyServer(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+    else:
+        server = OurServer(serving.configure(app), lambda: None)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         async with asyncio.timeout(20):
-            while not server.started or app.state.feed.trouble():
+            while not server.started or server.lifespan.state["feed"].trouble():
                 assert not task.done()
                 await asyncio.sleep(0.01)
         host, port = listening.getsockname()
-        yield App(app, f"http://{host}:{port}")
+        yield App(cast(State, server.lifespan.state), f"http://{host}:{port}")
     finally:
         server.should_exit = True
         await asyncio.wait_for(task, 20)

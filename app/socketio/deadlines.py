@@ -1,0 +1,60 @@
+"""Things that are due, all after the same time: a queue, so that one timer serves them all."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+# Things due within a short time of each other are done together: fewer wake-ups of the process.
+LARGEST_SLACK_S = 0.1
+SLACK_SHARE = 0.05
+
+
+class Deadlines(Generic[T]):
+    """Calls `due` with each thing `seconds` after it was added, unless it was removed meanwhile."""
+
+    def __init__(self, seconds: float, due: Callable[[T], None]) -> None:
+        self._seconds = seconds
+        self._slack = min(LARGEST_SLACK_S, SLACK_SHARE * seconds)
+        self._due = due
+        self._loop = asyncio.get_running_loop()
+        self._times: dict[T, float] = {}  # in the order of the times
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __contains__(self, thing: T) -> bool:
+        return thing in self._times
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def add(self, thing: T) -> None:
+        """Let a thing be due `seconds` from now, whenever it was due before."""
+        self._times.pop(thing, None)
+        self._times[thing] = time = self._loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(time + self._slack, self._expire)
+
+    def remove(self, thing: T) -> bool:
+        """Let a thing not be due any more; return whether it was to be."""
+        return self._times.pop(thing, None) is not None
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._times.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        expired = []
+        for thing, time in self._times.items():
+            if time > now:
+                self._timer = self._loop.call_at(time + self._slack, self._expire)
+                break
+            expired.append(thing)
+        for thing in expired:
+            if self.remove(thing):  # what was due before it may have removed it
+                self._due(thing)

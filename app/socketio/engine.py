@@ -1,0 +1,276 @@
+"""Engine.IO 4: opens, finds and ends sessions, and answers their requests.
+
+Requests arrive over ASGI. Where the server can give up its connection (app/serving.py), a WebSocket
+takes a short cut: `accept` makes the connection itself the session.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from app.live.subscriber import CloseReason
+from app.socketio import codec, rfc6455
+from app.socketio.deadlines import Deadlines
+from app.socketio.handshake import (
+    VERSION,
+    EngineRequest,
+    RequestRefused,
+    bad_method,
+    bad_request,
+    foreign_origin,
+    is_allowed_origin,
+    request_of,
+    unknown_session,
+    unknown_transport,
+    unsupported_version,
+)
+from app.socketio.polling import QueuedSession, answer_websocket_close
+from app.socketio.session import INBOUND_BYTES, INBOUND_WINDOW_S, Session
+from app.socketio.websocket import WebSocketSession
+
+logger = logging.getLogger("tablecast.socketio")
+
+# How long a client may take to CONNECT, to go through with an upgrade, and to read a close frame.
+PATIENCE_S = 10.0
+SID_BYTES = 15
+NO_STORE = {"Cache-Control": "no-store"}
+SWITCHING = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Accept: {}\r\n\r\n"
+)
+
+
+class Receiver(Protocol):
+    """Who takes the messages of the sessions. All methods return at once."""
+
+    def received(self, session: Session, data: Any) -> None:
+        """Take a message. Raises ProtocolError."""
+
+    def replaced(self, old: Session, new: Session) -> None:
+        """A session was upgraded: write to the new one."""
+
+    def ended(self, session: Session) -> None:
+        """Write no more to a session."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """`closed`: how many sessions have ended, by reason."""
+
+    sessions: int
+    closed: dict[CloseReason, int]
+
+
+class Engine:
+    """All sessions. Heartbeats and deadlines of all of them share three timers.
+
+    `ping_interval`, `ping_timeout`: seconds.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        *,
+        ping_interval: float,
+        ping_timeout: float,
+        allowed_origins: Sequence[str],
+    ) -> None:
+        self._receiver = receiver
+        self._allowed_origins = allowed_origins
+        self._sessions: dict[str, Session] = {}
+        self._closed = dict.fromkeys(CloseReason, 0)
+        self._loop = asyncio.get_running_loop()
+        self.pings: Deadlines[Session] = Deadlines(ping_interval, Session.ping)
+        self.pongs: Deadlines[Session] = Deadlines(ping_timeout, miss_heartbeat)
+        self.waiting: Deadlines[Session] = Deadlines(PATIENCE_S, Session.overdue)
+        self._opening = {
+            "pingInterval": round(ping_interval * 1000),
+            "pingTimeout": round(ping_timeout * 1000),
+            "maxPayload": INBOUND_BYTES,
+        }
+
+    def stats(self) -> EngineStats:
+        """Who is here, and why others went."""
+        return EngineStats(len(self._sessions), self._closed.copy())
+
+    def close(self) -> None:
+        """End every session by closing its transport: the clients come back."""
+        for session in list(self._sessions.values()):
+            session.close(CloseReason.SERVER_STOPS)
+
+    # Sessions
+
+    def window(self) -> int:
+        """The number of the present inbound window."""
+        return int(self._loop.time() / INBOUND_WINDOW_S)
+
+    def received(self, session: Session, data: Any) -> None:
+        self._receiver.received(session, data)
+
+    def replace(self, old: Session, new: Session) -> None:
+        self._sessions[new.sid] = new
+        self.pings.remove(old)
+        self.pongs.remove(old)
+        self.waiting.remove(new)
+        if self.waiting.remove(old):
+            self.waiting.add(new)
+        self.pings.add(new)
+        new.subscriber = old.subscriber
+        self._receiver.replaced(old, new)
+
+    def ended(self, session: Session, reason: CloseReason) -> None:
+        logger.debug("%s closed: %s", session.sid, reason)
+        self._closed[reason] += 1
+        self._sessions.pop(session.sid, None)
+        self.pings.remove(session)
+        self.pongs.remove(session)
+        self.waiting.remove(session)
+        self._receiver.ended(session)
+
+    def _add(self, session: Session) -> None:
+        self._sessions[session.sid] = session
+        self.pings.add(session)
+        self.waiting.add(session)
+
+    def _open_packet(self, sid: str, upgrades: Sequence[str]) -> str:
+        return codec.encode(codec.OPEN, {"sid": sid, "upgrades": upgrades} | self._opening)
+
+    # Requests
+
+    def _judge(self, request: EngineRequest, websocket: bool) -> Session | None:
+        """The session a request belongs to, None if it opens one. Raises RequestRefused."""
+        if request.query.get("EIO") != VERSION:
+            raise unsupported_version()
+        if request.transport not in ("polling", "websocket"):
+            raise unknown_transport()
+        if not is_allowed_origin(request, self._allowed_origins):
+            raise foreign_origin()
+        if websocket != (request.transport == "websocket"):
+            raise bad_request()
+        if request.sid is None:
+            if request.method != "GET":
+                raise bad_method()
+            return None
+        session = self._sessions.get(request.sid)
+        if session is None:
+            raise unknown_session()
+        if not isinstance(session, QueuedSession) or session.upgraded:
+            raise bad_request()
+        return session
+
+    def accept(
+        self, transport: asyncio.Transport, request: EngineRequest
+    ) -> WebSocketSession | None:
+        """Answer a plain, good upgrade, and return the protocol that owns the connection from now
+        on; None, with nothing done, if it must be refused.
+        """
+        try:
+            old = self._judge(request, websocket=True)
+        except RequestRefused:
+            return None
+        switching = SWITCHING.format(rfc6455.accept(request.headers["sec-websocket-key"])).encode()
+        if isinstance(old, QueuedSession):
+            session = WebSocketSession(self, old.sid, transport, old)
+            self.waiting.add(session)
+        else:
+            session = WebSocketSession(self, secrets.token_urlsafe(SID_BYTES), transport)
+            self._add(session)
+            switching += rfc6455.text_frame(self._open_packet(session.sid, ()).encode())
+        transport.set_protocol(session)
+        transport.write(switching)
+        return session
+
+    async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request over ASGI: a poll, a POST or a WebSocket."""
+        websocket = scope["type"] == "websocket"
+        try:
+            request = request_of(scope)
+            session = self._judge(request, websocket)
+            if websocket:
+                await self._serve_websocket(session, receive, send)
+                return
+            response = await self._answer(request, session, Request(scope, receive))
+        except RequestRefused as refused:
+            logger.debug("a request was refused: %s", refused)
+            response = JSONResponse(refused.body, refused.status, NO_STORE)
+            if websocket:
+                await refuse_websocket(scope, send, response)
+                return
+        except ClientDisconnect:
+            return  # nobody reads the answer
+        await response(scope, receive, send)
+
+    async def _answer(
+        self, request: EngineRequest, session: Session | None, http: Request
+    ) -> Response:
+        if session is None:
+            opened = QueuedSession(self, secrets.token_urlsafe(SID_BYTES))
+            self._add(opened)
+            return text(self._open_packet(opened.sid, ["websocket"]))
+        assert isinstance(session, QueuedSession)
+        if request.method == "GET":
+            address = http.scope["query_string"].decode("latin-1")
+            return text(codec.encode_payload(await session.poll(address, http.receive)))
+        if request.method == "POST":
+            return await self._post(session, http)
+        raise bad_request()
+
+    async def _post(self, session: QueuedSession, http: Request) -> Response:
+        body = bytearray()
+        async for chunk in http.stream():
+            body += chunk
+            if len(body) > INBOUND_BYTES:
+                session.close(CloseReason.PROTOCOL_ERROR)
+                return text("The body is too large.", 413)
+        if session.upgraded:
+            raise bad_request()
+        try:
+            packets = codec.decode_payload(bytes(body))
+        except codec.ProtocolError as error:
+            session.blame(error)
+            raise bad_request() from error
+        for packet_type, data in packets:
+            session.receive_packet(packet_type, data)
+        if session.closed_by_fault():
+            raise bad_request()
+        return text("ok")
+
+    async def _serve_websocket(self, old: Session | None, receive: Receive, send: Send) -> None:
+        await receive()  # websocket.connect
+        await send({"type": "websocket.accept"})
+        if isinstance(old, QueuedSession):
+            await old.upgrade(receive, send)
+        else:
+            session = QueuedSession(self, secrets.token_urlsafe(SID_BYTES))
+            session.upgraded = True
+            self._add(session)
+            session.write_packet(self._open_packet(session.sid, ()))
+            await session.serve(receive, send)
+        await answer_websocket_close(send)
+
+
+def miss_heartbeat(session: Session) -> None:
+    """End the session of a client that has not answered a ping."""
+    session.close(CloseReason.HEARTBEAT_MISSED)
+
+
+def text(body: str, status: int = 200) -> Response:
+    return Response(body, status, NO_STORE, "text/plain")
+
+
+async def refuse_websocket(scope: Scope, send: Send, response: JSONResponse) -> None:
+    """Refuse a WebSocket, with the response itself where the ASGI server can send it."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": json.dumps(response.body)})
+        return
+    start = {"status": response.status_code, "headers": response.raw_headers}
+    await send({"type": "websocket.http.response.start"} | start)
+    await send({"type": "websocket.http.response.body", "body": response.body})

@@ -1,0 +1,148 @@
+"""Requests to open or continue an Engine.IO session, as values. No I/O."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from app.socketio.rfc6455 import KEY
+
+VERSION = "4"
+MOST_PARAMETERS = 50
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+REQUEST_LINE = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n")
+HEADER = re.compile(rb"(%s):[ \t]*([\t -~\x80-\xff]*?)[ \t]*\r\n" % TOKEN)
+# A request with one of these is more than a plain upgrade.
+NOT_PLAIN = frozenset({"content-length", "transfer-encoding", "expect"})
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A request on a Socket.IO path. Header names are in lower case."""
+
+    method: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    scheme: str = "http"
+
+    @property
+    def sid(self) -> str | None:
+        """The session it belongs to; None to open one."""
+        return self.query.get("sid")
+
+    @property
+    def transport(self) -> str | None:
+        """`polling` or `websocket`, if it is well-formed."""
+        return self.query.get("transport")
+
+
+class RequestRefused(Exception):
+    """The request is answered with a status and one of Engine.IO's errors."""
+
+    def __init__(self, status: int, code: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"code": code, "message": message}
+
+
+def unknown_transport() -> RequestRefused:
+    return RequestRefused(400, 0, "Transport unknown")
+
+
+def unknown_session() -> RequestRefused:
+    return RequestRefused(400, 1, "Session ID unknown")
+
+
+def bad_method() -> RequestRefused:
+    return RequestRefused(400, 2, "Bad handshake method")
+
+
+def bad_request() -> RequestRefused:
+    return RequestRefused(400, 3, "Bad request")
+
+
+def foreign_origin() -> RequestRefused:
+    return RequestRefused(403, 4, "Forbidden: this origin may not connect; see ALLOWED_ORIGINS")
+
+
+def unsupported_version() -> RequestRefused:
+    return RequestRefused(400, 5, "Unsupported protocol version")
+
+
+def parse_query(query: bytes) -> dict[str, str]:
+    """The parameters of a query; of a repeated one, the last. Raises RequestRefused."""
+    try:
+        return dict(parse_qsl(query.decode("ascii"), True, max_num_fields=MOST_PARAMETERS))
+    except ValueError:
+        raise bad_request() from None
+
+
+def request_of(scope: Mapping[str, Any]) -> EngineRequest:
+    """The request of an ASGI scope. Raises RequestRefused."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]},{value}" if name in headers else value
+    scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
+    query = parse_query(scope["query_string"])
+    return EngineRequest(scope.get("method", "GET"), query, headers, scheme)
+
+
+def parse_upgrade(head: bytes, paths: Sequence[str]) -> EngineRequest | None:
+    """The request in `head` if it is a plain and good upgrade to a WebSocket on one of `paths`.
+
+    Plain: all of the request and nothing after it, no header twice, no body. For anything else the
+    result is None, and the HTTP server should look at it.
+    """
+    line = REQUEST_LINE.match(head)
+    if line is None:
+        return None
+    path, _, query = line[1].partition(b"?")
+    if path.decode() not in paths:
+        return None
+    headers: dict[str, str] = {}
+    at = line.end()
+    while not head.startswith(b"\r\n", at):
+        header = HEADER.match(head, at)
+        if header is None:
+            return None
+        name = header[1].decode().lower()
+        if name in headers or name in NOT_PLAIN:
+            return None
+        headers[name] = header[2].decode("latin-1")
+        at = header.end()
+    if len(head) != at + 2 or not is_upgrade(headers):
+        return None
+    try:
+        return EngineRequest("GET", parse_query(query), headers)
+    except RequestRefused:
+        return None
+
+
+def is_upgrade(headers: Mapping[str, str]) -> bool:
+    """Whether headers ask for a WebSocket as RFC 6455, section 4.2.1, wants it."""
+    connection = [token.strip() for token in headers.get("connection", "").lower().split(",")]
+    return (
+        "host" in headers
+        and "upgrade" in connection
+        and headers.get("upgrade", "").lower() == "websocket"
+        and headers.get("sec-websocket-version") == "13"
+        and KEY.fullmatch(headers.get("sec-websocket-key", "")) is not None
+    )
+
+
+def is_allowed_origin(request: EngineRequest, allowed: Sequence[str]) -> bool:
+    """Whether a page of the request's origin may connect: the server's own may, and those allowed.
+
+    Behind a proxy the server's own origin is what X-Forwarded-Proto and X-Forwarded-Host say.
+    """
+    headers = request.headers
+    origin = headers.get("origin")
+    if origin is None or "*" in allowed or origin in allowed:
+        return True
+    host = headers.get("host", "")
+    forwarded_scheme = headers.get("x-forwarded-proto", request.scheme).split(",")[0].strip()
+    forwarded_host = headers.get("x-forwarded-host", host).split(",")[0].strip()
+    return origin in (f"{request.scheme}://{host}", f"{forwarded_scheme}://{forwarded_host}")

@@ -1,0 +1,223 @@
+"""A session whose packets wait in a queue: by HTTP long polling, and by WebSocket wherever the ASGI
+server is not ours.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+from app.live.subscriber import UNLIMITED, CloseReason
+from app.socketio.codec import CLOSE, NOOP, POLL_PACKETS
+from app.socketio.frames import Frames
+from app.socketio.handshake import bad_request, unknown_session
+from app.socketio.session import Keeper, Session
+
+QUEUED_PACKETS = 10_000
+PROBE_TIMEOUT_S = 10.0
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class QueuedSession(Session):
+    """Packets wait until a poll, or the task that serves a WebSocket, takes them.
+
+    `upgraded`: a WebSocket takes them. `probing`: one is about to.
+    """
+
+    __slots__ = ("_last_poll", "_polling", "_queue", "_reason", "_unsent_bytes",
+                 "_waiters", "probing", "upgraded")  # fmt: skip
+
+    def __init__(self, keeper: Keeper, sid: str) -> None:
+        super().__init__(keeper, sid)
+        self._queue: deque[str] = deque()
+        self._unsent_bytes = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        self._polling = False
+        self._last_poll = ""
+        self._reason: CloseReason | None = None
+        self.probing = self.upgraded = False
+
+    # Going out
+
+    def try_write(self, message: Frames, limit_bytes: int) -> bool:
+        full = self._unsent_bytes > limit_bytes or len(self._queue) > QUEUED_PACKETS
+        if full and limit_bytes < UNLIMITED:
+            return False
+        for packet in message.packets:
+            self.write_packet(packet)
+        return True
+
+    def write_packet(self, packet: str) -> None:
+        if not self.closed:
+            self._queue.append(packet)
+            self._unsent_bytes += len(packet)
+            self._wake()
+
+    def unsent_bytes(self) -> int:
+        return self._unsent_bytes
+
+    async def drained(self) -> None:
+        while len(self._queue) > POLL_PACKETS and not self.closed:
+            await self._change()
+
+    def take(self, limit: int | None = None) -> list[str]:
+        """Take packets out of the queue, the oldest first: all, or `limit` at most."""
+        count = len(self._queue) if limit is None else min(limit, len(self._queue))
+        packets = [self._queue.popleft() for _ in range(count)]
+        self._unsent_bytes -= sum(map(len, packets))
+        self._wake()
+        return packets
+
+    # Polls
+
+    async def poll(self, address: str, receive: Receive) -> list[str]:
+        """Return the packets that answer a poll, or raise RequestRefused.
+
+        A poll whose answer may not have arrived ends the session, because what it held would be
+        missing: when its connection ends first, and when the same poll comes again. (HTTP clients,
+        browsers too, repeat a GET by themselves if a kept connection breaks under it.)
+        """
+        if self._polling or ("&t=" in address and address == self._last_poll):
+            self.close(CloseReason.POLLED_TWICE)
+            raise bad_request()
+        self._last_poll, self._polling = address, True
+        ready = asyncio.ensure_future(self._ready_for_poll())
+        gone = asyncio.ensure_future(disconnected(receive))
+        try:
+            await asyncio.wait([ready, gone], return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                self.close(CloseReason.CONNECTION_LOST)
+        finally:
+            self._polling = False
+            ready.cancel()
+            gone.cancel()
+        if self.upgraded:
+            return [str(NOOP)]
+        if self.closed:
+            return self._last_answer()
+        return self.take(POLL_PACKETS) or [str(NOOP)]
+
+    async def _ready_for_poll(self) -> None:
+        while not (self._queue or self.closed or self.probing or self.upgraded):
+            await self._change()
+
+    def _last_answer(self) -> list[str]:
+        """What the poll gets that waits when the session is closed.
+
+        CLOSE only where the protocol's own tests want it: python-engineio's client takes it as the
+        server's wish, and does not come back.
+        """
+        if self._reason is CloseReason.CLIENT_CLOSED:
+            return [str(NOOP)]
+        if self._reason is CloseReason.POLLED_TWICE:
+            return [str(CLOSE)]
+        raise unknown_session()
+
+    def begin_probe(self) -> None:
+        """A WebSocket is being probed: release the poll that waits, and answer others at once."""
+        self.probing = True
+        self._wake()
+
+    # A WebSocket of any ASGI server
+
+    async def upgrade(self, receive: Receive, send: Send) -> None:
+        """Change from polling to an accepted WebSocket, and serve it, once the client has probed
+        it and says so.
+        """
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                if await received_text(receive) != "2probe":
+                    return
+                self.begin_probe()
+                await send({"type": "websocket.send", "text": "3probe"})
+                if await received_text(receive) != "5" or self.closed:
+                    return
+        except TimeoutError:
+            return
+        finally:
+            self.probing = False
+        self.upgraded = True
+        self._wake()
+        await self.serve(receive, send)
+
+    async def serve(self, receive: Receive, send: Send) -> None:
+        """Serve an accepted WebSocket until either side ends it."""
+        sending = asyncio.create_task(self._send_queue(send), name=f"send {self.sid}")
+        receiving = asyncio.create_task(self._receive_all(receive), name=f"receive {self.sid}")
+        try:
+            await asyncio.wait([sending, receiving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.close(CloseReason.CONNECTION_LOST)
+            sending.cancel()
+            receiving.cancel()
+            await asyncio.wait([sending, receiving])
+
+    async def _send_queue(self, send: Send) -> None:
+        while True:
+            for packet in self.take():
+                await send({"type": "websocket.send", "text": packet})
+            if self.closed:
+                return
+            if not self._queue:
+                await self._change()
+
+    async def _receive_all(self, receive: Receive) -> None:
+        while not self.closed:
+            event = await receive()
+            if event["type"] != "websocket.receive":
+                return
+            text = event.get("text")
+            self.receive(event["bytes"] if text is None else text)
+
+    # The end
+
+    def closed_by_fault(self) -> bool:
+        """Whether it ended otherwise than by the client's own CLOSE."""
+        return self.closed and self._reason is not CloseReason.CLIENT_CLOSED
+
+    def hand_over(self) -> list[str]:
+        """End in favour of another session, and return what it has to send."""
+        packets = self.take()
+        self.closed = self.upgraded = True
+        self._wake()
+        return packets
+
+    def close(self, reason: CloseReason) -> None:
+        if not self.closed:
+            self.closed, self._reason = True, reason
+            self._wake()
+            self.keeper.ended(self, reason)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def _change(self) -> None:
+        """Wait until anything has changed."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client of an HTTP request has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def received_text(receive: Receive) -> str | None:
+    """The next message on a WebSocket, None if it is no text."""
+    event = await receive()
+    text: str | None = event.get("text")
+    return text
+
+
+async def answer_websocket_close(send: Send) -> None:
+    """Close an accepted WebSocket, whatever state it is in."""
+    with suppress(OSError, RuntimeError):
+        await send({"type": "websocket.close"})

@@ -1,0 +1,220 @@
+"""A session that is its WebSocket: transport protocol, frame parser and session in one object.
+
+That is all an idle client costs. Nothing here is a coroutine but `drained`.
+"""
+
+import asyncio
+
+from app.live.subscriber import CloseReason
+from app.socketio.frames import Frames
+from app.socketio.polling import QueuedSession
+from app.socketio.rfc6455 import (
+    CloseCode,
+    Opcode,
+    Violation,
+    close_frame,
+    frame,
+    parse_frame,
+    read_close,
+    text_frame,
+)
+from app.socketio.session import INBOUND_BYTES, Keeper, Session
+
+# A client that closes, or is to read why it is closed, has little unsent. To any other the
+# connection is aborted.
+PARTING_BYTES = 64 * 1024
+PARTING_CODES = {
+    CloseReason.CLIENT_CLOSED: CloseCode.NORMAL,
+    CloseReason.PROTOCOL_ERROR: CloseCode.PROTOCOL_ERROR,
+}
+
+
+class WebSocketSession(Session, asyncio.Protocol):
+    """A session on a connection that has been upgraded to a WebSocket.
+
+    With `upgraded_from` it is a candidate: when the client has probed it, it takes the place of
+    that session.
+    """
+
+    __slots__ = ("_drained", "_fragments", "_is_text", "_paused", "_transport", "_unparsed",
+                 "_upgraded_from")  # fmt: skip
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        sid: str,
+        transport: asyncio.Transport,
+        upgraded_from: QueuedSession | None = None,
+    ) -> None:
+        super().__init__(keeper, sid)
+        self._transport = transport
+        self._upgraded_from = upgraded_from
+        self._unparsed: bytearray | None = None
+        self._fragments: bytearray | None = None
+        self._is_text = False
+        self._paused = False
+        self._drained: asyncio.Future[None] | None = None
+
+    # Going out
+
+    def try_write(self, message: Frames, limit_bytes: int) -> bool:
+        transport = self._transport
+        if transport.get_write_buffer_size() > limit_bytes:
+            return False
+        if not (self.closed or transport.is_closing()):
+            transport.write(message.websocket)
+        return True
+
+    def write_packet(self, packet: str) -> None:
+        if not (self.closed or self._transport.is_closing()):
+            self._transport.write(text_frame(packet.encode()))
+
+    def unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    async def drained(self) -> None:
+        while self._paused and not self.closed:
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    # Coming in
+
+    def data_received(self, data: bytes) -> None:
+        if self.closed:
+            return
+        given: bytes | bytearray = data
+        if self._unparsed is not None:
+            self._unparsed += data
+            given = self._unparsed
+        at = 0
+        try:
+            while (found := parse_frame(given, at, INBOUND_BYTES)) is not None:
+                at = found.end
+                self._take(found.fin, found.opcode, found.payload)
+                if self.closed:
+                    return
+        except Violation as violation:
+            self._part(violation.code, CloseReason.PROTOCOL_ERROR)
+            return
+        self._unparsed = bytearray(given[at:]) if at < len(given) else None
+
+    def _take(self, fin: bool, opcode: int, payload: bytes) -> None:
+        match opcode:
+            case Opcode.TEXT | Opcode.BINARY:
+                if self._fragments is not None:
+                    raise Violation(CloseCode.PROTOCOL_ERROR, "a message within another")
+                self._is_text = opcode == Opcode.TEXT
+                if fin:
+                    self._take_message(payload)
+                elif self.count_inbound():
+                    self._fragments = bytearray(payload)
+            case Opcode.CONTINUATION:
+                self._continue(fin, payload)
+            case Opcode.PING:
+                if self.count_inbound():
+                    self._transport.write(frame(Opcode.PONG, payload))
+            case Opcode.PONG:
+                self.count_inbound()
+            case Opcode.CLOSE:
+                self._part(read_close(payload), CloseReason.CLIENT_CLOSED)
+
+    def _continue(self, fin: bool, payload: bytes) -> None:
+        if self._fragments is None:
+            raise Violation(CloseCode.PROTOCOL_ERROR, "a continuation of nothing")
+        self._fragments += payload
+        if len(self._fragments) > INBOUND_BYTES:
+            raise Violation(CloseCode.TOO_BIG, f"a message of more than {INBOUND_BYTES} bytes")
+        if fin:
+            message, self._fragments = bytes(self._fragments), None
+            self._take_message(message)
+        else:
+            self.count_inbound()
+
+    def _take_message(self, payload: bytes) -> None:
+        if not self._is_text:
+            self.receive(payload)
+            return
+        try:
+            text = payload.decode()
+        except UnicodeDecodeError:
+            raise Violation(CloseCode.NOT_UTF8, "a text that is not UTF-8") from None
+        if self._upgraded_from is not None:
+            self._probe(self._upgraded_from, text)
+        else:
+            self.receive(text)
+
+    def _probe(self, old: QueuedSession, text: str) -> None:
+        """Take a step of the upgrade: the probe is answered, then the client says that it goes
+        through with it (Engine.IO protocol, section "Upgrade").
+        """
+        if old.closed or old.upgraded:
+            self.close(CloseReason.PROTOCOL_ERROR)
+        elif text == "2probe" and not old.probing:
+            old.begin_probe()
+            self.write_packet("3probe")
+        elif text == "5" and old.probing:
+            self._upgraded_from = None
+            packets = old.hand_over()
+            for packet in packets:
+                self.write_packet(packet)
+            self.keeper.replace(old, self)
+        else:
+            self.close(CloseReason.PROTOCOL_ERROR)
+
+    # The end
+
+    def close(self, reason: CloseReason) -> None:
+        if self.closed:
+            return
+        code = PARTING_CODES.get(reason)
+        if code is None:
+            self._end(reason)
+            self._transport.abort()
+        else:
+            self._part(code, reason)
+
+    def _part(self, code: int, reason: CloseReason) -> None:
+        """Close with a close frame. The transport goes at the latest when it is overdue."""
+        transport = self._transport
+        if transport.get_write_buffer_size() > PARTING_BYTES:
+            self._end(reason)
+            transport.abort()
+            return
+        transport.write(close_frame(code))
+        self._end(reason)
+        transport.close()
+        self.keeper.waiting.add(self)
+
+    def _end(self, reason: CloseReason) -> None:
+        self.closed = True
+        self._unparsed = self._fragments = None
+        self._wake()
+        if self._upgraded_from is not None:
+            self._upgraded_from.probing = False
+            self._upgraded_from = None
+            self.keeper.waiting.remove(self)
+        else:
+            self.keeper.ended(self, reason)
+
+    def overdue(self) -> None:
+        if self.closed:
+            self._transport.abort()
+        else:
+            super().overdue()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.close(CloseReason.CONNECTION_LOST)
+        self.keeper.waiting.remove(self)
