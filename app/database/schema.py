@@ -1,4 +1,7 @@
-"""The tables as SQLAlchemy sees them: what `alembic` compares a migrated database with."""
+"""What a migrated database holds; a test compares the two.
+
+The tables are declared as SQLAlchemy sees them. Of a function it says which file holds its text.
+"""
 
 from sqlalchemy import (
     JSON,
@@ -69,6 +72,12 @@ change = Table(
         server_default=text("CASE current_setting('synchronous_commit') WHEN 'off' THEN true END"),
     ),
     schema="feed",
+    postgresql_with={
+        "autovacuum_vacuum_scale_factor": 0.02,
+        "autovacuum_vacuum_threshold": 5000,
+        "autovacuum_vacuum_insert_scale_factor": 0.1,
+        "autovacuum_analyze_scale_factor": 0.1,
+    },
 )
 
 state = Table(
@@ -117,3 +126,61 @@ checkpoint = Table(
     Column("snapshot", Snapshot, nullable=False, server_default=text("feed.seen_by_others()")),
     schema="feed",
 )
+
+# Which file of migrations/sql holds the text of which functions in the schema `feed`: of each, the
+# newest. The capture functions of watched tables are not among them; feed.watch makes those.
+FUNCTIONS = {
+    "log.sql": ("disown", "offset", "rewrite_history"),
+    "0003_log.sql": (
+        "place",
+        "seen_by_others",
+        "xid_after",
+        "xid_before",
+        "epoch",
+        "position_of",
+        "position",
+        "continues",
+        "adopt",
+        "prune",
+    ),
+    "0003_capture.sql": (
+        "must_ring",
+        "ring",
+        "begin_statement",
+        "rekey",
+        "trusts_type",
+        "trusts",
+        "needs_spelling",
+        "rows_of",
+        "key_of",
+        "key_is_deferrable",
+        "large_json",
+        "json_expression",
+        "capture_statement",
+        "capture_body",
+    ),
+    "0003_order.sql": (
+        "may_read",
+        "chain",
+        "present_rows",
+        "reorder",
+        "is_in_order",
+        "settle",
+    ),
+    "0003_topics.sql": (
+        "watch",
+        "unwatch",
+        "drop_unused_captures",
+        "shape",
+        "check_topics",
+    ),
+}
+
+# Watching a table puts the capture triggers on it.
+TRIGGERS = """
+    CREATE TRIGGER rewrite_history AFTER DELETE OR UPDATE OR TRUNCATE ON feed.change
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION feed.rewrite_history();
+    SELECT feed.watch('things', 'thing')
+"""
+
+RIGHTS = "REVOKE ALL ON ALL FUNCTIONS IN SCHEMA feed FROM PUBLIC"
