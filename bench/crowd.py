@@ -1,10 +1,10 @@
 """Many Socket.IO clients in one cheap process.
 
-A server that is measured must be the slow side, so the crowd does the least a client can do: it
-shakes hands, answers heartbeats, and counts events by scanning what it reads, without parsing
-it. One client among them, the probe, also notes how old events are when it has read them.
+The server under test must be the bottleneck, so the crowd does the least a client can do: it
+shakes hands, answers heartbeats, and counts events by searching what it reads, without parsing
+it. One of the clients, the probe, also notes the age of each event when it reads it.
 
-The parent gives orders as JSON lines (see `Crowd`), the child answers each with one line.
+The parent gives orders as JSON lines (see `Crowd`); the child answers each with one line.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from array import array
+from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -23,27 +24,59 @@ from typing import Any, Self
 ORDER_SECONDS = 120
 CONNECTING_AT_ONCE = 200
 READ_BYTES = 256 * 1024
-KEPT_BYTES = 512  # of the end of the stream: holds the last event, with its offset
+KEPT_BYTES = 512  # the end of the stream: holds the last event, with its offset
 MARK = b'42["thing:create"'
 PING = b"\x81\x012"
+PING_LENGTH = PING[1:2]
 PONG = b"\x81\x81\0\0\0\x003"  # client frames are masked; a mask of zeros leaves the text readable
 
+EVENT = re.compile(re.escape(MARK))
+CONNECTED = re.compile(rb'40(\{"sid"[^}]*\})')
 OFFSET = re.compile(rb'"([^"\\]*)"\]$')
+
+
+class Transcript:
+    """The bytes that clients returning from the same offset all read, and where its events are.
+
+    Comparing a read with what another client has read is ten times as fast as counting the events
+    in it. Whichever client is ahead extends the transcript.
+    """
+
+    def __init__(self) -> None:
+        self.text = bytearray()
+        self.ends = array("q")  # of the marks
+
+    def follow(self, at: int, data: memoryview) -> int | None:
+        """Return the number of events whose mark ends in `data`, read at position `at`, or None if
+        it differs from what others have read there.
+        """
+        known = min(len(data), len(self.text) - at)
+        if not self.text.startswith(data[:known], at):
+            return None
+        if known < len(data):
+            unsearched = max(0, len(self.text) - len(MARK) + 1)
+            self.text += data[known:]
+            self.ends.extend(mark.end() for mark in EVENT.finditer(self.text, unsearched))
+        return bisect_right(self.ends, at + len(data)) - bisect_right(self.ends, at)
 
 
 class Client:
     """A connection that counts events."""
 
-    __slots__ = ("auth", "count", "joined", "pid", "ready_mark", "socket", "tail")
+    __slots__ = (
+        "at", "auth", "count", "joined", "pid", "ready_mark", "socket", "tail", "transcript",
+    )  # fmt: skip
 
     def __init__(self, ready_mark: bytes, auth: bytes = b"") -> None:
         self.ready_mark = ready_mark
         self.auth = auth
         self.pid: str | None = None
+        self.transcript: Transcript | None = None
+        self.at = 0  # in the transcript
         self.count = 0
 
     def connect(self, port: int) -> None:
-        """Open the connection and ask for a WebSocket."""
+        """Open the connection and request a WebSocket."""
         self.tail = b""
         self.joined = False
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
@@ -55,7 +88,7 @@ class Client:
         )
 
     def join(self, data: bytes) -> int:
-        """Take the server's answers until this client has joined; events that came with it."""
+        """Go on with the handshake; return the number of events that came with its end."""
         asked = b'0{"sid"' in self.tail
         self.tail += data
         if not asked and b'0{"sid"' in self.tail:
@@ -63,14 +96,17 @@ class Client:
         if self.ready_mark not in self.tail:
             return 0
         self.joined = True
-        answer = self.tail[self.tail.index(b'40{"sid"') + 2 :].decode(errors="ignore")
-        self.pid = json.JSONDecoder().raw_decode(answer)[0].get("pid")
-        return self.begin(self.tail)
-
-    def begin(self, stream: bytes) -> int:
-        """Count the events in what was read while joining."""
-        found = stream.count(MARK)
-        self.tail = stream[-KEPT_BYTES:]
+        connected = CONNECTED.search(self.tail)
+        assert connected is not None
+        self.pid = json.loads(connected[1]).get("pid")
+        found = self.tail.count(MARK)
+        if self.transcript is not None:
+            hello_ends = self.tail.find(b"]", self.tail.index(self.ready_mark)) + 1
+            missed = memoryview(self.tail)[hello_ends:]
+            if not hello_ends or self.transcript.follow(0, missed) is None:
+                self.transcript = None
+            self.at = len(missed)
+        self.tail = self.tail[-KEPT_BYTES:]
         self.count += found
         return found
 
@@ -78,22 +114,32 @@ class Client:
         """Count the events in `buffer[KEPT_BYTES:end]`, including one begun in the tail."""
         start = KEPT_BYTES - len(self.tail)
         buffer[start:KEPT_BYTES] = self.tail
-        found = buffer.count(MARK, max(start, KEPT_BYTES - len(MARK) + 1), end)
-        if buffer.find(PING, max(start, KEPT_BYTES - len(PING) + 1), end) >= 0:
+        found = None
+        if self.transcript is not None:
+            found = self.transcript.follow(self.at, memoryview(buffer)[KEPT_BYTES:end])
+            self.at += end - KEPT_BYTES
+        if found is None:
+            self.transcript = None
+            found = buffer.count(MARK, max(start, KEPT_BYTES - len(MARK) + 1), end)
+        # A search for one byte is a memchr, sixty times as fast as one for three. Only frames of
+        # 256 to 511 bytes have this byte in their length, too.
+        ping = max(start, KEPT_BYTES - len(PING) + 1)
+        if buffer.find(PING_LENGTH, ping, end) >= 0 and buffer.find(PING, ping, end) >= 0:
             self.socket.sendall(PONG)
         self.tail = bytes(buffer[max(start, end - KEPT_BYTES) : end])
         self.count += found
         return found
 
-    def resume(self) -> None:
+    def resume(self, transcripts: dict[bytes, Transcript]) -> None:
         """Prepare to continue after the last event, as the official client does."""
         offset = OFFSET.search(self.tail)
         if self.pid is not None and offset is not None:
             self.auth = json.dumps({"pid": self.pid, "offset": offset[1].decode()}).encode()
+            self.transcript = transcripts.setdefault(offset[1], Transcript())
 
 
 class Probe(Client):
-    """A client that also notes how old events are when it has read them, and which they are."""
+    """A client that also notes the ids of events, and their ages when it reads them."""
 
     __slots__ = ("ages", "ids", "mark", "pattern")
 
@@ -106,12 +152,12 @@ class Probe(Client):
         self.forget()
 
     def forget(self) -> None:
-        """Start noting anew."""
+        """Discard what was noted."""
         self.ids = array("q")
         self.ages = array("d")
 
     def read(self, buffer: bytearray, end: int) -> int:
-        """Count, and note the events that end in `buffer[KEPT_BYTES:end]`."""
+        """Count the events, and note those that end in `buffer[KEPT_BYTES:end]`."""
         now = time.time()
         start = KEPT_BYTES - len(self.tail)
         found = super().read(buffer, end)
@@ -125,7 +171,7 @@ class Probe(Client):
 
 
 class Child:
-    """The crowd's own process: orders on standard input, sockets in one epoll."""
+    """The crowd's own process: orders on standard input, all sockets in one epoll."""
 
     def __init__(self) -> None:
         self.poll = select.epoll()
@@ -142,7 +188,7 @@ class Child:
         self.cpu_at_order = 0.0
 
     def run(self) -> None:
-        """Serve until the parent closes standard input."""
+        """Run until the parent closes standard input."""
         buffer = bytearray(KEPT_BYTES + READ_BYTES)
         view = memoryview(buffer)[KEPT_BYTES:]
         orders = sys.stdin.fileno()
@@ -173,7 +219,7 @@ class Child:
             self.report()
 
     def obey(self, order: dict[str, Any]) -> None:
-        """Begin what the parent asked for."""
+        """Start what the parent ordered."""
         match order["do"]:
             case "connect":
                 self.port = order["port"]
@@ -185,8 +231,9 @@ class Child:
                 self.connecting = True
             case "reconnect":
                 self.to_connect, self.lost = self.lost, []
+                transcripts: dict[bytes, Transcript] = {}
                 for client in self.to_connect:
-                    client.resume()
+                    client.resume(transcripts)
                 self.connecting = True
             case "expect":
                 self.expected = order["total"]
@@ -212,7 +259,7 @@ class Child:
             self.joining.discard(fd)
 
     def lose(self, client: Client, fd: int) -> None:
-        """Forget a connection that has ended; a handshake cut short begins again."""
+        """Forget a closed connection; if its handshake was incomplete, connect it again."""
         self.poll.unregister(fd)
         client.socket.close()
         del self.clients[fd]
@@ -223,12 +270,12 @@ class Child:
             self.lost.append(client)
 
     def report(self) -> None:
-        """Go on connecting, and answer the parent when its order is fulfilled."""
+        """Connect more clients, and answer the parent once its order is done."""
         while self.to_connect and len(self.joining) < CONNECTING_AT_ONCE:
             client = self.to_connect.pop()
             try:
                 client.connect(self.port)
-            except ConnectionRefusedError:  # the server is just being started again
+            except ConnectionRefusedError:  # the server is restarting
                 self.to_connect.append(client)
                 time.sleep(0.005)
                 continue
@@ -248,14 +295,18 @@ class Child:
             self.answer(lost=len(self.lost))
 
     def answer(self, **answer: Any) -> None:
-        """Tell the parent, with the moment and the CPU time since its order."""
+        """Answer the parent, adding the time and the CPU used since its order."""
         answer["at"] = time.monotonic()
         answer["cpu"] = time.process_time() - self.cpu_at_order
         print(json.dumps(answer), flush=True)
 
 
 class Crowd:
-    """The parent's side: orders, each answered when it is fulfilled. TimeoutError if it is not."""
+    """The parent's side: orders, each answered when it is done; TimeoutError if it never is.
+
+    The answers hold `at`, by the monotonic clock, and `cpu`, the seconds the child has used since
+    the order.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -264,7 +315,7 @@ class Crowd:
     @classmethod
     @asynccontextmanager
     async def start(cls) -> AsyncIterator[Self]:
-        """Start the process; end it, and with it all connections, at the end."""
+        """Start the process; kill it, and with it all connections, at the end."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -282,42 +333,42 @@ class Crowd:
 
     async def connect(
         self, port: int, clients: int, ready_mark: str, probe: str | None = None
-    ) -> None:
-        """Connect so many clients; returns when each has read the mark that says it has joined.
+    ) -> dict[str, Any]:
+        """Connect clients; return when each has joined, that is, has read `ready_mark`.
 
-        With `probe`, one of them notes the events of the rows whose names begin so.
+        One of them notes the events of rows whose names begin with `probe`, unless that is None.
         """
         self.clients += clients
-        await self._order(
+        return await self._order(
             do="connect", port=port, clients=clients, ready_mark=ready_mark, probe=probe
         )
 
     async def reconnect(self) -> dict[str, Any]:
-        """Connect the lost clients again, each from where it was; returns when all have joined."""
+        """Reconnect the lost clients, each from its last offset; return when all have joined."""
         return await self._order(do="reconnect")
 
     async def expect(self, total: int) -> dict[str, Any]:
-        """Return when all clients together have counted so many events since the beginning."""
+        """Return when all clients together have counted `total` events since they were started."""
         return await self._order(do="expect", total=total)
 
     async def check(self, each: int) -> None:
-        """RuntimeError unless every client counted exactly so many events."""
+        """Raise RuntimeError unless every client counted exactly `each` events."""
         counts = await self._order(do="counts")
         if not counts["least"] == counts["most"] == each:
             raise RuntimeError(f"clients should have counted {each} events each: {counts}")
 
     async def expect_lost(self, clients: int) -> None:
-        """Return when so many clients know that their connection has ended."""
+        """Return when `clients` clients have noticed that their connection is closed."""
         await self._order(do="expect_lost", clients=clients)
 
     async def lost(self) -> int:
-        """How many clients have lost their connection."""
+        """Return the number of clients that have lost their connection."""
         return int((await self._order(do="lost"))["lost"])
 
     async def ages(self) -> dict[int, float]:
-        """What the probe has noted since the last time it was asked: seconds by id.
+        """Return what the probe has noted since the last call: ages in seconds by id.
 
-        RuntimeError if it read one of the rows twice.
+        RuntimeError if it read a row twice.
         """
         noted = await self._order(do="noted")
         ages = dict(zip(noted["ids"], noted["ages"], strict=True))
