@@ -203,7 +203,9 @@ class Child:
                     self.cpu_at_order = time.process_time()
                     self.obey(json.loads(line))
                     continue
-                client = clients[fd]
+                client = clients.get(fd)
+                if client is None:  # closed since by an order
+                    continue
                 try:
                     size = client.socket.recv_into(view)
                 except BlockingIOError:
@@ -235,6 +237,12 @@ class Child:
                 for client in self.to_connect:
                     client.resume(transcripts)
                 self.connecting = True
+            case "close":
+                for fd, client in self.clients.items():
+                    self.poll.unregister(fd)
+                    client.socket.close()
+                self.clients.clear()
+                self.answer()
             case "expect":
                 self.expected = order["total"]
             case "counts":
@@ -342,6 +350,11 @@ class Crowd:
         return await self._order(
             do="connect", port=port, clients=clients, ready_mark=ready_mark, probe=probe
         )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self.clients = 0
+        await self._order(do="close")
 
     async def reconnect(self) -> dict[str, Any]:
         """Reconnect the lost clients, each from its last offset; return when all have joined."""

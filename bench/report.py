@@ -17,7 +17,19 @@ PICTURE = HERE / "results.svg"
 README = HERE / "README.md"
 BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
 PEERS = {"ours": "Tablecast", "node": "Node.js", "python": "python-socketio"}
-PARTS = ("fanout", "load", "writers", "latency", "bulk", "replay", "memory", "crowd", "rest")
+PARTS = (
+    "fanout",
+    "load",
+    "writers",
+    "latency",
+    "bulk",
+    "replay",
+    "connect",
+    "start",
+    "memory",
+    "crowd",
+    "rest",
+)
 LOAD_BEFORE = os.getloadavg()[0]  # whatever else this machine does
 VERDICTS = {True: "reached", False: "**missed**", None: ""}
 
