@@ -1,4 +1,4 @@
-"""The servers that are measured: how to start each, and what it costs."""
+"""The servers under test: how to start each, and what it uses."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """Someone to measure: its name in tables, and the database it needs."""
+    """A server to measure: its name in tables, and the database it needs."""
 
     name: str
     template: str
@@ -46,7 +46,7 @@ OURS = Peer("ours", "ours", (tablecast(), "serve"), ready_path="/readyz")
 
 @cache
 def node() -> Peer:
-    """The Node.js peer, its packages installed. Unavailable if that cannot be."""
+    """The Node.js peer, with its packages installed. Unavailable if that fails."""
     npm, command = find_command("npm"), find_command("node")
     if command is None or npm is None:
         raise Unavailable("there is no node or no npm, neither on the PATH nor in .venv/bin")
@@ -68,7 +68,7 @@ PYTHON = Peer("python", "classic", (sys.executable, str(PEERS / "python" / "serv
 
 
 class Server:
-    """A running server process, and its own account of what it used."""
+    """A running server process, and the CPU and memory it used, by the kernel's account."""
 
     def __init__(self, peer: Peer, process: subprocess.Popen[bytes], port: int) -> None:
         self.peer = peer
@@ -76,11 +76,11 @@ class Server:
         self.port = port
 
     def cpu_seconds(self) -> float:
-        """CPU time of all its threads and of its children, user and system."""
+        """CPU time of all its threads and children, user and system."""
         return sum(_cpu_seconds(pid) for pid in self._pids())
 
     def memory_bytes(self) -> int:
-        """Proportional set size: pages shared with others counted by share."""
+        """Proportional set size: a page shared by n processes counts as an nth."""
         return sum(_rollup_bytes(pid, "Pss:") for pid in self._pids())
 
     def peak_bytes(self) -> int:
@@ -88,9 +88,14 @@ class Server:
         return sum(_status_bytes(pid, "VmHWM:") for pid in self._pids())
 
     def reset_peak(self) -> None:
-        """Let `peak_bytes` start again from what is resident now."""
+        """Reset `peak_bytes` to what is resident now."""
         for pid in self._pids():
             Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    def check_alive(self) -> None:
+        """Raise RuntimeError if the process has exited."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.peer.name} exited with {self.process.returncode}")
 
     def kill(self) -> None:
         """End it as a crash would, with SIGKILL."""
@@ -98,7 +103,7 @@ class Server:
         self.process.wait(STOP_SECONDS)
 
     def stop(self) -> None:
-        """End it politely, or by force when it does not listen."""
+        """Send SIGTERM, and SIGKILL if it does not exit in time."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -115,8 +120,9 @@ class Server:
 async def running(
     peer: Peer, postgres: Postgres, database: str, port: int | None = None, **settings: str
 ) -> AsyncIterator[Server]:
-    """Start a peer on its database, wait until it is ready, stop it at the end. `settings` are
-    environment variables.
+    """Start a peer on its database, wait until it is ready, stop it at the end.
+
+    `settings` are environment variables.
     """
     server = await start(peer, postgres, database, port, **settings)
     try:
@@ -128,20 +134,12 @@ async def running(
 async def start(
     peer: Peer, postgres: Postgres, database: str, port: int | None = None, **settings: str
 ) -> Server:
-    """Start a peer and wait until it is ready; the caller stops it. RuntimeError if it is not."""
-    port = port or free_port()
-    process = subprocess.Popen(  # noqa: ASYNC220 - a Popen can be watched without this loop
-        peer.argv,
-        env=postgres.environment(database) | {"PORT": str(port), "LOG_LEVEL": "warning"} | settings,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    server = Server(peer, process, port)
+    """Start a peer and wait until it is ready; the caller stops it. RuntimeError if it exits."""
+    server = spawn(peer, postgres, database, port, **settings)
     try:
         async with asyncio.timeout(START_SECONDS):
-            while not await asyncio.to_thread(_is_ready, peer, port):
-                if process.poll() is not None:
-                    raise RuntimeError(f"{peer.name} ended at start: {process.returncode}")
+            while not await asyncio.to_thread(_is_ready, peer, server.port):
+                server.check_alive()
                 await asyncio.sleep(0.01)
     except BaseException:
         server.kill()
@@ -149,13 +147,27 @@ async def start(
     return server
 
 
+def spawn(
+    peer: Peer, postgres: Postgres, database: str, port: int | None = None, **settings: str
+) -> Server:
+    """Execute a peer and wait for nothing; the caller stops it."""
+    port = port or free_port()
+    process = subprocess.Popen(
+        peer.argv,
+        env=postgres.environment(database) | {"PORT": str(port), "LOG_LEVEL": "warning"} | settings,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    return Server(peer, process, port)
+
+
 def find_command(name: str) -> str | None:
-    """A program of the machine, or else of the virtual environment that runs this."""
+    """Return the path of a program on the PATH or, failing that, in this virtual environment."""
     return shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """Return a port that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -163,7 +175,7 @@ def free_port() -> int:
 
 @cache
 def versions() -> str:
-    """The versions of what is compared, in one line."""
+    """The versions of everything compared, in one line."""
     installed = [f"Python {sys.version.split()[0]}"]
     if command := find_command("node"):
         found = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=10)
