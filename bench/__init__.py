@@ -1,1 +1,1 @@
-"""What Tablecast costs and gains, measured beside what people would build instead."""
+"""What Tablecast costs and gains, compared with what people would build instead."""

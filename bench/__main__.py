@@ -15,9 +15,9 @@ from bench.servers import OURS, PYTHON, Peer, Unavailable, node
 
 
 async def main(parts: list[str]) -> int:
-    """Run the parts and report; the exit code: 0 if all could be measured.
+    """Run the parts and report; return the exit code, 0 if everything could be measured.
 
-    Only runs with all peers are kept, so that the kept figures compare.
+    Only runs with all peers are kept, so that the kept figures can be compared.
     """
     failures = []
     with private_postgres() as postgres:

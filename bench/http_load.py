@@ -1,6 +1,6 @@
-"""A cheap HTTP client: so many requests at once over kept connections, for a time.
+"""A cheap HTTP client: concurrent requests over kept connections, for a given time.
 
-Run as a process of its own; prints one JSON line: how many answers, and how many seconds.
+Run as a separate process; prints one JSON line with the numbers of answers, seconds and bytes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ LONGEST_SECONDS = 60
 
 
 def main() -> None:
-    """Parse the arguments, ask until the time is over, print what was reached."""
+    """Parse the arguments, send requests until the time is over, print the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("request", choices=REQUESTS)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def read_answer(connection: socket.socket, expected: bytes) -> int:
-    """Read one whole answer; its size. RuntimeError if it is not the expected one."""
+    """Read one whole answer; return its size. RuntimeError if it is not the expected one."""
     data = connection.recv(READ_BYTES)
     while b"\r\n\r\n" not in data:
         data += _more(connection)

@@ -1,4 +1,4 @@
-"""What the parts share: the laboratory, a stage for each peer, and figures."""
+"""Shared by the parts: the laboratory, a stage for each peer, and figures."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ INSERT_SCRIPT = Path(__file__).parent / "insert.sql"
 
 @dataclass(frozen=True)
 class Lab:
-    """The Postgres of this run and who is measured in it."""
+    """The Postgres of this run and the peers measured in it."""
 
     postgres: Postgres
     peers: tuple[Peer, ...]
@@ -30,7 +30,7 @@ class Lab:
 
 @dataclass
 class Figure:
-    """One line of the table. Values are by peer name; the ratio is ours to node's."""
+    """One line of the table. Values are by peer name; the ratio is ours to Node's."""
 
     part: str
     what: str
@@ -48,17 +48,17 @@ class Figure:
         self.ratio = None if ours is None or not node else ours / node
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as a JSON object."""
+        """Return all fields as a JSON object."""
         return asdict(self)
 
 
 def at_most(ratio: float | None, most: float) -> bool | None:
-    """Whether a target is reached; None when it could not be measured."""
+    """Return whether a target is reached, or None if it could not be measured."""
     return None if ratio is None else ratio <= most
 
 
 def at_least(ratio: float | None, least: float) -> bool | None:
-    """Whether a target is reached; None when it could not be measured."""
+    """Return whether a target is reached, or None if it could not be measured."""
     return None if ratio is None else ratio >= least
 
 
@@ -75,13 +75,13 @@ class Stage:
     written: int = 0
 
     async def delivered(self, rows: int) -> dict[str, Any]:
-        """Wait until the crowd has everything written so far, `rows` more than before."""
+        """Wait until the crowd has all rows written so far: those before, and `rows` more."""
         self.written += rows
         return await self.crowd.expect(self.written * self.crowd.clients)
 
 
 def ready_mark(peer: Peer) -> str:
-    """What a client has read when it will get every event from then on."""
+    """Return the text after which a client receives every event."""
     return '42["feed:hello"' if peer.name == "ours" else '40{"sid"'
 
 
@@ -89,7 +89,7 @@ def ready_mark(peer: Peer) -> str:
 async def stage(
     lab: Lab, peer: Peer, clients: int, probe: str | None = None
 ) -> AsyncIterator[Stage]:
-    """Set a stage; tear it down at the end."""
+    """Set up a stage; tear it down at the end."""
     async with (
         lab.postgres.clone(peer.template, f"stage_{peer.name}") as database,
         running(peer, lab.postgres, database) as server,
@@ -103,7 +103,7 @@ async def stage(
 
 @dataclass(frozen=True)
 class Written:
-    """What pgbench did: committed transactions, how many in a second, and their mean time."""
+    """What pgbench did: committed transactions, their rate, and their mean time."""
 
     rows: int
     per_second: float
@@ -119,7 +119,7 @@ async def write_singly(
     rows_each: int | None = None,
     per_second: int | None = None,
 ) -> Written:
-    """Insert single rows with pgbench, for a time or a number of rows from each connection."""
+    """Insert single rows with pgbench, for a time or a number of rows per connection."""
     argv = [binary("pgbench"), "--no-vacuum", "--protocol=prepared"]
     argv += [f"--file={INSERT_SCRIPT}", f"--client={connections}", f"--jobs={min(connections, 2)}"]
     argv += [f"--time={seconds}"] if seconds else [f"--transactions={rows_each}"]
@@ -141,7 +141,7 @@ async def write_singly(
 
 
 def least(measured: dict[str, list[float]]) -> dict[str, float]:
-    """Each peer's best round where less is better: whatever else a machine does makes it more."""
+    """Each peer's best round where less is better: other work on the machine only adds to it."""
     return {name: min(rounds) for name, rounds in measured.items() if rounds}
 
 
@@ -151,7 +151,7 @@ def most(measured: dict[str, list[float]]) -> dict[str, float]:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """The value that so many percent do not exceed."""
+    """Return the value that `percent` percent of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 

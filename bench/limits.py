@@ -1,4 +1,4 @@
-"""What no server can beat: the system calls alone."""
+"""Lower bounds that no server can beat: the system calls alone."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ EVENT = (
 async def send_loop_seconds(clients: int, writes: int, together: int = 1) -> float:
     """CPU seconds per delivery of a loop that only sends: one write to each client, then the next.
 
-    Each write holds so many events together, each in its own frame.
+    Each write holds `together` events, each in its own frame.
     """
     data = (b"\x81\x7e" + len(EVENT).to_bytes(2, "big") + EVENT) * together
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:

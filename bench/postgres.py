@@ -1,4 +1,4 @@
-"""One private Postgres for everybody who is measured, tuned the same for all."""
+"""One private Postgres for all peers, with the same settings for each."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ OPTIONS: dict[str, str | int] = {
 
 
 class Postgres:
-    """A running server: where it is, and how to make databases in it."""
+    """A running server: its address, and how to create databases in it."""
 
     def __init__(self, server: Server) -> None:
         self.log = server.log
@@ -35,11 +35,11 @@ class Postgres:
         self._password = (server.directory / "password").read_text()
 
     def url(self, database: str) -> str:
-        """Where a database is."""
+        """Return a database's URL."""
         return f"postgresql://{USER}:{self._password}@{ADDRESS}:{self._port}/{database}"
 
     def environment(self, database: str) -> dict[str, str]:
-        """The environment in which libpq, pg, asyncpg and Tablecast find this database."""
+        """Return the environment in which libpq, pg, asyncpg and Tablecast use this database."""
         return os.environ | {
             "PGHOST": ADDRESS,
             "PGPORT": self._port,
@@ -51,7 +51,7 @@ class Postgres:
 
     @asynccontextmanager
     async def connect(self, database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-        """A connection, closed at the end."""
+        """Open a connection; close it at the end."""
         connection = await asyncpg.connect(self.url(database), command_timeout=300)
         try:
             yield connection
@@ -59,7 +59,7 @@ class Postgres:
             await connection.close()
 
     async def make_templates(self) -> None:
-        """Make what each measurement starts from: `plain`, `classic` and `ours`."""
+        """Create the template databases: `plain`, `classic` and `ours`."""
         async with self.connect(DATABASE) as connection:
             for database in ("plain", "classic", "ours"):
                 await connection.execute(f"CREATE DATABASE {database}")
@@ -72,7 +72,7 @@ class Postgres:
                     await connection.execute((PEERS / script).read_text())
 
     async def migrate(self) -> None:
-        """Make `ours` a Tablecast database. RuntimeError with the output if that fails."""
+        """Migrate `ours`. RuntimeError with the output if that fails."""
         process = await asyncio.create_subprocess_exec(
             tablecast(),
             "migrate",
@@ -86,7 +86,7 @@ class Postgres:
 
     @asynccontextmanager
     async def clone(self, template: str, name: str) -> AsyncIterator[str]:
-        """A fresh database like the template, dropped at the end."""
+        """Create a database from the template; drop it at the end."""
         async with self.connect(DATABASE) as connection:
             await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
@@ -97,7 +97,7 @@ class Postgres:
 
 
 def tablecast() -> str:
-    """The command of the virtual environment that runs this."""
+    """Return the path of the `tablecast` command in this virtual environment."""
     return str(Path(sys.executable).parent / "tablecast")
 
 

@@ -30,12 +30,12 @@ PARTS = (
     "crowd",
     "rest",
 )
-LOAD_BEFORE = os.getloadavg()[0]  # whatever else this machine does
+LOAD_BEFORE = os.getloadavg()[0]  # how busy the machine is with other things
 VERDICTS = {True: "reached", False: "**missed**", None: ""}
 
 
 def remember(part: str, figures: list[Figure], seconds: float) -> None:
-    """Keep a part's figures beside those that other runs left."""
+    """Keep a part's figures, along with those that earlier runs left."""
     results = recall()
     results[part] = {
         "date": date.today().isoformat(),
@@ -49,7 +49,7 @@ def remember(part: str, figures: list[Figure], seconds: float) -> None:
 
 
 def recall() -> dict[str, Any]:
-    """What was measured so far, by part."""
+    """Return what has been measured so far, by part."""
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return results
 
@@ -67,7 +67,7 @@ def write() -> None:
 
 
 def summary(parts: list[str]) -> str:
-    """How many of these parts' targets are reached, and which are not."""
+    """Say how many of these parts' targets are reached, and list those that are not."""
     results = recall()
     aims = [f for part in parts if part in results for f in results[part]["figures"] if f["target"]]
     missed = [figure["what"] for figure in aims if figure["reached"] is False]
@@ -76,7 +76,7 @@ def summary(parts: list[str]) -> str:
 
 
 def as_text(figures: list[Figure]) -> str:
-    """A table to read in a terminal."""
+    """Return a table to read in a terminal."""
     rows = [["", *PEERS.values(), "ratio", "target", "", "limit"]]
     rows += [_cells(figure.as_json()) for figure in figures]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -91,7 +91,7 @@ def as_text(figures: list[Figure]) -> str:
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-    """The section with all figures, and where and when they were measured."""
+    """Return the section with all figures, and where and when they were measured."""
     lines = []
     for where in dict.fromkeys((r["date"], r["machine"], r["versions"]) for r in results.values()):
         parts = [part for part in results if _where(results[part]) == where]
@@ -115,7 +115,7 @@ def as_markdown(results: dict[str, Any]) -> str:
 
 
 def as_svg(results: dict[str, Any]) -> str:
-    """Bars for each figure that has a target: everybody's share of the largest."""
+    """Return bars for each figure that has a target, scaled to its largest value."""
     figures = [
         figure
         for result in results.values()
@@ -155,7 +155,7 @@ def as_svg(results: dict[str, Any]) -> str:
     )
     day = max(result["date"] for result in results.values())
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 {y + 16}" role="img">
-<title>Tablecast beside Node.js and python-socketio, {day}</title>
+<title>Tablecast compared with Node.js and python-socketio, {day}</title>
 <style>
   text {{ font: 12px system-ui, sans-serif; fill: #1f2933 }}
   .what {{ text-anchor: end }}
@@ -175,7 +175,7 @@ def as_svg(results: dict[str, Any]) -> str:
 
 
 def machine() -> str:
-    """Processor, cores and kernel, and how busy it was when this run began."""
+    """Return processor, cores, kernel, and the load when this run began."""
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

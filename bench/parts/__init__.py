@@ -1,1 +1,1 @@
-"""The parts of the benchmark: each a coroutine from the laboratory to its figures."""
+"""The parts of the benchmark: in each, `run` takes the laboratory and returns figures."""

@@ -1,4 +1,4 @@
-"""COPY of a million rows, all of it to a client, and what somebody else's insert has to wait."""
+"""COPY of a million rows to one client, and how long another connection's insert has to wait."""
 
 import asyncio
 import io
@@ -22,8 +22,8 @@ MOST_WAIT_MS = 1_000.0
 
 @dataclass(frozen=True)
 class Copied:
-    """What one COPY did: seconds, bytes, and the oldest of somebody else's single rows when it was
-    read: of those committed while the COPY ran, and of those from its commit on.
+    """What one COPY did: seconds, bytes, and the age of the oldest single row when it was read,
+    among those committed while the COPY ran and among those committed from then on.
     """
 
     took: float
@@ -79,7 +79,7 @@ async def run(lab: Lab) -> list[Figure]:
         "oldest single insert when read, from the COPY's commit on",
         "ms",
         worst(lambda run: run.oldest_after * 1e3),
-        note="one order for all: it comes behind the million rows",
+        note="there is one order for all changes: it comes after the million rows",
     )
     if "ours" in runs:
         copied.reached = copied.values["ours"] <= MOST_OF_PLAIN * limit
@@ -95,7 +95,7 @@ async def run(lab: Lab) -> list[Figure]:
 
 
 async def copy_watched(lab: Lab, peer: Peer, data: bytes) -> Copied:
-    """COPY into a table that a peer watches, while somebody else inserts single rows."""
+    """COPY into a table that a peer watches, while another connection inserts single rows."""
     async with stage(lab, peer, 1, probe="single ") as on:
         on.server.reset_peak()
         resident = on.server.peak_bytes()
@@ -123,7 +123,7 @@ async def copy_watched(lab: Lab, peer: Peer, data: bytes) -> Copied:
 
 
 async def copy_to_plain(lab: Lab, data: bytes) -> float:
-    """Seconds of the same COPY into a table nobody watches."""
+    """Return the seconds of the same COPY into a table without a trigger."""
     async with (
         lab.postgres.clone("plain", "stage_plain") as database,
         lab.postgres.connect(database) as connection,
@@ -134,12 +134,12 @@ async def copy_to_plain(lab: Lab, data: bytes) -> float:
 
 
 async def copy(connection: "asyncpg.Connection[asyncpg.Record]", data: bytes) -> None:
-    """COPY the names into the table, as one transaction."""
+    """COPY the names into the table."""
     await connection.copy_to_table("things", source=io.BytesIO(data), columns=["name"])
 
 
 async def write_singles(on: Stage, enough: asyncio.Event) -> dict[int, float]:
-    """Be the somebody else: insert a row now and then until it is enough; when committed, by id."""
+    """Insert a row now and then until `enough` is set; return when each was committed, by id."""
     written: dict[int, float] = {}
     insert = "INSERT INTO things (name) VALUES ($1) RETURNING id"
     async with on.postgres.connect(on.database) as connection:

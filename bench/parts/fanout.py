@@ -12,7 +12,7 @@ CHANGES = {"ours": 150, "node": 150, "python": 15}  # in a round
 
 
 async def run(lab: Lab) -> list[Figure]:
-    """CPU per delivery, and how long one change takes until all have it."""
+    """CPU per delivery, and the time until all clients have a change."""
     cpu: dict[str, list[float]] = {peer.name: [] for peer in lab.peers}
     spread: dict[str, list[float]] = {peer.name: [] for peer in lab.peers}
     async with AsyncExitStack() as stack:
@@ -52,7 +52,7 @@ async def run(lab: Lab) -> list[Figure]:
 
 
 async def one_at_a_time(on: Stage, changes: int) -> float:
-    """Insert, wait until everybody has it, insert the next. Seconds."""
+    """Insert a row, wait until all clients have it, insert the next; return the seconds."""
     begin = monotonic()
     for _ in range(changes):
         await on.connection.execute("INSERT INTO things (name) VALUES (gen_random_uuid()::text)")

@@ -1,8 +1,8 @@
-"""From the INSERT to the client: how old an event is when a client has read it.
+"""From the INSERT to the client: the age of an event when a client reads it.
 
 An event's age is counted from the start of its transaction (`created_at`, when Postgres has just
-got the INSERT) to the moment the probe, one of the clients, has read it; so the commit with its
-flush is part of it, for everybody alike. All clocks are this machine's.
+received the INSERT) until the probe, one of the clients, reads it; so it includes the commit and
+its flush, for every peer. All clocks are this machine's.
 """
 
 from contextlib import AsyncExitStack
@@ -19,7 +19,7 @@ MOST_EVER_MS = 1_000.0
 
 
 async def run(lab: Lab) -> list[Figure]:
-    """Median and 99th percentile of the age, quiet and busy, and the oldest of all."""
+    """Median and 99th percentile of the age at both rates, and the oldest event of all."""
     ages: dict[tuple[int, int], dict[str, list[float]]] = {
         (rate, percent): {peer.name: [] for peer in lab.peers}
         for rate in (QUIET, BUSY)

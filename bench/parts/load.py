@@ -1,4 +1,4 @@
-"""Under load: what became visible together, delivered to 200 clients."""
+"""Under load: large transactions, and many small ones, delivered to 200 clients."""
 
 from contextlib import AsyncExitStack
 
@@ -10,13 +10,13 @@ ROWS = 1_000  # in a transaction
 PER_SECOND = 5_000
 CONNECTIONS = 16
 ROUNDS = 3
-# In a round: enough for the accounting's clock ticks, and not minutes for the slow.
+# In a round: enough clock ticks to be accurate, without taking the slow peers minutes.
 TRANSACTIONS = {"ours": 15, "node": 2, "python": 1}
 SINGLE_ROWS_EACH = {"ours": 1_000, "node": 100, "python": 15}
 
 
 async def run(lab: Lab) -> list[Figure]:
-    """Deliveries in a second of server CPU, from large transactions and from single commits."""
+    """Deliveries per second of server CPU, from large transactions and from single commits."""
     large: dict[str, list[float]] = {peer.name: [] for peer in lab.peers}
     single: dict[str, list[float]] = {peer.name: [] for peer in lab.peers}
     rates: dict[str, list[float]] = {peer.name: [] for peer in lab.peers}
@@ -28,7 +28,7 @@ async def run(lab: Lab) -> list[Figure]:
             for each in stages:
                 name = each.peer.name
                 if name == "python" and large[name]:
-                    continue  # once is a quarter of a minute already
+                    continue  # one round takes a quarter of a minute
                 before = each.server.cpu_seconds()
                 for _ in range(TRANSACTIONS[name]):
                     await one_transaction(each, ROWS)
@@ -77,7 +77,7 @@ async def run(lab: Lab) -> list[Figure]:
 
 
 async def one_transaction(on: Stage, rows: int) -> None:
-    """Insert so many rows in one statement and wait until everybody has them."""
+    """Insert `rows` rows in one statement and wait until all clients have them."""
     await on.connection.execute(
         "INSERT INTO things (name) SELECT gen_random_uuid() FROM generate_series(1, $1)", rows
     )

@@ -1,7 +1,7 @@
-"""What a page of a replay costs by how much was missed, and who waits for whom.
+"""The cost of a replay's pages in a short and in a long backlog, and how replays delay each other.
 
-CHANGES in the environment is how long the backlog becomes; half as many rows are left uncommitted
-beside it.
+CHANGES in the environment sets the length of the backlog; another transaction leaves half as many
+rows uncommitted.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ async def run(lab: Lab) -> list[Figure]:
         await bulk.execute(BULK, CHANGES // 2, timeout=900)
         long_page = await page_ms(reader, since)
         long_feed = await feed_ms(url, epoch, since)
-        # What is uncommitted has its numbers, too.
+        # Uncommitted changes have numbers, too.
         keep = str(2 * CHANGES)
         server = await stack.enter_async_context(
             running(ours, lab.postgres, database, FEED_MAX_CHANGES=keep)
@@ -82,7 +82,7 @@ async def run(lab: Lab) -> list[Figure]:
             for _ in range(MISSED // ROWS + 1):
                 await writer.execute(UPDATE, 0)
         alone = await resumed_after(server.port, epoch, recent)
-        delay = await beside_old_clients(server.port, epoch, since, recent) - alone
+        delay = await resumed_next_to_old_clients(server.port, epoch, since, recent) - alone
     name = f"a backlog of {CHANGES:,} in {CHANGES // ROWS:,} transactions"
     figures = [
         Figure(
@@ -103,7 +103,7 @@ async def run(lab: Lab) -> list[Figure]:
 
 
 async def fill(url: str, changes: int) -> None:
-    """Log so many changes, by small transactions of several writers, as anybody would."""
+    """Log `changes` changes in small transactions of several concurrent writers."""
 
     async def write(number: int) -> None:
         connection = await asyncpg.connect(url)
@@ -117,7 +117,7 @@ async def fill(url: str, changes: int) -> None:
 
 
 async def page_ms(reader: asyncpg.Connection, since: Offset) -> float:
-    """The time of reading 5,000 changes from an offset on, the median of some pages."""
+    """Return the time to read 5,000 changes, from an offset on, as the median of some pages."""
     until: Position = await log.current_position(reader)
     times = []
     for _ in range(PAGES):
@@ -133,14 +133,14 @@ async def page_ms(reader: asyncpg.Connection, since: Offset) -> float:
 
 
 class Stopwatch:
-    """An audience that notes when pages come."""
+    """An audience that notes how long pages take."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self._last = time.perf_counter()
 
     def started(self, epoch: Epoch, end: Offset) -> None:
-        raise RuntimeError(f"the feed begins again at {end} instead of catching up: {epoch}")
+        raise RuntimeError(f"the feed starts over at {end} instead of catching up: {epoch}")
 
     def publish(self, page: Page) -> None:
         now = time.perf_counter()
@@ -150,7 +150,7 @@ class Stopwatch:
 
 
 async def feed_ms(url: str, epoch: Epoch, since: Offset) -> float:
-    """The same for the feed itself, when it comes back after it had reached an offset."""
+    """The same for the feed itself, when it reconnects after it had reached an offset."""
     watch = Stopwatch()
     feed = Feed(url)
     feed.epoch, feed.reached = epoch, since
@@ -166,12 +166,12 @@ async def feed_ms(url: str, epoch: Epoch, since: Offset) -> float:
 
 
 def credentials(epoch: Epoch, since: Offset) -> str:
-    """CONNECT as the official client sends it when it returns."""
+    """Return CONNECT as the official client sends it when it reconnects."""
     return "40" + json.dumps({"pid": "p", "offset": epoch.format(since)})
 
 
 async def resumed_after(port: int, epoch: Epoch, since: Offset) -> float:
-    """How long a client that missed a little takes to have it."""
+    """Return the seconds until a client that missed a little has it."""
     began = time.perf_counter()
     async with asyncio.timeout(60), open_websocket(f"ws://{ADDRESS}:{port}{PATH}") as websocket:
         await websocket.recv()
@@ -182,18 +182,20 @@ async def resumed_after(port: int, epoch: Epoch, since: Offset) -> float:
     return time.perf_counter() - began
 
 
-async def beside_old_clients(port: int, epoch: Epoch, oldest: Offset, recent: Offset) -> float:
-    """The same while clients with the oldest offset are being sent all they have missed."""
+async def resumed_next_to_old_clients(
+    port: int, epoch: Epoch, oldest: Offset, recent: Offset
+) -> float:
+    """The same while clients with the oldest offset are being sent everything they missed."""
     began = asyncio.Semaphore(0)
 
     async def take_all() -> None:
-        # By the bare socket: parsing what comes would keep the client that is measured waiting.
+        # A bare socket: parsing what it reads would delay the client that is measured.
         reader, writer = await asyncio.open_connection(ADDRESS, port)
         try:
             writer.write(HANDSHAKE.format(path=PATH).encode())
             await reader.readuntil(b"\r\n\r\n")
             connect = credentials(epoch, oldest).encode()
-            # Masked by zeros, as RFC 6455 (section 5.3) allows: it stays what it is.
+            # A mask of zeros (RFC 6455, section 5.3) leaves the text as it is.
             writer.write(b"\x81\xfe" + len(connect).to_bytes(2) + bytes(4) + connect)
             received = 0
             while some := await reader.read(2**20):

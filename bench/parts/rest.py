@@ -1,4 +1,4 @@
-"""The REST answers, beside Express with pg: how many a second, and what one costs the server."""
+"""REST answers compared with Express and pg: rate, and server CPU per answer."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ WHAT = {"one": "GET of one thing", "list": f"GET of {THINGS:,} things", "post": 
 
 
 async def run(lab: Lab) -> list[Figure]:
-    """Answers a second and CPU per answer, of each request."""
+    """Answers per second and CPU per answer, for each request."""
     peers = [peer for peer in lab.peers if peer.name != "python"]  # it has no REST part
     rates: dict[str, dict[str, list[float]]] = {}
     costs: dict[str, dict[str, list[float]]] = {}
@@ -54,7 +54,7 @@ async def run(lab: Lab) -> list[Figure]:
 
 
 async def ask(on: Stage, request: str) -> dict[str, Any]:
-    """Ask for a while, from a process of its own."""
+    """Send requests for a while, from a separate process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -75,7 +75,7 @@ async def ask(on: Stage, request: str) -> dict[str, Any]:
 
 
 async def check_list(on: Stage) -> None:
-    """RuntimeError unless the list has everything."""
+    """Raise RuntimeError unless the list has all things."""
 
     def get() -> int:
         with urlopen(f"http://127.0.0.1:{on.server.port}/api/things", timeout=30) as response:

@@ -1,4 +1,4 @@
-"""What watching a table costs its writers: pgbench, single-row INSERT."""
+"""The cost of watching a table to its writers: pgbench, single-row INSERT."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -17,7 +17,7 @@ LEAST_OF_PLAIN = 0.65
 
 @dataclass(frozen=True)
 class Variant:
-    """A table to write to, and how many servers watch it."""
+    """A table to write to, and the number of servers that watch it."""
 
     name: str
     template: str
@@ -26,7 +26,7 @@ class Variant:
 
 
 async def run(lab: Lab) -> list[Figure]:
-    """Commits a second by the number of writers, with one and with two nodes of ours."""
+    """Commits per second by number of writers, with one and with two nodes of ours."""
     peers = {peer.name: peer for peer in lab.peers}
     variants = [Variant("plain", "plain")]
     if "node" in peers:
@@ -67,7 +67,7 @@ async def run(lab: Lab) -> list[Figure]:
 
 
 async def commits_per_second(lab: Lab, variant: Variant, connections: int) -> float:
-    """Write for a while to a fresh table; every watching server has one client."""
+    """Write to a fresh table for a while; each watching server has one client."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             lab.postgres.clone(variant.template, "stage_writers")

@@ -1,5 +1,5 @@
 // The usual Node.js stack: Express for the REST part, Socket.IO for the pages, and pg, whose
-// notifications (one per row, with the row as payload) are emitted to everybody.
+// notifications (one per row, with the row as payload) are emitted to all clients.
 // Tuned as the Socket.IO and ws documentation advise. Environment: PORT, PGHOST, PGDATABASE, PGUSER.
 'use strict';
 
@@ -63,7 +63,7 @@ const io = new Server(server, {
   httpCompression: false,
   serveClient: false,
 });
-// Saves memory: the first request of each client is not needed any more.
+// Saves memory: the first request of each client is no longer needed.
 io.engine.on('connection', (socket) => {
   socket.request = null;
 });

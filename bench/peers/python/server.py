@@ -1,4 +1,4 @@
-"""python-socketio used plainly: one notification per row, emitted to everybody.
+"""python-socketio used plainly: one notification per row, emitted to all clients.
 
 Environment: PORT, PGHOST, PGDATABASE, PGUSER.
 """
@@ -21,7 +21,7 @@ sio = socketio.AsyncServer(async_mode="asgi", transports=["websocket"])
 
 
 async def emit(payloads: asyncio.Queue[str]) -> None:
-    """Emit each notified row to everybody, in order."""
+    """Emit each notified row to all clients, in order."""
     while True:
         change = json.loads(await payloads.get())
         await sio.emit(EVENTS[change["op"]], change["row"])
@@ -29,7 +29,7 @@ async def emit(payloads: asyncio.Queue[str]) -> None:
 
 @asynccontextmanager
 async def listen(_app: Starlette) -> AsyncIterator[None]:
-    """Listen to the row trigger as long as the application runs."""
+    """Listen to the row trigger while the application runs."""
     payloads: asyncio.Queue[str] = asyncio.Queue()
 
     def on_notification(_connection: Any, _pid: int, _channel: str, payload: object) -> None:
