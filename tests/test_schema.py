@@ -35,8 +35,8 @@ async def test_alembic_sees_the_declared_tables_in_a_migrated_database(database_
 async def test_a_migrated_database_holds_what_is_declared_and_nothing_else(
     database_url: str, declared: Catalog
 ) -> None:
-    """Somebody reads in app/database/schema.py which tables, constraints, functions and triggers there are,
-    and the database has those and no others.
+    """Somebody reads in app/database/schema.py which tables, constraints, functions and triggers
+    there are, and the database has those and no others.
     """
     assert differences(declared, await catalog(database_url)) == []
 
@@ -157,7 +157,7 @@ async def test_a_declared_check_that_no_revision_makes_is_named(
 async def test_a_function_whose_newest_text_is_in_another_file_is_named(
     server_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody replaces a function in a new file, and app/database/schema.py still names the old one."""
+    """Somebody replaces a function in a new file, and schema.py still names the old one."""
     monkeypatch.setitem(schema.FUNCTIONS, "log.sql", (*schema.FUNCTIONS["log.sql"], "prune"))
     newer = tuple(name for name in schema.FUNCTIONS["0003_log.sql"] if name != "prune")
     monkeypatch.setitem(schema.FUNCTIONS, "0003_log.sql", newer)

@@ -1,4 +1,4 @@
-"""Compares what a database holds with what app/database/schema.py declares, both as Postgres tells it.
+"""Compares a database with what app/database/schema.py declares, both as Postgres tells it.
 
 Nothing is parsed: the declaration is carried out in a database of its own, and two catalogs are
 compared. So what is declared must exist, and what exists must be declared.
@@ -131,7 +131,7 @@ def function_texts(file: str, names: tuple[str, ...]) -> list[str]:
 
 
 def differences(declared: Catalog, found: Catalog) -> list[str]:
-    """What is not as app/database/schema.py declares it, each a message that begins with the object."""
+    """What is not as declared, each a message that begins with the object."""
     missing = [f"{name} is declared but not there" for name in declared.keys() - found.keys()]
     unknown = [f"{name} is there but not declared" for name in found.keys() - declared.keys()]
     changed = [
