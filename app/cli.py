@@ -26,12 +26,12 @@ SAMPLES = """
     INSERT INTO public.things (name, info) VALUES
         ('apple', 'edit me: every open page follows'),
         ('pear', 'or change me with psql'),
-        ('plum 🟣', 'names may hold anything that Postgres text can')
+        ('plum 🟣', 'names may contain anything that Postgres text can')
 """
 
 
 def options(*names: str) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """Give a command these settings as options, or all of them; it is called with Settings."""
+    """Add these settings (default: all) as options to a command, and call it with Settings."""
 
     def decorate(run: Callable[..., None]) -> Callable[[], None]:
         def command(*given: Any, **values: Any) -> None:
@@ -62,19 +62,19 @@ def options(*names: str) -> Callable[[Callable[..., None]], Callable[[], None]]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tablecast")
 def tablecast() -> None:
-    """Show the rows of a Postgres table in browsers and keep them true."""
+    """Show the rows of a Postgres table in browsers and keep them up to date."""
 
 
 @tablecast.command()
 @options()
-@click.option("--migrate", "migrating", is_flag=True, help="first bring the database up to date")
+@click.option("--migrate", "migrating", is_flag=True, help="bring the database up to date first")
 def serve(settings: Settings, migrating: bool) -> None:
     """Serve the page, the API and the live feed.
 
-    The embedded database is made, migrated and filled with a few samples by itself; one that
-    DATABASE_URL names only with --migrate.
+    The embedded database is created, migrated and filled with a few samples automatically; the
+    database in DATABASE_URL is migrated only with --migrate.
     """
-    from app.serving import serve as serve_until_stopped  # the other commands do without
+    from app.serving import serve as serve_until_stopped  # the other commands do not need it
 
     log_to_stderr(settings.log_level.upper())
     with database(settings) as url:
@@ -83,11 +83,11 @@ def serve(settings: Settings, migrating: bool) -> None:
         asyncio.run(check(url))
 
         def say(address: str) -> None:
-            where = '"$DATABASE_URL"' if settings.database_url else url  # it may hold a password
+            where = '"$DATABASE_URL"' if settings.database_url else url  # it may contain a password
             click.echo(f"Tablecast is at {address}")
             click.echo(f'Change its table:  psql {where} -c "{EXAMPLE}"')
             if not settings.database_url:
-                click.echo("Without a psql:    .venv/bin/tablecast psql")
+                click.echo("No psql installed: .venv/bin/tablecast psql")
 
         try:
             uvloop.run(serve_until_stopped(replace(settings, database_url=url), say))
@@ -98,7 +98,7 @@ def serve(settings: Settings, migrating: bool) -> None:
 @tablecast.command("migrate")
 @options("database_url", "data_dir")
 def migrate_command(settings: Settings) -> None:
-    """Bring the database up to date. Safe to run twice, even at once."""
+    """Bring the database up to date. Safe to run twice, even at the same time."""
     with database(settings) as url:
         if settings.database_url:
             migrate(url)
@@ -117,7 +117,7 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def database(settings: Settings) -> Iterator[str]:
-    """The URL of the chosen database; an embedded one is made ready and runs during the block."""
+    """Yield the URL of the chosen database; an embedded one is migrated and runs in the block."""
     if settings.database_url is not None:
         yield settings.database_url
         return
@@ -128,7 +128,7 @@ def database(settings: Settings) -> Iterator[str]:
 
 
 def log_to_stderr(level: str) -> None:
-    """Log our own messages from this level on, and what libraries warn of."""
+    """Log our own messages from this level up, and warnings from libraries."""
     logging.basicConfig(
         level=max(level, "WARNING", key=logging.getLevelNamesMapping().__getitem__),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -146,21 +146,22 @@ async def execute(url: str, statement: str) -> None:
 
 
 def listening_problem(settings: Settings, error: OSError) -> str:
-    """Why the address cannot be had, in a sentence."""
+    """Say in a sentence why the server cannot listen on its address."""
     if error.errno == errno.EADDRINUSE:
         return (
-            f"Port {settings.port} on {settings.host} is taken: choose another with PORT or --port."
+            f"Port {settings.port} on {settings.host} is in use: choose another with PORT or"
+            " --port."
         )
     reason = error.strerror or str(error)
     return f"Cannot listen on {settings.host}, port {settings.port}: {reason}."
 
 
 def main() -> NoReturn:
-    """Run the command and end the process: 0, or a sentence on standard error and another code."""
+    """Run the command and exit with 0, or with another code and a message on standard error."""
     try:
         sys.exit(tablecast.main(standalone_mode=False))
     except KeyboardInterrupt:
-        sys.exit(0)  # asked to stop before there was anything to stop
+        sys.exit(0)  # interrupted before anything was running
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(WRONG_USE)

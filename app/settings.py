@@ -1,4 +1,4 @@
-"""The environment, read once, into one frozen value."""
+"""Settings: read from the environment once, into one frozen value."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ LONGEST_S = 10 * 365 * UNITS_S["d"]
 
 
 class SettingError(ValueError):
-    """A setting cannot be used; the message is a sentence that says why."""
+    """A setting is invalid; the message is a sentence that says why."""
 
 
 def number(low: int, high: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `low` to `high`."""
+    """Return a parser for whole numbers from `low` to `high`."""
 
     def read(text: str) -> int:
         if (
@@ -32,7 +32,7 @@ def number(low: int, high: int) -> Callable[[str], int]:
 
 
 def duration(shortest_s: float) -> Callable[[str], float]:
-    """A reader of durations such as `90s`, `15m`, `24h`, `7d` or `0.5`, into seconds."""
+    """Return a parser for durations such as `90s`, `15m`, `24h`, `7d` or `0.5`, in seconds."""
 
     def read(text: str) -> float:
         found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d)?", text)
@@ -47,7 +47,7 @@ def duration(shortest_s: float) -> Callable[[str], float]:
 
 
 def size(text: str) -> int:
-    """Read a size such as `65536`, `512KiB` or `1MiB`, into bytes."""
+    """Parse a size such as `65536`, `512KiB` or `1MiB`, in bytes."""
     found = re.fullmatch(r"([0-9]{1,15})\s*(B|KiB|MiB|GiB)?", text)
     if not found:
         raise ValueError("it must be a size such as 65536, 512KiB or 1MiB")
@@ -58,7 +58,7 @@ def size(text: str) -> int:
 
 
 def postgres_url(text: str) -> str:
-    """Read the URL of a database."""
+    """Parse the URL of a database."""
     try:
         url = urlsplit(text)
         _ = url.port
@@ -70,22 +70,22 @@ def postgres_url(text: str) -> str:
 
 
 def host(text: str) -> str:
-    """Read an address to listen on."""
+    """Parse an address to listen on."""
     if not text or re.search(r"[\s/]", text):
         raise ValueError("it must be a host name or an IP address")
     return text
 
 
 def directory(text: str) -> Path:
-    """Read the path of a directory, which need not exist yet."""
+    """Parse the path of a directory, which need not exist yet."""
     path = Path(text).expanduser()
     if path.exists() and not path.is_dir():
-        raise ValueError("it must be a directory, and this is a file")
+        raise ValueError("it must be a directory, not a file")
     return path
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """Read a comma-separated list of web origins, or `*`."""
+    """Parse a comma-separated list of web origins, or `*`."""
     given = tuple(part.strip() for part in text.split(",") if part.strip())
     for origin in given:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
@@ -94,23 +94,23 @@ def origins(text: str) -> tuple[str, ...]:
 
 
 def log_level(text: str) -> str:
-    """Read how much is logged."""
+    """Parse a log level."""
     if text.lower() not in LOG_LEVELS:
         raise ValueError(f"it must be one of {', '.join(LOG_LEVELS)}")
     return text.lower()
 
 
 def setting(default: object, read: Callable[[str], object], help: str, shown: str = "") -> Any:
-    """A field of Settings: default, reader, what it is for, the default as one would write it."""
+    """Return a field of Settings; `shown` is the default as a user would write it."""
     return field(default=default, metadata={"read": read, "help": help, "shown": shown})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything one can choose. Each field is also an environment variable and an option."""
+    """All settings. Each field is also an environment variable and a command-line option."""
 
     host: str = setting("127.0.0.1", host, "address to listen on")
-    port: int = setting(8000, number(0, 65535), "port to listen on; 0 takes a free one")
+    port: int = setting(8000, number(0, 65535), "port to listen on; 0 picks a free one")
     database_url: str | None = setting(
         None, postgres_url, "the Postgres to use, 15 or later; without it, an embedded one"
     )
@@ -122,24 +122,32 @@ class Settings:
         24 * UNITS_S["h"], duration(1), "how long a change can be replayed", "24h"
     )
     feed_max_changes: int = setting(
-        10_000_000, number(1, 10**12), "older changes are pruned past this many"
+        10_000_000, number(1, 10**12), "how many changes are kept; older ones are pruned"
     )
     ping_interval: float = setting(25.0, duration(0.1), "how often a client is pinged", "25s")
-    ping_timeout: float = setting(20.0, duration(0.1), "how long a pong may take", "20s")
+    ping_timeout: float = setting(
+        20.0, duration(0.1), "how long a client may take to answer a ping", "20s"
+    )
     client_buffer: int = setting(
-        UNITS_BYTES["MiB"], size, "unread bytes a client may have before it is cut off", "1MiB"
+        UNITS_BYTES["MiB"],
+        size,
+        "unread bytes a client may have; beyond this it reads the log at its own pace",
+        "1MiB",
     )
     client_stall: float = setting(
-        10.0, duration(0.1), "a client that takes nothing for so long is cut off", "10s"
+        10.0,
+        duration(0.1),
+        "how long a client may read nothing before it is disconnected",
+        "10s",
     )
     allowed_origins: tuple[str, ...] = setting(
-        (), origins, "other web origins that may connect, separated by commas; * is any", "none"
+        (), origins, "other web origins that may connect, separated by commas; * allows any", "none"
     )
     log_level: str = setting("info", log_level, f"one of {', '.join(LOG_LEVELS)}")
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
-        """The settings that the variables in `environ` give; an empty one counts as absent.
+        """Read the settings from the variables in `environ`; an empty variable counts as unset.
 
         Raises SettingError.
         """
@@ -151,7 +159,7 @@ class Settings:
             try:
                 values[option.name] = option.metadata["read"](text)
             except ValueError as error:
-                shown = "" if option.name == "database_url" else f" is {text!r}, but"  # a password
+                shown = "" if option.name == "database_url" else f" is {text!r}, but"  # a secret
                 raise SettingError(
                     f"{variable(option)} (or {flag(option)}){shown or ' is wrong:'} {error}."
                 ) from None
@@ -159,10 +167,10 @@ class Settings:
 
 
 def variable(option: "Field[Any]") -> str:
-    """The environment variable of a field of Settings."""
+    """Return the name of a field's environment variable."""
     return option.name.upper()
 
 
 def flag(option: "Field[Any]") -> str:
-    """The command's option of a field of Settings."""
+    """Return the name of a field's command-line option."""
     return "--" + option.name.replace("_", "-")

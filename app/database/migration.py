@@ -1,4 +1,4 @@
-"""Bringing a database up to date, and telling whether it is."""
+"""Migrates a database, and checks whether it is up to date."""
 
 import asyncio
 import threading
@@ -13,16 +13,16 @@ from sqlalchemy.exc import DBAPIError
 
 from app.database.connections import OLDEST_SUPPORTED, UNAVAILABLE, Refusal, connect
 
-ALEMBIC = threading.Lock()  # it keeps what it is doing in globals
+ALEMBIC = threading.Lock()  # alembic keeps its state in globals
 ROOT = Path(__file__).parent.parent.parent
 FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
 
 
 def migrate(url: str) -> str | None:
-    """Run the migrations that the database lacks; at once from two places, they run once.
+    """Run the missing migrations, each only once even if two nodes migrate at the same time.
 
-    Returns the revision it was at, None if it was new. Not to be called from a coroutine: alembic
-    starts its own event loop. Raises Refusal.
+    Returns the revision the database was at, None if it was new. Must not be called from a
+    coroutine: alembic starts its own event loop. Raises Refusal.
     """
     before = asyncio.run(revision(url))
     try:
@@ -35,21 +35,21 @@ def migrate(url: str) -> str | None:
 
 
 async def check(url: str) -> None:
-    """Raise Refusal unless the database can be served as it is."""
+    """Raise Refusal unless the database is at the revision this version needs."""
     found, needed = await revision(url), newest_revision()
     if found is None:
         raise Refusal("The database is not migrated yet: run `tablecast migrate` first.")
     if found != needed:
         raise Refusal(
-            f"The database is at revision {found} and this version of Tablecast needs {needed}:"
-            " run `tablecast migrate` with the newer one."
+            f"The database is at revision {found}, but this version of Tablecast needs {needed}:"
+            " run `tablecast migrate` with the newer version."
         )
 
 
 async def revision(url: str) -> str | None:
-    """The revision the database is at; None if it was never migrated.
+    """Return the revision the database is at; None if it was never migrated.
 
-    Raises Refusal if it cannot be reached or is too old.
+    Raises Refusal if the database cannot be reached or is too old.
     """
     try:
         connection = await connect(url)
@@ -74,19 +74,19 @@ async def revision(url: str) -> str | None:
 
 
 def newest_revision() -> str | None:
-    """The revision this version of Tablecast works with."""
+    """Return the revision this version of Tablecast works with."""
     return ScriptDirectory.from_config(configuration("")).get_current_head()
 
 
 def configuration(url: str) -> Config:
-    """Alembic's configuration for the database at `url`."""
+    """Return alembic's configuration for the database at `url`."""
     config = Config(ROOT / "alembic.ini")
     config.attributes["url"] = url
     return config
 
 
 def reason(error: BaseException | None) -> str:
-    """What an error says, as the end of a sentence."""
+    """Return an error's message as the end of a sentence."""
     if isinstance(error, TimeoutError):
         return "it does not answer"
     text = str(error).strip() or type(error).__name__

@@ -1,6 +1,6 @@
-"""What a migrated database holds; a test compares the two.
+"""What a migrated database contains; a test compares the two.
 
-The tables are declared as SQLAlchemy sees them. Of a function it says which file holds its text.
+Tables are SQLAlchemy metadata. For each function, this names the SQL file that holds its text.
 """
 
 from sqlalchemy import (
@@ -32,7 +32,7 @@ class Xid8(UserDefinedType[int]):
 
 
 class Snapshot(UserDefinedType[str]):
-    """Which transactions had ended at a moment."""
+    """Which transactions had ended at a given moment."""
 
     cache_ok = True
 
@@ -40,7 +40,7 @@ class Snapshot(UserDefinedType[str]):
         return "pg_snapshot"
 
 
-# So that reflection knows the types, too.
+# So that reflection knows these types as well.
 ischema_names["xid8"] = Xid8
 ischema_names["pg_snapshot"] = Snapshot
 

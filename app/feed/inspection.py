@@ -1,4 +1,4 @@
-"""Notices what no trigger can tell: tables that were altered, triggers that are missing."""
+"""Notices what no trigger can capture: tables that were altered, triggers that are missing."""
 
 import asyncio
 import logging
@@ -15,21 +15,21 @@ PAUSE_S = 2.0
 
 
 class Inspection:
-    """Compares the watched tables with what they were, on one node at a time."""
+    """Checks whether the watched tables were altered, on one node at a time."""
 
     def __init__(self, feed: Feed, pool: asyncpg.Pool) -> None:
         self._feed = feed
         self._pool = pool
 
     async def run(self) -> None:
-        """Look for ever, while this node leads."""
+        """Check forever, whenever this node leads."""
         while True:
             if self._feed.leading:
                 try:
                     async with self._pool.acquire(timeout=PAUSE_S) as connection:
                         report(await log.check_topics(connection))
                 except UNAVAILABLE as error:
-                    logger.info("no table was inspected: %s", error or type(error).__name__)
+                    logger.info("the tables were not inspected: %s", error or type(error).__name__)
                 except asyncpg.PostgresError as error:
                     logger.error("the tables cannot be inspected: %s", error)
             await asyncio.sleep(PAUSE_S)
@@ -39,6 +39,6 @@ def report(changed: list[tuple[str, str | None]]) -> None:
     """Log which topics must be loaded again, and what is wrong with them."""
     for topic, problem in changed:
         if problem is None:
-            logger.warning("the table of the topic %s was altered: its clients load again", topic)
+            logger.warning("the table of the topic %s was altered: clients load it again", topic)
         else:
-            logger.error("the topic %s: %s; its clients load again", topic, problem)
+            logger.error("the topic %s: %s; clients load it again", topic, problem)

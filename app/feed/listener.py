@@ -1,13 +1,13 @@
-"""The LISTEN connection: the bell, the lock that says who sleeps, and proof that both work.
+"""The LISTEN connection: the bell, the lock that shows a feed is asleep, and a probe of both.
 
-A NOTIFY makes its commit take a cluster-wide lock, so writers ring only when somebody sleeps:
+A NOTIFY makes its commit take a cluster-wide lock, so writers ring only when a feed is asleep:
 
 * To sleep, the feed takes the lock SLEEPING exclusively, reads once more, and waits for the bell.
-* The capture trigger tries to take SLEEPING shared, until its commit. If it cannot, somebody
-  sleeps, and it rings. If it can, the feed is awake and polling; and it cannot fall asleep over
-  the change, because the lock is free again only when the commit is visible.
+* The capture trigger tries to take SLEEPING shared, until its commit. If it cannot, a feed is
+  asleep, and it rings. If it can, the feed is awake and polling; and it cannot fall asleep without
+  seeing the change, because the lock is released only when the commit is visible.
 
-Of several nodes one plays this game: the one that holds LEADING. It rings for the others.
+Only one of several nodes does this: the one that holds LEADING. It rings for the others.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from app.database.connections import connect
 
 CHANNEL = "feed"
 
-# Advisory locks; the first number is Tablecast's own, as in migrations/sql/capture.sql.
+# Advisory locks; the first number is Tablecast's, as in migrations/sql/capture.sql.
 LOCKS = 1413563213
 SLEEPING = 1
 LEADING = 2
 PRESENT = 3  # held shared by every node
 
-# So many bells within so many seconds are a reason to poll instead of being rung.
+# This many bells within this many seconds: polling is cheaper than being rung.
 BUSY_BELLS = 8
 BUSY_WITHIN_S = 0.020
 
@@ -36,9 +36,9 @@ ECHO_TIMEOUT_S = 2.0
 
 
 class Listener:
-    """One session that listens. Any failure of a method means: close it and open another.
+    """One listening session. If any method fails, close it and open another.
 
-    `deaf`: what it sends to itself does not come back, so no bell can be relied on.
+    `deaf`: notifications it sends to itself do not come back, so no bell can be relied on.
     """
 
     def __init__(self, connection: asyncpg.Connection) -> None:
@@ -63,7 +63,7 @@ class Listener:
             connection.add_termination_listener(lambda _: listener._bell.set())
             await connection.add_listener(CHANNEL, listener._heard)
             await listener._hear_itself()
-            # Where two-phase commit is enabled writers cannot ring (feed.ring says why).
+            # With two-phase commit enabled, writers cannot ring (see feed.ring).
             setting = await connection.fetchval("SHOW max_prepared_transactions")
             listener._writers_ring = setting == "0"
             if not listener.deaf:
@@ -74,7 +74,7 @@ class Listener:
         return listener
 
     def close(self) -> None:
-        """End the session at once, and with it every lock it holds."""
+        """End the session at once, releasing every lock it holds."""
         self._connection.terminate()
 
     def _heard(self, _: object, pid: int, __: str, payload: object) -> None:
@@ -85,11 +85,11 @@ class Listener:
             self._rung_at.append(time.monotonic())
 
     def nudge(self) -> None:
-        """Ring for this node alone."""
+        """Ring for this node only."""
         self._bell.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for the bell, so long at most; whether it rang. Rings meanwhile count as one.
+        """Wait for the bell, at most `seconds`; return whether it rang. Several rings count as one.
 
         Raises ConnectionError if the session has ended.
         """
@@ -105,10 +105,10 @@ class Listener:
         return True
 
     async def probe(self) -> None:
-        """See whether the last probe came back, and send the next one.
+        """Check whether the last probe came back, and send the next one.
 
-        It notices what no keepalive can: a pooler that hands every transaction to another session
-        swallows LISTEN without an error.
+        This notices what no keepalive can: a pooler that gives every transaction a different
+        session swallows LISTEN without an error.
         """
         self.deaf = not self._echo.is_set()
         if self.deaf:
@@ -130,33 +130,36 @@ class Listener:
 
     @property
     def bell_works(self) -> bool:
-        """Whether a writer's commit would be heard if this node slept."""
+        """Whether a writer's commit would wake this node if it were asleep."""
         return self._writers_ring and not self.deaf
 
     def busy(self) -> bool:
-        """Whether the last bells came close together."""
+        """Return whether the last bells came close together."""
         return (
             len(self._rung_at) == BUSY_BELLS
             and self._rung_at[-1] - self._rung_at[0] < BUSY_WITHIN_S
         )
 
     async def fall_asleep(self) -> bool:
-        """Try to; not possible while a transaction that has written changes is open."""
+        """Try to fall asleep; return whether the feed is asleep.
+
+        Not possible while a transaction that has written changes is open.
+        """
         if not self.asleep and self.bell_works:
             self.asleep = await self._try_lock(SLEEPING)
         return self.asleep
 
     async def wake_up(self) -> None:
-        """From now on writers do not ring: the caller must poll."""
+        """Wake up: from now on writers do not ring, so the caller must poll."""
         if self.asleep:
             await self._connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCKS, SLEEPING)
             self.asleep = False
             self._rung_at.clear()
 
     async def take_part(self) -> None:
-        """Lead if nobody does, and see whether other nodes are there."""
+        """Lead if no other node does; if leading, check whether there are other nodes."""
         if self.deaf and not self.leading:
-            return  # behind such a pooler the lock would stay with a session of another
+            return  # through such a pooler, the lock would stay with somebody else's session
         if not self.leading:
             self.leading = await self._try_lock(LEADING)
         if self.leading:

@@ -14,25 +14,25 @@ from app.feed.row import member
 logger = logging.getLogger("tablecast.feed")
 
 PAGE_ROWS = 5_000
-# What is stored compressed counts tenfold; often it is threefold, rarely ninety.
+# Compressed values count tenfold; usually the factor is about three, rarely ninety.
 PAGE_BYTES = 1024 * 1024
-# More than a feed that keeps up finds at once.
+# More than a feed that keeps up finds in one read.
 FEW_ROWS = 1_000
 # More than lies between two checkpoints (there is one about every 4096 changes).
 BATCH_ROWS = 10_000
-# What fails for a reason that lies in the rows; a failed connection is one of UNAVAILABLE.
+# Errors caused by the rows themselves; a failed connection is one of UNAVAILABLE.
 UNREADABLE = (asyncpg.PostgresError, UnicodeDecodeError)
 
-# How both reads start, and how they end.
+# The beginning (BOUNDS) and the end (PAGE) of both reads.
 #
-# `unread` are changes, at most so many that one more says there are others. The first row, with id
-# 0, is the header: the snapshot that was read up to, whether the log continues from $1, how many
-# changes are `unread`, the newest transaction among them, and whether any was committed without
-# waiting for the disk. Then comes the page, at most $4 rows and about $5 bytes; without $6 it has
-# no bodies.
+# `unread` holds the changes, up to one more than the limit, which shows that there are more. The
+# first row, with id 0, is the header: the snapshot up to which the log was read, whether the log
+# continues from $1, how many changes are in `unread`, the newest transaction among them, and
+# whether any was committed without waiting for the disk. Then comes the page, at most $4 rows and
+# about $5 bytes; without $6 it has no bodies.
 #
-# A feed that keeps up runs this some fifty times a second, on the machine of the writers: sums and
-# times are float8, because numeric takes several times as long.
+# A feed that keeps up runs this some fifty times a second, on the writers' server: sums and times
+# are float8, because numeric takes several times as long.
 BOUNDS = """
 bounds AS MATERIALIZED (
     SELECT since, until, feed.xid_before(pg_snapshot_xmax(since)) AS seen,
@@ -77,10 +77,10 @@ WHERE bytes - size < $5
 ORDER BY id
 """
 
-# What is visible in $2 (NULL: now) and was not in $1, unless that is more than $3 changes.
+# The changes visible in $2 (NULL: now) that were not visible in $1, unless there are more than $3.
 #
-# It is read by the primary key, gap by gap between the transactions still running: the rows of a
-# bulk load under way cannot be seen, but would be stepped over one by one.
+# They are read by the primary key, gap by gap between the transactions still running: otherwise
+# the scan would step one by one over the invisible rows of a bulk load that is still open.
 READ_BATCH = f"""
 WITH {BOUNDS},
 unread AS MATERIALIZED (
@@ -96,9 +96,9 @@ unread AS MATERIALIZED (
 {PAGE}
 """
 
-# The same however much it is, from after change $3 on. The primary key gives the changes of one
-# transaction in order, so each is entered where the page begins; a million rows of one COPY are not
-# sorted again for every page.
+# The same for any number of changes, starting after change $3. The primary key returns the changes
+# of one transaction in order, so each transaction is read from where the page begins; a million
+# rows of one COPY are not sorted again for every page.
 READ_LARGE = f"""
 WITH RECURSIVE {BOUNDS},
 written AS (
@@ -122,8 +122,9 @@ unread AS MATERIALIZED (
 {PAGE}
 """
 
-# The first checkpoint after position $1 and before $2 (NULL: now) with changes between. A snapshot
-# is later than another if it sees all that the other one does. The primary key serves it.
+# The first checkpoint after position $1, with changes in between, and not after $2 (NULL: now). A
+# snapshot is later than another if it sees everything that the other one sees. Served by the
+# primary key.
 NEXT_CHECKPOINT = """
 SELECT position::text
 FROM (SELECT $1::text::pg_snapshot AS since,
@@ -140,7 +141,8 @@ WHERE checkpoint.until > pg_snapshot_xmax(since)
 ORDER BY checkpoint.until, id LIMIT 1
 """
 
-# Transactions that have written changes and not ended for $1 seconds; a prepared one has no pid.
+# Transactions that have written changes and have been open for $1 seconds; prepared ones, which
+# have no pid, at any age.
 HOLDING_BACK = """
 SELECT lock.pid, usename, application_name, state,
        extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds
@@ -153,13 +155,14 @@ WHERE lock.relation = 'feed.change'::regclass AND lock.mode = 'RowExclusiveLock'
 
 
 class HistoryLost(Exception):
-    """The log does not continue from the position asked for: pruned, rewound or another history."""
+    """The log does not continue from this position: it was pruned, rewound or begun again."""
 
 
 class Change(msgspec.Struct, frozen=True):
     """One row of the log. `body` is what the event carries, as JSON text.
 
-    The operations truncate and reload have none; reload says that the topic must be loaded again.
+    The operations truncate and reload have no body; reload means that clients must load the topic
+    again.
     """
 
     id: int
@@ -174,7 +177,7 @@ class Page:
 
     `written` and `read`: when the last change was written and when the page was read, in
     milliseconds since 1970 by the database's clock. `is_latest`: nothing was left to read then.
-    `unreadable`: how many of the changes are in it as reload, because they could not be read.
+    `unreadable`: how many of the changes became reloads because they could not be read.
     """
 
     since: Offset
@@ -187,30 +190,30 @@ class Page:
 
 
 async def current_epoch(connection: asyncpg.Connection) -> Epoch:
-    """The epoch of the database."""
+    """Return the epoch of the database."""
     row = await connection.fetchrow("SELECT feed.epoch(), secret::text FROM feed.state")
     return Epoch(*row)
 
 
 async def adopt(connection: asyncpg.Connection) -> None:
-    """Empty the log if it came with a dump from another cluster, further than this one is."""
+    """Empty the log if it came in a dump from a cluster with higher transaction ids."""
     await connection.execute("SELECT feed.adopt()")
 
 
 async def disown(connection: asyncpg.Connection, position: Position) -> None:
-    """Begin another epoch if the newest change of a position is gone without having been pruned:
+    """Begin another epoch if the newest change of a position is missing but was not pruned:
     Postgres lost commits it had shown (a crash under `synchronous_commit = off`).
     """
     await connection.execute("SELECT feed.disown($1::text::pg_snapshot)", str(position))
 
 
 async def current_position(connection: asyncpg.Connection) -> Position:
-    """The position of a reader that has read everything there is now."""
+    """Return the position of a reader that has read everything up to now."""
     return Position.parse(await connection.fetchval("SELECT feed.position()::text"))
 
 
 async def continues(connection: asyncpg.Connection, position: Position) -> bool:
-    """Return whether the log holds everything after a position. Reads no change."""
+    """Return whether the log holds everything after a position. Reads no changes."""
     return bool(
         await connection.fetchval("SELECT feed.continues($1::text::pg_snapshot)", str(position))
     )
@@ -221,9 +224,10 @@ async def read(
 ) -> Page:
     """Read the next page after an offset, up to a position (None: up to now).
 
-    An offset within a batch is continued to the end of that batch; a long way is divided into
-    batches at checkpoints. A change that cannot be read becomes a reload of its topic. What is read
-    up to now is flushed to disk before it is returned: a crash cannot take it back.
+    From an offset within a batch, reading continues to the end of that batch. A long backlog is
+    split into batches at checkpoints. A change that cannot be read becomes a reload of its topic.
+    Changes read up to now are flushed to disk before they are returned, so a crash cannot undo
+    them.
 
     Raises HistoryLost, or one of UNAVAILABLE.
     """
@@ -243,11 +247,11 @@ async def read(
 async def _read_around(
     connection: asyncpg.Connection, since: Offset, until: Position | None, error: Exception
 ) -> Page:
-    """The page of one change that cannot be read."""
+    """Return a page with the one change that cannot be read, as a reload."""
     page = await _read(connection, since, until, 1, bodies=False)
     [change] = page.changes
     logger.error(
-        "change %d of the topic %s cannot be read (%s): its clients load again",
+        "change %d of the topic %s cannot be read (%s): clients of the topic load again",
         change.id, change.topic, str(error).partition("\n")[0],
     )  # fmt: skip
     return Page(
@@ -314,7 +318,7 @@ async def _page(
     target: Position | None,
     is_live: bool,
 ) -> Page:
-    """The page that was found between an offset and a position (None: the header's snapshot)."""
+    """Return the page found between an offset and a position (None: the header's snapshot)."""
     header, *rows = found
     is_latest = target is None and since.until is None and len(rows) == header["found"]
     if is_live and header["async"]:
@@ -333,8 +337,8 @@ async def _page(
 
 def _change(id: int, topic: str, op: str, body: str | None) -> Change:
     if body is None:
-        # Where a row should be and is none, it was too long for the log. A changed key that is
-        # still in one piece could not be put into order.
+        # A missing row was too long for the log. A changed key that was not split into a destroy
+        # and a create (rekey) could not be put into order.
         return Change(id, topic, "truncate" if op == "truncate" else "reload", None)
     if op == "destroy":
         body = member(body, "name") or body
@@ -342,22 +346,23 @@ def _change(id: int, topic: str, op: str, body: str | None) -> Change:
 
 
 async def holding_back(connection: asyncpg.Connection, seconds: float) -> list[asyncpg.Record]:
-    """The transactions whose changes have waited for a commit longer than `seconds`."""
+    """Return the transactions that have held back their changes for more than `seconds`."""
     holders: list[asyncpg.Record] = await connection.fetch(HOLDING_BACK, seconds)
     return holders
 
 
 async def check_topics(connection: asyncpg.Connection) -> list[tuple[str, str | None]]:
-    """Have clients load again what they cannot have followed: tables that were altered, triggers
-    that were missing. Returns each such topic, and what is still wrong with it (None: nothing).
+    """Make clients load again the topics whose tables were altered or whose triggers were missing.
+
+    Returns each such topic, and what is still wrong with it (None: nothing).
     """
     found = await connection.fetch("SELECT topic, problem FROM feed.check_topics()")
     return [(row["topic"], row["problem"]) for row in found]
 
 
 async def prune(connection: asyncpg.Connection, retention: float, keep: int, step: int) -> int:
-    """Delete at most `step` changes older than `retention` seconds or more than `keep` changes
-    back; returns how many went.
+    """Delete at most `step` changes that are older than `retention` seconds or more than `keep`
+    changes back; return how many were deleted.
     """
     deleted: int = await connection.fetchval(
         "SELECT feed.prune(make_interval(secs => $1), $2, $3)", retention, keep, step

@@ -5,28 +5,29 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from typing import Self
 
-# 64-bit transaction ids have at most 20 digits; a snapshot lists one per connection at most.
+# 64-bit transaction ids have at most 20 digits; a snapshot lists at most one per connection.
 LONGEST_OFFSET_CHARS = 64 * 1024
 GREATEST_XID = 2**63 - 1
-# Postgres leaves out ids whose lower 32 bits are below this, and refuses snapshots that name them.
+# Postgres skips ids whose lower 32 bits are below this, and rejects snapshots that contain them.
 FIRST_XID = 3
 
 
 def xid_after(xid: int) -> int:
-    """The transaction id that follows one (FullTransactionIdAdvance in Postgres's transam.h)."""
+    """Return the next transaction id (FullTransactionIdAdvance in Postgres's transam.h)."""
     following = xid + 1
     return following + max(0, FIRST_XID - (following & 0xFFFFFFFF))
 
 
 class InvalidOffset(ValueError):
-    """The text is not an offset this feed gave out."""
+    """The text is not an offset that this feed issued."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
     """How far a reader is: the snapshot up to which it has read everything.
 
-    `xmax`: transactions from here on are unread. `running`: those below it that had not ended.
+    `xmax`: this transaction and all later ones are unread. `running`: earlier ones that had not
+    ended.
     """
 
     xmax: int
@@ -34,7 +35,7 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read Postgres's `pg_snapshot` text, `xmin:xmax:xip,...`; InvalidOffset if it is none."""
+        """Parse Postgres's `pg_snapshot` text, `xmin:xmax:xip,...`. Raises InvalidOffset."""
         try:
             xmin_text, xmax_text, xip_text = text.split(":")
             xmin, xmax = int(xmin_text), int(xmax_text)
@@ -55,15 +56,16 @@ class Position:
         return f"{running[0] if running else self.xmax}:{self.xmax}:{','.join(map(str, running))}"
 
     def covers(self, other: "Position") -> bool:
-        """Whether this reader has read all that `other` has."""
+        """Return whether this reader has read everything that `other` has."""
         return other.xmax <= self.xmax and all(
             xid >= other.xmax or xid in other.running for xid in self.running
         )
 
     def advanced(self, snapshot: "Position", newest: int | None) -> "Position":
-        """Where a reader is that has read on from here all that a snapshot can see, the newest of
-        it by transaction `newest` (None: nothing). Cut back to just after that, as feed.position()
-        is.
+        """Return the position after reading from here everything that a snapshot can see.
+
+        `newest` is the newest transaction that was read (None: nothing). The position is cut back
+        to just after it, like feed.position().
         """
         xmax = self.xmax if newest is None else max(self.xmax, xid_after(newest))
         return Position(xmax, frozenset(xid for xid in snapshot.running if xid < xmax))
@@ -71,8 +73,8 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """Where a client continues: behind a position, or, with `until`, behind change `id` of the
-    batch between two positions.
+    """Where a client continues: after a position or, with `until`, after change `id` of the batch
+    between two positions.
     """
 
     position: Position
@@ -81,10 +83,10 @@ class Offset:
 
 
 class Epoch:
-    """One unbroken history of the log: it writes offsets and knows its own again.
+    """One unbroken history of the log: it formats offsets and recognizes its own.
 
-    Signing makes an offset judgeable alone: one that verifies was given out by a node of this
-    database, so what it says need not be doubted piece by piece.
+    Offsets are signed, so each can be judged by itself: if the signature is valid, a node of this
+    database issued it, and its parts need no further checks.
     """
 
     def __init__(self, name: str, secret: str) -> None:
@@ -97,29 +99,29 @@ class Epoch:
         )
 
     def format(self, offset: Offset) -> str:
-        """Write an offset: letters, digits and `.:,_-` only, so it needs no escaping anywhere."""
+        """Format an offset: only letters, digits and `.:,_-`, so it needs no escaping anywhere."""
         if offset.until is None:
             return self._signed(f"{self.name}.{offset.position}".encode())
         return self.writer(offset.position, offset.until)(offset.id)
 
     def writer(self, position: Position, until: Position) -> "BatchOffsets":
-        """What writes the offsets within one batch, given the ids of its changes."""
+        """Return a function that formats the offsets within one batch, given change ids."""
         return BatchOffsets(self, f"{self.name}.{position}.{until}.".encode())
 
     def parse(self, text: str) -> Offset:
-        """Read an offset of this epoch; InvalidOffset if it is foreign, forged or no offset."""
+        """Parse an offset of this epoch; InvalidOffset if it is foreign, forged or malformed."""
         if len(text) > LONGEST_OFFSET_CHARS or not text.isascii():
-            raise InvalidOffset("no offset")
+            raise InvalidOffset("not an offset")
         body, _, _ = text.rpartition(".")
         name, *parts = body.split(".")
         if name != self.name or self._signed(body.encode()) != text:
-            raise InvalidOffset("of another epoch, or not given out by this feed")
+            raise InvalidOffset("of another epoch, or not issued by this feed")
         match parts:
             case [position]:
                 return Offset(Position.parse(position))
             case [position, until, id] if id.isdecimal():
                 return Offset(Position.parse(position), Position.parse(until), int(id))
-        raise InvalidOffset("no offset")
+        raise InvalidOffset("not an offset")
 
     def _signed(self, body: bytes) -> str:
         signer = self._signer.copy()
@@ -128,7 +130,7 @@ class Epoch:
 
 
 class BatchOffsets:
-    """Offsets within one batch; what they have in common is signed once."""
+    """Formats the offsets within one batch; their common part is signed only once."""
 
     def __init__(self, epoch: Epoch, common: bytes) -> None:
         self._signer = epoch._signer.copy()
@@ -143,5 +145,5 @@ class BatchOffsets:
 
 
 def signature(digest: bytes) -> str:
-    """Eight characters: 48 bits, against guessing over a network, not against a laboratory."""
+    """Return eight characters: 48 bits, enough against online guessing, not offline attacks."""
     return urlsafe_b64encode(digest[:6]).decode()

@@ -13,12 +13,12 @@ logger = logging.getLogger("tablecast.feed")
 
 STEP_ROWS = 2_000
 PAUSE_S = 1.0
-# After a full step there may be more to do; the pause leaves the database to others.
+# After a full step there may be more to prune; the pause leaves the database to others.
 SHORT_PAUSE_S = 0.05
 
 
 class Retention:
-    """Keeps `seconds` of changes, and `changes` of them at most."""
+    """Keeps the changes of the last `seconds`, and at most `changes` of them."""
 
     def __init__(self, feed: Feed, pool: asyncpg.Pool, seconds: float, changes: int) -> None:
         self._feed = feed
@@ -27,7 +27,7 @@ class Retention:
         self._changes = changes
 
     async def run(self) -> None:
-        """Prune for ever, while this node leads."""
+        """Prune forever, whenever this node leads."""
         while True:
             deleted = 0
             if self._feed.leading:

@@ -1,19 +1,19 @@
-"""A row as JSON text: one member of it, without parsing the rest.
+"""A row as JSON text: extracts one member without parsing the rest.
 
-Rows are passed on as Postgres wrote them and may hold what parsers refuse: documents nested very
-deep, `\\u0000`, surrogates without their other half.
+Rows are passed on as Postgres wrote them and may contain what parsers reject: very deeply nested
+documents, `\\u0000`, unpaired surrogates.
 """
 
 import re
 
 import msgspec
 
-# Strings whole, since brackets in them mean nothing; then what gives a document its structure.
+# Whole strings, because brackets inside them mean nothing, and the structural characters.
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}:,]')
 
 
 class Named(msgspec.Struct):
-    """The member asked for nearly always."""
+    """The member that is nearly always asked for."""
 
     name: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -22,7 +22,7 @@ named = msgspec.json.Decoder(Named)
 
 
 def member(row: str, key: str) -> str | None:
-    """The JSON text of a top-level member of an object; None where there is none."""
+    """Return the JSON text of a top-level member of an object, or None if there is none."""
     if key == "name":
         try:
             found = named.decode(row).name
@@ -33,7 +33,7 @@ def member(row: str, key: str) -> str | None:
 
 
 def scan(row: str, key: str) -> str | None:
-    """The same in time proportional to the row, at any depth of nesting."""
+    """Do the same for any row: in time proportional to its length, at any depth of nesting."""
     wanted = msgspec.json.encode(key).decode()
     depth, last, begins = 0, "", None
     for token in TOKEN.finditer(row):

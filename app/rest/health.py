@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether what it shows is true."""
+"""Health checks: whether the process is alive, and whether it is caught up."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

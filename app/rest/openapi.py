@@ -35,13 +35,13 @@ class Thing(msgspec.Struct):
 
 
 class Health(msgspec.Struct):
-    """How the server is."""
+    """The state of the server."""
 
     status: str
 
 
 def body(struct: type[msgspec.Struct]) -> Json:
-    """The content of a request or an answer that is one JSON object."""
+    """Return the content of a request or response that is one JSON object."""
     return {JSON: {"schema": reference(struct)}}
 
 
@@ -64,7 +64,7 @@ def parameter(where: str, name: str, type_: Any, description: str, required: boo
 
 
 def problems(*statuses: int) -> Json:
-    """The error answers of an operation, beside its good ones."""
+    """Return the error responses of an operation."""
     return {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
 
 
@@ -75,9 +75,9 @@ def problem(description: str, **headers: Json) -> Json:
 
 LIST_THINGS = {
     "operationId": "listThings",
-    "summary": "The things by id",
+    "summary": "List things by id",
     "parameters": [
-        parameter("query", "limit", Limit, "The most things to answer with. Without it: all."),
+        parameter("query", "limit", Limit, "How many things to return at most. Default: all."),
         parameter("query", "after", Id, "Only things with a greater id."),
     ],
     "responses": {
@@ -85,7 +85,7 @@ LIST_THINGS = {
             "description": "The things.",
             "headers": {
                 "Feed-Offset": header(
-                    "Where Socket.IO continues exactly from this list: `io({auth: {since: ...}})`."
+                    "Where Socket.IO continues after exactly this list: `io({auth: {since: ...}})`."
                 ),
                 "Link": header('`<...>; rel="next"` if there are more things.', required=False),
             },
@@ -98,7 +98,7 @@ LIST_THINGS = {
 CREATE_THING = {
     "operationId": "createThing",
     "summary": "Create a thing",
-    "description": "Unknown fields are refused.",
+    "description": "Unknown fields are rejected.",
     "requestBody": {"required": True, "content": body(NewThing)},
     "responses": {
         "201": {
@@ -112,26 +112,26 @@ CREATE_THING = {
 
 
 def one_thing(suffix: str, name: Json) -> Json:
-    """The operations on one thing, whose address holds its name in one of two ways."""
+    """Return the operations on one thing, whose URL carries its name in one of two ways."""
     the_thing = {"description": "The thing.", "content": body(Thing)}
     return {
         "parameters": [name],
         "get": {
             "operationId": f"readThing{suffix}",
-            "summary": "One thing",
+            "summary": "Get a thing",
             "responses": {"200": the_thing, **problems(404, 422, 503)},
         },
         "patch": {
             "operationId": f"updateThing{suffix}",
             "summary": "Change a thing",
-            "description": "What is left out stays; `{}` changes nothing. Unknown fields: 422.",
+            "description": "Omitted fields are kept; `{}` changes nothing. Unknown fields: 422.",
             "requestBody": {"required": True, "content": body(ThingChanges)},
             "responses": {"200": the_thing, **problems(400, 404, 409, 413, 415, 422, 503)},
         },
         "delete": {
             "operationId": f"deleteThing{suffix}",
             "summary": "Delete a thing",
-            "responses": {"204": {"description": "It is gone."}, **problems(404, 409, 422, 503)},
+            "responses": {"204": {"description": "Deleted."}, **problems(404, 409, 422, 503)},
         },
     }
 
@@ -143,11 +143,11 @@ IN_QUERY = parameter(
     "query",
     "name",
     Name,
-    "The name. Needed for `.` and `..`, which URL parsers take out of a path.",
+    "The name. Needed for `.` and `..`, which URL parsers remove from a path.",
     required=True,
 )
 
-HEALTH = {"description": "It is so.", "content": body(Health)}
+HEALTH = {"description": "Yes.", "content": body(Health)}
 HEALTHZ = {
     "operationId": "isAlive",
     "summary": "Whether the server is alive",
@@ -155,7 +155,7 @@ HEALTHZ = {
 }
 READYZ = {
     "operationId": "isReady",
-    "summary": "Whether the server listens to the database and is caught up",
+    "summary": "Whether the server is listening to the database and caught up",
     "responses": {"200": HEALTH, **problems(503)},
 }
 
@@ -164,7 +164,7 @@ DOCUMENT: Json = {
     "info": {
         "title": "Tablecast",
         "version": "1",
-        "description": "The rows of a table. Who listens over Socket.IO sees each change at once.",
+        "description": "The rows of a table. Socket.IO clients receive every change at once.",
     },
     "paths": {
         COLLECTION: {"get": LIST_THINGS, "post": CREATE_THING},
@@ -181,12 +181,13 @@ DOCUMENT: Json = {
         "responses": {
             "400": problem("The body is not JSON in UTF-8."),
             "404": problem("There is no thing with this name."),
-            "409": problem("The name is taken, or the database has another reason to refuse."),
+            "409": problem("The name is taken, or the database rejects the write."),
             "413": problem("The body is too large."),
-            "415": problem("The body is not announced as JSON."),
-            "422": problem("A value does not fit; `field` says which."),
+            "415": problem("The Content-Type of the body is not JSON."),
+            "422": problem("A value is invalid; `field` says which."),
             "503": problem(
-                "The database is away.", **{"Retry-After": header("How many seconds to wait.")}
+                "The database is unavailable.",
+                **{"Retry-After": header("How many seconds to wait.")},
             ),
         },
     },
@@ -195,7 +196,7 @@ ENCODED = msgspec.json.format(msgspec.json.encode(DOCUMENT), indent=2)
 
 
 async def openapi(_: Request) -> Response:
-    """GET the document."""
+    """GET the OpenAPI document."""
     return Response(ENCODED, media_type=JSON)
 
 

@@ -1,4 +1,4 @@
-"""Errors as clients see them: problem+json (RFC 9457), with a sentence that says what to change."""
+"""Errors as clients see them: problem+json (RFC 9457), with a sentence that says what to do."""
 
 from http import HTTPStatus
 from typing import Any
@@ -13,7 +13,7 @@ RETRY_AFTER_S = 1
 
 
 class ProblemDetails(msgspec.Struct, kw_only=True):
-    """The body of every error answer."""
+    """The body of every error response."""
 
     type: str = "about:blank"
     title: str
@@ -23,7 +23,7 @@ class ProblemDetails(msgspec.Struct, kw_only=True):
 
 
 class Problem(HTTPException):
-    """Raised to answer with an error: status, sentence, and the field it is about, if any."""
+    """An error response: its status, a sentence, and the field it is about, if any."""
 
     def __init__(
         self,
@@ -38,14 +38,14 @@ class Problem(HTTPException):
 
 
 class Unavailable(Problem):
-    """The database is away or too slow: 503, try again soon."""
+    """The database is down or too slow: 503, try again soon."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def problem_response(error: HTTPException) -> Response:
-    """The answer for an error, Starlette's own included."""
+    """Return the response for an error, including Starlette's own."""
     details = ProblemDetails(
         title=HTTPStatus(error.status_code).phrase, status=error.status_code, detail=error.detail
     )
@@ -60,27 +60,27 @@ def problem_response(error: HTTPException) -> Response:
 
 
 async def http_error(request: Request, error: HTTPException) -> Response:
-    """Answer a `Problem`, or what Starlette raised without knowing what we would say about it."""
+    """Answer a `Problem`, or an error that Starlette itself raised, with a sentence of ours."""
     if isinstance(error, Problem):
         return problem_response(error)
     if error.status_code == 404:
-        return problem_response(Problem(404, "There is nothing at this address."))
+        return problem_response(Problem(404, "There is nothing at this URL."))
     if error.status_code == 405:
-        # Starlette's StaticFiles refuses a method without saying which ones it knows.
+        # Starlette's StaticFiles refuses a method without saying which ones it allows.
         allow = (error.headers or {}).get("Allow", "GET, HEAD")
-        detail = f"{request.method} is not possible here, only {allow}."
+        detail = f"{request.method} is not allowed here, only {allow}."
         return problem_response(Problem(405, detail, headers={"Allow": allow}))
     return problem_response(error)
 
 
 async def client_gone(_: Request, __: ClientDisconnect) -> Response:
-    """The client left while sending its body: nobody reads this answer."""
+    """The client disconnected while sending its body: nobody reads this response."""
     return problem_response(Problem(400, "The body ended too early."))
 
 
 async def unforeseen(_: Request, __: Exception) -> Response:
-    """A mistake of ours. Starlette raises it again after this answer, and the server logs it."""
-    return problem_response(Problem(500, "This is a mistake in the server, and in its log."))
+    """A bug of ours. Starlette raises it again after this response, and the server logs it."""
+    return problem_response(Problem(500, "Internal error; the server's log has the details."))
 
 
 exception_handlers: dict[Any, Any] = {

@@ -1,4 +1,4 @@
-"""One address of the API with its methods, as a Starlette route."""
+"""One path of the API and its methods, as a Starlette route."""
 
 from collections.abc import Awaitable, Callable
 
@@ -13,11 +13,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Resource:
-    """An ASGI application that gives each method (`get=`, `post=`, ...) to its handler.
+    """An ASGI application that passes each method (`get=`, `post=`, ...) to its handler.
 
-    HEAD goes to GET's handler (the server leaves the body out), OPTIONS and every other method are
-    answered here. A Starlette route with a list of methods would not do: what it does not list
-    falls through to the page's files, which refuse it in their own name.
+    HEAD goes to GET's handler (the server drops the body); OPTIONS and all other methods are
+    answered here. A Starlette route with a list of methods would not do: any other method would
+    fall through to the static files, whose 405 lists only their own methods.
     """
 
     def __init__(self, **handlers: Handler) -> None:
@@ -36,10 +36,10 @@ class Resource:
         return Response(status_code=204, headers=self._allow)
 
     async def _refuse(self, request: Request) -> Response:
-        detail = f"{request.method} is not possible here, only {self._allow['Allow']}."
+        detail = f"{request.method} is not allowed here, only {self._allow['Allow']}."
         raise Problem(405, detail, headers=self._allow)
 
 
 def resource(path: str, **handlers: Handler) -> Route:
-    """A route that answers every method at its path; `get=`, `post=`, ... with these handlers."""
+    """Return a route that answers every method on `path`, `get=`, `post=`, ... with a handler."""
     return Route(path, Resource(**handlers))

@@ -1,4 +1,4 @@
-"""The REST resource `/api/things`: reads and writes the table, and knows nothing of who watches."""
+"""The REST resource `/api/things`: reads and writes the table, and knows nothing of the feed."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ PAGE_LIMIT = 10_000
 LOWEST_ID, HIGHEST_ID = -(2**63), 2**63 - 1
 
 # The list and its offset come from one statement, so from one snapshot. `more_after` is the last
-# id of the page if others follow it. `unflushed`: it may hold commits that a crash would take back.
+# id of the page if more follow. `unflushed`: the list may contain commits that a crash would undo.
 LIST = """
     SELECT feed.offset() AS "offset",
            pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() AS unflushed,
@@ -51,7 +51,7 @@ DELETE = """
     DELETE FROM public.things WHERE name = $1 RETURNING id
 """
 
-# U+0000 is the one character Postgres text cannot hold.
+# U+0000 is the only character that Postgres text cannot hold.
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\u0000]*$")]
 Info = Annotated[str, Meta(pattern=r"^[^\u0000]*$")]
 
@@ -64,7 +64,7 @@ class NewThing(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ThingChanges(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of PATCH: what is left out stays as it is."""
+    """The body of PATCH: omitted fields stay as they are."""
 
     name: Name | UnsetType = UNSET
     info: Info | UnsetType = UNSET
@@ -81,7 +81,7 @@ T = TypeVar("T")
 
 
 class NameConvertor(Convertor[str]):
-    """All the rest of a path, line breaks included; Starlette's `path` stops at one."""
+    """The rest of a path, line breaks included; Starlette's `path` stops at a line break."""
 
     regex = "(?s:.*)"
 
@@ -96,13 +96,13 @@ register_url_convertor("name", NameConvertor())
 
 
 async def list_things(request: Request) -> Response:
-    """GET the things by id as a JSON array: all, or at most `limit` with ids above `after`."""
+    """GET things as a JSON array ordered by id: all, or at most `limit` with ids above `after`."""
     limit = _integer(request, "limit", 1, PAGE_LIMIT)
     after = _integer(request, "after", LOWEST_ID, HIGHEST_ID)
     try:
         found = await _fetch(request, LIST, LOWEST_ID if after is None else after, limit)
     except asyncpg.ProgramLimitExceededError as error:
-        raise Problem(422, "The list is too long for one answer: add ?limit=1000.") from error
+        raise Problem(422, "The list is too long for one response: add ?limit=1000.") from error
     assert found is not None
     if found["unflushed"]:
         await _fetch(request, FLUSH)
@@ -117,7 +117,7 @@ async def create_thing(request: Request) -> Response:
     thing = await _body(request, new_thing)
     created = await _fetch(request, CREATE, thing.name, thing.info)
     if created is None:
-        raise Problem(409, "The database refuses this: a trigger on the table dropped it.")
+        raise Problem(409, "The database rejected this: a trigger on the table discarded it.")
     return _json(created[0], 201, {"Location": address_of(created["name"])})
 
 
@@ -130,7 +130,7 @@ async def read_thing(request: Request) -> Response:
 
 
 async def update_thing(request: Request) -> Response:
-    """PATCH one thing: 200 and the thing as it is now, or 409 if the new name is taken."""
+    """PATCH one thing: 200 and the updated thing, or 409 if the new name is taken."""
     name = _name(request)
     changes = await _body(request, thing_changes)
     new_name = None if changes.name is UNSET else changes.name
@@ -149,10 +149,10 @@ async def delete_thing(request: Request) -> Response:
 
 
 def address_of(name: str) -> str:
-    """The path of the thing with this name, percent-encoded.
+    """Return the path of the thing with this name, percent-encoded.
 
-    `.` and `..` cannot end a path, because URL parsers take them away even when encoded: these two
-    go into the query.
+    URL parsers remove `.` and `..` from a path, even if they are encoded, so these two names go
+    into the query.
     """
     if name in (".", ".."):
         return f"{COLLECTION}/?name={name}"
@@ -160,10 +160,11 @@ def address_of(name: str) -> str:
 
 
 def _name(request: Request) -> str:
-    """The name that the request's address means. Raises the 404 for what cannot be a name."""
+    """Return the name in the request's URL. Raises the 404 if it cannot be a name."""
     name: str = request.path_params["name"] or _single(request, "name") or ""
     if "\ufffd" in name:
-        # Servers put U+FFFD for bytes that are not UTF-8; only the raw address tells who wrote it.
+        # Servers replace bytes that are not UTF-8 with U+FFFD; only the raw URL shows whether the
+        # client sent that character itself.
         try:
             unquote_to_bytes(request.scope["raw_path"] + request.scope["query_string"]).decode()
         except UnicodeDecodeError as error:
@@ -174,15 +175,15 @@ def _name(request: Request) -> str:
 
 
 def _single(request: Request, parameter: str) -> str | None:
-    """The value of a query parameter, or None without it. Raises the 422 if it is there twice."""
+    """Return a query parameter, or None if absent. Raises the 422 if it is given twice."""
     values = request.query_params.getlist(parameter)
     if len(values) > 1:
-        raise Problem(422, f"Give {parameter} once.", field=parameter)
+        raise Problem(422, f"Give {parameter} only once.", field=parameter)
     return values[0] if values else None
 
 
 def _integer(request: Request, parameter: str, low: int, high: int) -> int | None:
-    """The whole number in a query parameter, or None without it. Raises the 422 for all else."""
+    """Return a query parameter as an integer, or None if absent. Raises the 422 if invalid."""
     value = _single(request, parameter)
     if value is None:
         return None
@@ -193,7 +194,7 @@ def _integer(request: Request, parameter: str, low: int, high: int) -> int | Non
 
 
 async def _body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
-    """The request's JSON body as the decoder's type. Raises the 400, 413, 415 or 422 it deserves.
+    """Decode the request's JSON body. Raises the 400, 413, 415 or 422.
 
     A missing Content-Type is refused too: browsers let any site send such a request.
     """
@@ -216,20 +217,20 @@ async def _body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _unfit(message: str) -> Problem:
-    """The 422 for msgspec's message, which names the field at its end."""
+    """Return the 422 for msgspec's message, which ends with the name of the field."""
     found = re.search(r"(?:field `|at `\$\.)(.*)`$", message, re.DOTALL)
     if found is None:
         return Problem(422, "Send a JSON object with the fields name and info.")
     field = found[1]
     if field in FIELD_RULES:
         return Problem(422, FIELD_RULES[field], field=field)
-    return Problem(422, f"Take out {field[:50]!r}: a thing is written with name and info only.")
+    return Problem(422, f"Remove {field[:50]!r}: the only fields are name and info.")
 
 
 async def _fetch(request: Request, statement: str, *arguments: object) -> asyncpg.Record | None:
-    """The first row of a statement, or None.
+    """Return the first row of a statement, or None.
 
-    Raises `Unavailable` if the database is away, busy or too slow, and the 409 if it refuses what
+    Raises `Unavailable` if the database is down, busy or too slow, and the 409 if it rejects what
     the statement writes.
     """
     pool: Pool = request.state.pool
@@ -242,12 +243,12 @@ async def _fetch(request: Request, statement: str, *arguments: object) -> asyncp
             await pool.release(connection, timeout=POOL_TIMEOUT_S)
     except UNAVAILABLE as error:
         logger.warning("the database does not answer: %r", error)
-        raise Unavailable("The database does not answer now; try again soon.") from error
+        raise Unavailable("The database is not answering; try again soon.") from error
     except asyncpg.UniqueViolationError as error:
         raise Problem(409, "Another thing has this name; choose another.", field="name") from error
     except (asyncpg.IntegrityConstraintViolationError, asyncpg.RaiseError) as error:
-        # Not by our schema: somebody's own constraint, foreign key or trigger.
-        raise Problem(409, f"The database refuses this: {error}.") from error
+        # Not from our schema: a constraint, foreign key or trigger that a user has added.
+        raise Problem(409, f"The database rejected this: {error}.") from error
 
 
 def _json(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -255,7 +256,7 @@ def _json(text: str, status: int = 200, headers: dict[str, str] | None = None) -
 
 
 def _not_found() -> Problem:
-    return Problem(404, f"There is no thing with this name; GET {COLLECTION} lists all.")
+    return Problem(404, f"No thing has this name; GET {COLLECTION} lists them all.")
 
 
 def _too_large() -> Problem:

@@ -1,19 +1,20 @@
--- What the triggers of a watched table run: it writes the log and rings the bell.
+-- The triggers of a watched table: they write the log and ring the bell.
 --
 -- Capture is by statement, with transition tables: a bulk statement costs one INSERT ... SELECT.
--- The functions pin every setting a row's text depends on, so a row looks the same whoever wrote
--- it. They run as the owner of the feed: writers need no rights on it. So they must run no code of
--- anybody else's (feed.trusts), and nothing that a user may do to a table may make them fail.
+-- The functions pin every setting a row's text depends on, so a row looks the same whatever session
+-- wrote it. They run as the owner of the feed, so writers need no privileges on it. Therefore they
+-- must never run anybody else's code (feed.trusts), and nothing a user may do to a table may make
+-- them fail.
 
--- Whether a writer must ring: somebody sleeps.
+-- Whether a writer must ring, because a feed is asleep.
 --
--- A sleeping feed holds this lock exclusively (app/feed/listener.py): then NOTIFY wakes it. If
--- the lock can be had, the feed is awake and reading every few milliseconds; holding it until the
--- commit is visible keeps the feed from falling asleep over this change. So a busy feed costs
--- writers no NOTIFY, and with it not the cluster-wide lock a notifying commit takes.
+-- A sleeping feed holds this lock exclusively (app/feed/listener.py), and NOTIFY wakes it. If the
+-- lock is available, the feed is awake and reading every few milliseconds; holding it until the
+-- commit is visible keeps the feed from falling asleep without seeing this change. So while the
+-- feed is busy, writers do not NOTIFY, and do not take the cluster-wide lock of a notifying commit.
 --
--- Only the capture functions call this, with the search path they have pinned. Without settings of
--- its own it is inlined there, which a writer notices.
+-- Only the capture functions call this, with the search path they have pinned. It has no settings
+-- of its own, so that it is inlined there; writers would notice the call.
 CREATE OR REPLACE FUNCTION feed.must_ring() RETURNS boolean
 LANGUAGE sql
 AS $$
@@ -22,8 +23,8 @@ $$;
 
 -- Rings the bell.
 --
--- PREPARE TRANSACTION refuses transactions that used NOTIFY. Where two-phase commit is enabled the
--- bell stays silent, and the feed never sleeps.
+-- PREPARE TRANSACTION refuses transactions that used NOTIFY. So if two-phase commit is enabled, the
+-- bell stays silent and the feed never sleeps.
 CREATE FUNCTION feed.ring() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -34,17 +35,17 @@ BEGIN
 END
 $$;
 
--- Begins a statement on a watched table: before it, so that its capture can tell whether other
--- statements on this table ran inside it (in triggers, or in functions that it calls).
+-- Runs before each statement on a watched table, so that capture can tell whether other statements
+-- on this table ran inside it (in triggers, or in functions that it calls).
 --
--- The argument names the setting in which the table's open statements are noted: a `+` for each,
--- then the last change logged before the first of them logged anything, if one has, and `!` if what
--- was logged last has changed keys. So `+` alone is one statement that no other ran inside. The
--- setting is local to the transaction: what fails takes its part of it along.
+-- The argument names the setting that records the table's open statements: a `+` for each; then, if
+-- one of them has logged anything, the last change logged before that; and `!` if the last
+-- statement logged has changed keys. So `+` alone is one statement with no other inside it. The
+-- setting is local to the transaction, so a failed statement is rolled back out of it.
 --
--- It runs as the writer and pins no search path, which would cost more than all it does; so every
--- name in it is qualified. And it is one expression: PL/pgSQL prepares every expression again in
--- each transaction, and preparing one takes longer than evaluating it.
+-- It runs as the writer and does not pin the search path, which would cost more than everything
+-- else it does, so every name in it is qualified. It is a single expression because PL/pgSQL
+-- prepares every expression again in each transaction, which takes longer than evaluating it.
 CREATE FUNCTION feed.begin_statement() RETURNS trigger
 LANGUAGE plpgsql
 AS $$
@@ -57,7 +58,7 @@ BEGIN
 END
 $$;
 
--- Notes that a statement has changed keys; returns the operation that is logged for that.
+-- Records that a statement has changed keys; returns the operation that is logged for that.
 CREATE FUNCTION feed.rekey(setting text) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -65,10 +66,10 @@ AS $$
     SELECT 'rekey'
 $$;
 
--- Whether values of a type can be rendered as JSON without running code of somebody who could not
--- act as the owner of the feed anyway: row_to_json calls a cast to json where a type has one. (The
--- first object of a user has the number 16384. A domain is rendered as its base type.) With
--- `from_text`, whether they can be read from text, too, which runs the checks of a domain.
+-- Whether values of a type can be rendered as JSON without running the code of a role that could
+-- not act as the owner of the feed anyway: row_to_json calls a type's cast to json if there is one.
+-- (OIDs of user objects begin at 16384. A domain is rendered as its base type.) With `from_text`,
+-- also whether they can be parsed from text, which runs the checks of a domain.
 CREATE FUNCTION feed.trusts_type(type oid, from_text boolean DEFAULT false) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -95,8 +96,9 @@ $$;
 
 -- Whether that holds for every column of a table.
 --
--- Declared immutable, which it is not, so that it is evaluated when a capture statement is planned
--- and not when it runs; any change of the table's columns has the statement planned again.
+-- Declared immutable, although it is not, so that it is evaluated when a capture statement is
+-- planned, not when it runs; any change to the table's columns causes the statement to be
+-- replanned.
 CREATE FUNCTION feed.trusts(relation oid) RETURNS boolean
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -104,9 +106,9 @@ AS $$
     WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped
 $$;
 
--- Whether a table's rows must be spelled out column by column: it has columns that may not be
--- rendered by their types, or virtual generated ones (Postgres 18), which are computed when a row is
--- read and are NULL in a transition table.
+-- Whether a table's rows must be spelled out column by column: because it has columns whose types
+-- are not trusted to render them, or virtual generated columns (Postgres 18), which are computed
+-- when a row is read and are NULL in a transition table.
 CREATE FUNCTION feed.needs_spelling(relation regclass) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -114,8 +116,8 @@ AS $$
         SELECT FROM pg_attribute WHERE attrelid = relation AND attgenerated = 'v')
 $$;
 
--- The rows of a table, or of a transition table with its columns, as an item of a FROM clause. What
--- may not be rendered by its type is given as text, or as an array of texts.
+-- The rows of a table, or of a transition table with its columns, as an item of a FROM clause.
+-- Columns whose types are not trusted are given as text, or as an array of texts.
 CREATE FUNCTION feed.rows_of(relation regclass, source text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -134,7 +136,7 @@ AS $$
     ) END
 $$;
 
--- The columns of a table's primary key, in order; NULL where it has none.
+-- The columns of a table's primary key, in order; NULL if it has none.
 CREATE FUNCTION feed.key_of(relation regclass) RETURNS name[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -153,8 +155,8 @@ AS $$
                    WHERE indrelid = relation AND indisprimary AND NOT indimmediate)
 $$;
 
--- A row as JSON; NULL if that would be longer than the log takes: whoever shows the table must load
--- it again. Only rows of some size are given to this function (feed.json_expression).
+-- A row as JSON; NULL if that would be longer than the log accepts, in which case clients must load
+-- the topic again. Only called for rows above a certain size (feed.json_expression).
 CREATE FUNCTION feed.large_json(changed record) RETURNS json
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -168,8 +170,8 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- The expression that renders one row as JSON. Up to 32 KiB no row can become so long that
--- rendering fails: the worst, a numeric of 8 bytes, is 150,000 digits.
+-- The expression that renders one row as JSON. No row of up to 32 KiB can become so long that
+-- rendering fails: in the worst case, a numeric of 8 bytes becomes 150,000 digits.
 CREATE FUNCTION feed.json_expression(rows text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -177,14 +179,13 @@ AS $$
                   'ELSE feed.large_json(%1$s) END', rows)
 $$;
 
--- The statement that logs what an INSERT, UPDATE or DELETE has changed; NULL without a primary key
--- it cannot do without.
+-- The statement that logs what an INSERT, UPDATE or DELETE has changed.
 --
--- Columns are written `alias.column` and whole rows `alias.*`, so that no column's name can be taken
--- for something else. Of an UPDATE the old and the new rows come in the same order; pairing them by
--- place needs no key and no equality, and holds where foreign keys update one row several times. A
--- row that did not change is no change. One whose key changed is logged as `rekey`, which
--- feed.settle makes a destroy and a create.
+-- Columns are written `alias.column` and whole rows `alias.*`, so that no column name can be
+-- mistaken for anything else. The old and new rows of an UPDATE come in the same order; pairing
+-- them by place needs no key and no equality, and works even when foreign keys update one row
+-- several times. A row that stayed the same is not logged. A row whose key changed (or that has
+-- none) is logged as `rekey`, which feed.settle turns into a destroy and a create.
 CREATE FUNCTION feed.capture_statement(relation regclass, topic text, op text, setting text)
 RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -222,11 +223,11 @@ AS $$
 $$;
 
 -- The body of the function that captures the changes of one table. Its statements have no
--- parameters, so that they are planned once and not at every write. Where a table is not what it
--- was when the body was written, or must be spelled out, they are made at each write: slower, but
--- right.
+-- parameters, so that they are planned once and not on every write. If the table has been altered
+-- since the body was written, or must be spelled out, they are built on every write: slower, but
+-- correct.
 --
--- Expressions are few and short, for the reason that feed.begin_statement gives.
+-- Expressions are few and short, for the reason given at feed.begin_statement.
 CREATE FUNCTION feed.capture_body(relation regclass, topic text, setting text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$

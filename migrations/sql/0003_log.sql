@@ -1,21 +1,20 @@
--- The log, and where a reader of it is, as 0.2 has them: old and new rows, checkpoints, and an epoch
--- that knows in which database it began.
+-- The log and its positions as of 0.2: old and new rows, checkpoints, and an epoch that knows in
+-- which database it began.
 
 ALTER TABLE feed.change RENAME COLUMN row TO new;
--- Of an update the row before and after, of a create only `new`, of a destroy only `old` (one from
--- before 0.2 has it in `new`). Where a row should be and is none, it was too long for the log.
+-- An update has the row before and after, a create only `new`, a destroy only `old` (a destroy from
+-- before 0.2 has it in `new`). If a row is missing, it was too long for the log.
 --
--- `op` may also be reload: something has happened to the topic's table that no change can tell, so
--- whoever shows it must load it again.
+-- `op` may also be reload: something has happened to the topic's table that no change can express,
+-- so clients must load the topic again.
 ALTER TABLE feed.change ADD COLUMN old json;
--- Written under synchronous_commit = off: it is shown only after a flush, because a crash could take
--- it back.
+-- Written under synchronous_commit = off: shown only after a flush, because a crash could undo it.
 ALTER TABLE feed.change ADD COLUMN async boolean;
 ALTER TABLE feed.change ALTER COLUMN async
     SET DEFAULT CASE current_setting('synchronous_commit') WHEN 'off' THEN true END;
 
--- Where and in which tables the history began. A copy of the database, or a dump restored over it,
--- is another one.
+-- In which database and table the history began. A copy of the database, or a dump restored over
+-- it, is another history.
 ALTER TABLE feed.state ADD COLUMN birthplace text;
 CREATE FUNCTION feed.place() RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -27,8 +26,8 @@ UPDATE feed.state SET birthplace = feed.place();
 ALTER TABLE feed.state ALTER COLUMN birthplace SET DEFAULT feed.place();
 ALTER TABLE feed.state ALTER COLUMN birthplace SET NOT NULL;
 
--- What everybody else could see now. The calling transaction is not over: a snapshot does not list
--- the transaction it belongs to, so it is added to those still running.
+-- A snapshot as another session would take it now. A snapshot does not list the transaction it
+-- belongs to, so the calling transaction is added to those still running.
 CREATE FUNCTION feed.seen_by_others() RETURNS pg_snapshot
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -39,9 +38,10 @@ AS $$
     FROM (SELECT pg_current_snapshot() AS now, pg_current_xact_id() AS own) AS moment
 $$;
 
--- Snapshots, one about every 4096 changes, written by whoever logs the change with that number. Any
--- snapshot in the past splits what came since into two batches that are complete each; so a long
--- backlog is read checkpoint by checkpoint, and a page costs what it holds.
+-- Snapshots, about one every 4096 changes, written by the transaction that logs the change with
+-- that number. Any snapshot taken after a position splits the changes since then into two complete
+-- batches; so a long backlog is read checkpoint by checkpoint, and a page costs no more than it
+-- holds.
 CREATE TABLE feed.checkpoint (
     until    xid8        NOT NULL DEFAULT pg_snapshot_xmax(pg_current_snapshot()),
     id       bigint      NOT NULL DEFAULT currval('feed.change_id_seq'),
@@ -49,8 +49,8 @@ CREATE TABLE feed.checkpoint (
     PRIMARY KEY (until, id)
 );
 
--- The transaction id after one, and the one before. Postgres leaves out those whose lower 32 bits
--- are 0, 1 or 2, and refuses snapshots that name them.
+-- The next and the previous transaction id. Postgres skips ids whose lower 32 bits are 0, 1 or 2,
+-- and rejects snapshots that contain them.
 --
 -- Plain expressions without settings of their own, so that they are inlined: every read uses them.
 CREATE FUNCTION feed.xid_after(xid xid8) RETURNS xid8
@@ -68,8 +68,8 @@ AS $$
 $$;
 
 -- The epoch names one unbroken history of the log: this log, in this database, on this cluster, on
--- this timeline. A backup restored elsewhere has another system identifier, a promotion another
--- timeline (the first eight digits of a WAL file's name).
+-- this timeline. A backup restored elsewhere has another system identifier, a promoted standby
+-- another timeline (the first eight digits of a WAL file's name).
 CREATE OR REPLACE FUNCTION feed.epoch() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -81,14 +81,14 @@ $$;
 
 -- The position of a snapshot.
 --
--- It is the snapshot cut back to just after the newest change it sees. What lies above has left no
--- change, so asking for it again costs nothing; and it must be asked for again: after a crash
--- Postgres gives the ids of transactions that left no trace on disk (aborted ones) to new ones, and
--- a position that claimed to have seen those would skip the new changes. The id of a change that is
--- visible is never given out again, because its commit was flushed first.
+-- It is the snapshot cut back to just after the newest change it sees. Higher transactions have
+-- left no change, so asking for them again costs nothing. And they must be asked for again: after a
+-- crash Postgres reuses the ids of transactions that left no trace on disk (aborted ones), and a
+-- position that claimed to have seen them would skip the new changes. The id of a visible change is
+-- never reused, because its commit was flushed first.
 --
--- The newest visible change is looked for gap by gap between the running transactions: a backward
--- walk from the end of the index would step over every row of a bulk load still under way.
+-- The newest visible change is searched gap by gap between the running transactions: a backward
+-- scan from the end of the index would step over every row of a bulk load that is still open.
 CREATE FUNCTION feed.position_of(seen pg_snapshot) RETURNS pg_snapshot
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -126,9 +126,9 @@ AS $$
     SELECT feed.position_of(pg_current_snapshot())
 $$;
 
--- Whether the log still holds everything after a position, and the history the position comes
--- from: it has seen the history drawn, nothing after it is pruned, and the newest change it has
--- seen is there (or just pruned).
+-- Whether the log still holds everything after a position, in the history that the position comes
+-- from: the position has seen the history begin (`redrawn`), nothing after it was pruned, and the
+-- newest change it has seen is there (or has just been pruned).
 CREATE OR REPLACE FUNCTION feed.continues(since pg_snapshot) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -139,8 +139,8 @@ AS $$
     FROM feed.state
 $$;
 
--- Empties a log that came with a dump from a cluster whose transaction ids were further: new
--- changes would lie before what it says has been read.
+-- Empties a log that came in a dump from a cluster with higher transaction ids: otherwise new
+-- changes would sort before those it already holds, as if they had been read.
 CREATE OR REPLACE FUNCTION feed.adopt() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -156,12 +156,13 @@ BEGIN
 END
 $$;
 
--- Deletes old changes, at most `step` rows, and returns how many. Old is what was written longer
--- than `retention` ago or lies more than `keep` changes back. Only whole beginnings of the log go
--- (up to the first row that is to stay), and only below every running transaction, so `horizon`
--- says exactly what is gone.
+-- Deletes old changes, at most `step` rows, and returns how many were deleted. A change is old if
+-- it was written more than `retention` ago or is more than `keep` changes back. Only a contiguous
+-- beginning of the log is deleted (up to the first row to keep), and only below every running
+-- transaction, so `horizon` says exactly what is gone.
 --
--- A change from the future (the clock was set back since) is as old as the next one that is not.
+-- A change dated in the future (the clock was set back since) counts as old as the next one that is
+-- not.
 CREATE OR REPLACE FUNCTION feed.prune(retention interval, keep bigint, step integer)
 RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET feed.pruning = 'on'
@@ -200,7 +201,8 @@ BEGIN
 END
 $$;
 
--- A log emptied by hand is another history. What capture puts into order is its own.
+-- Emptying the log by hand begins another history. Capture may rewrite the log to put changes into
+-- order.
 DROP TRIGGER rewrite_history ON feed.change;
 CREATE TRIGGER rewrite_history AFTER DELETE OR UPDATE OR TRUNCATE ON feed.change
 FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION feed.rewrite_history();

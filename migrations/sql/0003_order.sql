@@ -1,8 +1,8 @@
--- Puts changes into order that statements inside other statements have made: each is logged when it
--- ends, so an inner one before the outer one that it ran inside.
+-- Puts the changes of nested statements into order: a statement is logged when it ends, so an inner
+-- statement is logged before the outer one that it ran inside.
 
--- Whether the owner of the feed may query a table. Planning a query runs functions that whoever owns
--- the table has put into indexes, constraints or statistics.
+-- Whether it is safe for the owner of the feed to query a table. Planning a query runs functions
+-- that the table's owner has put into indexes, constraints or statistics.
 CREATE FUNCTION feed.may_read(relation regclass) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -16,12 +16,13 @@ $$;
 -- The order of one key's changes that leads to what the table holds now (`final`, NULL: no row), as
 -- places in the arrays; 0 stands for a change that is missing at the end.
 --
--- Each change begins where the one before it ended, so the order is a trail through the key's states
--- that takes every change once (an Eulerian trail, found by Hierholzer's algorithm). It is walked from
--- the end backwards; where several changes lead to a state, the one with the highest place was last.
+-- Each change begins in the state where the previous one ended, so the order is a trail through the
+-- key's states that uses every change once (an Eulerian trail, found with Hierholzer's algorithm).
+-- It is walked backwards from the end; if several changes lead to a state, the one with the highest
+-- place came last.
 --
--- Without a look at the table (`known` is false) the end is the state that more changes lead to than
--- from. If they go round in a circle there is no telling.
+-- If the table cannot be queried (`known` is false), the end is the state with more changes leading
+-- to it than from it. If the changes form a circle, the end cannot be determined.
 CREATE FUNCTION feed.chain(befores text[], afters text[], final text, known boolean)
 RETURNS integer[]
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
@@ -89,10 +90,10 @@ BEGIN
 END
 $$;
 
--- The rows a table holds now for some keys, as JSON; NULL where there is none. Of each key, written
--- as the text of an array of its JSON values, `images` has some row that has or had it.
+-- The rows a table holds now for some keys, as JSON; NULL if there is no row. A key is given as the
+-- text of an array of its JSON values; `images` has, for each key, some row that has or had it.
 --
--- They are found by the equality of the table's index; but 1.0 and 1.00 are two keys.
+-- Rows are looked up with the equality of the table's index, but 1.0 and 1.00 are two keys.
 CREATE FUNCTION feed.present_rows(relation regclass, keys text[], images json[])
 RETURNS TABLE (key text, present json)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off
@@ -123,11 +124,11 @@ BEGIN
 END
 $$;
 
--- Logs again, in the right order, what a statement and the statements inside it have changed on one
--- table: changes after `since`, of which `mine` and later were logged when it ended.
+-- Logs again, in the right order, what a statement and the statements inside it have changed in one
+-- table: the changes after `since`, of which those from `mine` on were logged when it ended.
 --
--- Only keys that were changed several times can be in the wrong order, and destroys and creates that
--- an update has made of a changed key. What existed before the statement goes first.
+-- Only keys that changed several times can be in the wrong order, and the destroys and creates of
+-- an update that changed a key. Changes of rows that existed before the statement go first.
 CREATE FUNCTION feed.reorder(relation regclass, changed text, since bigint, mine bigint)
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -214,9 +215,9 @@ BEGIN
 END
 $$;
 
--- Whether what was logged after `since` is in order already: no key changed, and no row changed twice.
--- This holds where one statement both inserts and updates (ON CONFLICT, MERGE), and where statements
--- inside another have changed other rows.
+-- Whether the changes after `since` are in order already: no key changed, and no row changed twice.
+-- They are if one statement both inserts and updates (ON CONFLICT, MERGE), or if nested statements
+-- have changed other rows.
 CREATE FUNCTION feed.is_in_order(relation regclass, changed text, since bigint) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -234,19 +235,19 @@ BEGIN
 END
 $$;
 
--- Ends a statement that others ran inside, that ran inside another, or that changed keys. `nesting`
--- is what is noted of the table's open statements (feed.begin_statement); returns what is to be noted
--- from now on. `logged`: how many changes the statement itself has just logged.
+-- Ends a statement that had others inside it, that ran inside another, or that changed keys.
+-- `nesting` is the record of the table's open statements (feed.begin_statement); returns the new
+-- record. `logged`: how many changes the statement itself has just logged.
 --
--- The outermost brings the changes of all into order. Before that the table holds what is not
--- logged yet, so there is no telling. Where somebody has reset the setting, everything the transaction
--- has logged may have to be.
+-- The outermost statement puts the changes of all of them into order. Before that, the table holds
+-- changes not logged yet, so the order cannot be determined. If somebody has reset the setting,
+-- everything the transaction has logged may have to be put into order.
 --
--- What cannot be brought into order is not passed over: the topic must be loaded again.
+-- Changes that cannot be put into order are not ignored: clients must load the topic again.
 --
--- JIT is off for all that is called here: compiling takes longer than running. (Before Postgres 18,
--- the only possible plan counts as enormously expensive where a setting forbids it, so it would be
--- compiled.) Sequential scans are off because statistics of the log are always old.
+-- JIT is off for everything called here: compiling takes longer than running. (Before Postgres 18,
+-- if a setting disables the only possible plan, that plan counts as extremely expensive and would
+-- be compiled.) Sequential scans are off because statistics of the log are always out of date.
 CREATE FUNCTION feed.settle(relation regclass, changed text, nesting text, logged bigint)
 RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off

@@ -1,15 +1,15 @@
--- Which tables are watched: puts capture on them, takes it off, and notices what has happened to them.
+-- The watched tables: adds capture to them, removes it, and notices when they were altered.
 
--- The topics: which table's changes they carry, and what the table was like when somebody last
--- looked (feed.shape). What differs later is noticed by feed.check_topics.
+-- The topics: the table whose changes each carries, and what the table looked like when it was last
+-- checked (feed.shape). feed.check_topics notices when it changes.
 CREATE TABLE feed.topic (
     relation regclass PRIMARY KEY,
     topic    text     NOT NULL,
     shape    text     NOT NULL
 );
 
--- Puts the capture triggers on a table, its events named `topic:create` and so on. Idempotent:
--- called again it takes a changed key or topic over.
+-- Puts the capture triggers on a table; its events are named `topic:create` and so on. Idempotent:
+-- calling it again picks up a changed key or topic.
 CREATE FUNCTION feed.watch(relation regclass, topic text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
 AS $watch$
@@ -78,8 +78,8 @@ BEGIN
 END
 $watch$;
 
--- Takes the capture triggers off a table; changes already logged stay. Not an error where there
--- are none.
+-- Removes the capture triggers from a table; changes already logged stay. Not an error if there are
+-- none.
 CREATE FUNCTION feed.unwatch(relation regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
 AS $$
@@ -97,7 +97,7 @@ BEGIN
 END
 $$;
 
--- Drops capture functions that no trigger calls: their tables are unwatched, or gone.
+-- Drops capture functions that no trigger calls: their tables were unwatched or dropped.
 CREATE FUNCTION feed.drop_unused_captures() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -115,10 +115,10 @@ BEGIN
 END
 $$;
 
--- What a table is like, as far as its clients must load it again where that has changed: columns
--- (`xmin` tells of each ALTER COLUMN, also one that rewrites the values) and what their types'
--- values look like and who owns them, the triggers, children. Rewriting the table without changing
--- it (VACUUM FULL) does not show.
+-- Everything about a table that makes its clients load it again when it changes: columns (`xmin`
+-- shows every ALTER COLUMN, even one that rewrites the values), what values of their types look
+-- like and who owns the types, triggers, children. Rewriting the table without changing it (VACUUM
+-- FULL) does not show.
 CREATE FUNCTION feed.shape(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -144,9 +144,10 @@ AS $$
         feed.key_of(relation)))
 $$;
 
--- Looks at all watched tables. Of each that is not what it was: logs that its topic must be loaded
--- again, has its capture follow where it can, and returns the topic and what is wrong, NULL if all
--- is well again. Somebody's lock only delays the capture, which until then is slower, but right.
+-- Checks all watched tables. For each that has changed, logs that its topic must be loaded again,
+-- updates its capture if possible, and returns the topic and what is wrong (NULL if nothing is any
+-- more). A lock held by another session only delays the update; until then capture is slower, but
+-- correct.
 CREATE FUNCTION feed.check_topics() RETURNS TABLE (topic text, problem text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
 AS $$

@@ -13,5 +13,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Also tables watched by hand lose their triggers: they call functions of the schema."""
+    """Tables watched by hand lose their triggers too: they call functions of the schema."""
     run_text("DROP SCHEMA feed CASCADE")

@@ -1,12 +1,12 @@
-"""Old and new rows, changes in the order of the rows, checkpoints, topics."""
+"""Old and new rows, changes in the order the rows took them, checkpoints, topics."""
 
 from migrations.sql_files import SQL, run_file, run_text
 
 revision = "0003"
 down_revision = "0002"
 
-# The topic of a watched table is an argument of its triggers or, in databases made later, in the
-# text of its capture function.
+# The topic of a watched table is an argument of its triggers or, in databases created later, part
+# of the text of its capture function.
 WATCHED = """
     CREATE TEMPORARY TABLE watched AS
     SELECT DISTINCT tgrelid::regclass AS relation,
@@ -18,7 +18,7 @@ WATCHED = """
     WHERE pronamespace = 'feed'::regnamespace AND proname LIKE 'capture\\_%';
     SELECT feed.unwatch(relation) FROM watched;
 """
-# Several versions of 0.1.0 made different things under revision 0002.
+# Different versions of 0.1.0 created different objects under revision 0002.
 DROP_REPLACED = """
     SET LOCAL client_min_messages = warning;
     DROP FUNCTION IF EXISTS feed.watch, feed.unwatch, feed.update_statement, feed.rows_statement,
@@ -30,10 +30,10 @@ WATCH_AGAIN = """
     SELECT feed.watch(relation, topic) FROM watched;
     DROP TABLE watched;
 """
-"""How both directions put the tables that were watched under the new capture."""
+"""Watches the same tables again, with the capture just installed; both directions run this."""
 
 
-# 0.1.0 cannot tell its clients to load a topic again: where the log says so, they load everything.
+# 0.1.0 cannot tell clients to load one topic again: if the log says so, they load everything.
 FORGET_RELOADS = """
     DO $$
     DECLARE
@@ -90,6 +90,6 @@ def downgrade() -> None:
         """
     )
     log = (SQL / "log.sql").read_text(encoding="utf-8")
-    run_text(log[log.index("-- The epoch names") :])  # what comes before are the tables
+    run_text(log[log.index("-- The epoch names") :])  # the tables come before this
     run_file("capture.sql")
     run_text(WATCH_AGAIN)
