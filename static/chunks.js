@@ -1,9 +1,9 @@
 /**
  * A long list in the document, kept in order of `element.key`, highest first.
  *
- * Its elements stand in chunks of about a hundred. The browser lays out and paints only the chunks in view
- * (`content-visibility: auto`), so a change among thousands of rows costs what a change among a hundred does, and
- * find-in-page and screen readers still have all of them.
+ * Its elements are grouped in chunks of about a hundred. The browser lays out and paints only the chunks in view
+ * (`content-visibility: auto`), so a change among thousands of rows costs no more than one among a hundred, while
+ * find-in-page and screen readers still see all of them.
  */
 
 const CHUNK_SIZE = 100;
@@ -31,12 +31,12 @@ export class Chunks {
     return element.previousElementSibling ?? element.parentElement.previousElementSibling?.lastElementChild ?? null;
   }
 
-  /** Put a new element where its key belongs: nearly always before the first or after the last one. */
+  /** Insert a new element where its key belongs: nearly always before the first or after the last one. */
   insert(element) {
     const { first, last } = this;
     if (!first) this.#container.append(chunkOf(element));
-    else if (element.key > first.key) this.#insertBeside(first, 'before', element);
-    else if (element.key < last.key) this.#insertBeside(last, 'after', element);
+    else if (element.key > first.key) this.#insertAt(first, 'before', element);
+    else if (element.key < last.key) this.#insertAt(last, 'after', element);
     else this.#insertBetween(element);
   }
 
@@ -50,7 +50,7 @@ export class Chunks {
     this.#container.replaceChildren();
   }
 
-  #insertBeside(end, side, element) {
+  #insertAt(end, side, element) {
     const chunk = end.parentElement;
     if (chunk.childElementCount < CHUNK_SIZE) end[side](element);
     else chunk[side](chunkOf(element));

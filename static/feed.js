@@ -5,7 +5,7 @@
  *   import { Feed } from './feed.js';
  *
  *   const feed = new Feed({ io, list: '/api/things', topic: 'thing' });
- *   feed.onload = (items) => { ... };     // the whole list: at the start, and when it had to be loaded anew
+ *   feed.onload = (items) => { ... };     // the whole list: at the start, and whenever it was loaded again
  *   feed.onchange = (change) => { ... };  // { op, name, row, before, offset, writtenAt }, already in feed.items
  *   feed.onstate = (state) => { ... };    // see "States"
  *   feed.start();
@@ -14,40 +14,40 @@
  *   feed.stop();
  *
  * What it guarantees
- *   `items` is the table as it was at `offset`: no change is missed and none is applied twice. The list's answer
- *   says in its Feed-Offset header which moment it shows, and the stream is asked to begin exactly there. After a
- *   cut, a sleep, or a restart of the server the stream goes on from the last change seen; the official client does
- *   this by itself (its "connection state recovery"), and `auth.since` says the same to a server that has forgotten
- *   us. When the server cannot continue from there it says so (`recovered: false`); the list is then loaded again,
- *   with a fresh socket that begins at the new list's offset. Until that list has come, `items` keeps what it had.
+ *   `items` is the table as of `offset`: no change is missed and none is applied twice. The Feed-Offset header of the
+ *   list says which moment the list shows, and the stream is asked to begin exactly there. After a lost connection, a
+ *   sleep, or a restart of the server, the stream continues after the last change seen. The official client does this
+ *   by itself (its "connection state recovery"), and `auth.since` does the same with a server that no longer knows us.
+ *   If the server cannot continue from there it says so (`recovered: false`); the list is then loaded again, and a new
+ *   socket begins at the new list's offset. Until that list arrives, `items` stays as it was.
  *
- * What it does not
+ * What it does not guarantee
  *   Changes of one transaction come one by one. Keys above Number.MAX_SAFE_INTEGER lose digits in JSON.parse.
  *
  * Options
- *   io          the function of socket.io-client, so that this module depends on nothing and also runs in Node
+ *   io          socket.io-client's `io`; passed in, so that this module has no dependencies and also runs in Node
  *   list        path of the REST list, an array of rows
  *   topic       the topic of the table: 'thing' for thing:create, thing:update, thing:destroy, thing:truncate
- *   key, name   columns of a row: what identifies it for good ('id'), and what a destroy names it by ('name')
- *   server      origin of the server, of this page by default
+ *   key, name   columns of a row: the one that identifies it for good ('id'), and the one a destroy carries ('name')
+ *   server      origin of the server; by default the origin of this page
  *   path        path of Socket.IO on the server
- *   timing      true asks the server for times, and sets each change's `writtenAt`: when it was written, in ms on
- *               performance.now()'s clock; null without timing, and for what was missed
+ *   timing      true asks the server for times and sets each change's `writtenAt`: when it was written, in ms on
+ *               performance.now()'s clock; null without timing, and for missed changes
  *
- * States ({ name, ... }, given to onstate, also feed.state)
- *   loading     the list is asked for; `problem`, an Error, says why the last try failed (its `status` is the
- *               server's answer, 0 without one), the next try comes by itself
- *   connecting  no connection, or not yet; tries go on until there is one
- *   returning   connected again, receiving what was missed
- *   live        up to date; `missed` counts the changes received while returning, `reloaded` tells that the list
- *               was loaded anew instead
+ * States ({ name, ... }, passed to onstate, also feed.state)
+ *   loading     the list was requested; `problem`, an Error, says why the last attempt failed (its `status` is the
+ *               HTTP status, or 0 if there was no answer); the next attempt follows automatically
+ *   connecting  not connected, or not yet; attempts continue until there is a connection
+ *   returning   connected again, receiving the missed changes
+ *   live        up to date; `missed` counts the changes received while returning, `reloaded` means that the list
+ *               was loaded again instead
  */
 
 const LIST_TIMEOUT_MS = 30_000;
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 5_000;
-// The server does not mark the end of a replay: it has ended with the first change that was written since we are
-// back (known with timing), or when nothing has come for so long.
+// The server does not mark the end of a replay. It has ended when a change arrives that was written after we
+// reconnected (known with timing), or when nothing has arrived for this long.
 const QUIET_MS = 300;
 
 export class Feed {
@@ -66,8 +66,8 @@ export class Feed {
   #retries = 0;
   #wasLive = false;
   #greetedAt = 0;
-  // From the database's clock to ours. What was read longest ago looks furthest away, so the smallest difference
-  // seen is the one nearest to the truth.
+  // From the database's clock to ours. Delays only make it look larger, so the smallest difference seen is the most
+  // accurate.
   #clockDifference = Infinity;
   #writtenAt = null;
   #reloaded = false;
@@ -92,7 +92,7 @@ export class Feed {
     this.#load();
   }
 
-  /** End for good: no callback comes after this. */
+  /** Stop for good: no callback is called after this. */
   stop() {
     this.#ending.abort();
     clearTimeout(this.#quiet);
@@ -123,7 +123,7 @@ export class Feed {
     const answer = await fetch(this.#options.server + this.#options.list, {
       headers: { Accept: 'application/json' },
       cache: 'no-store',
-      signal: AbortSignal.timeout(LIST_TIMEOUT_MS), // combined by AbortSignal.any, Node 20 may forget it
+      signal: AbortSignal.timeout(LIST_TIMEOUT_MS), // not combined by AbortSignal.any: Node 20 may drop it
     }).catch(() => {
       throw Object.assign(new Error('The server cannot be reached.'), { status: 0 });
     });
@@ -147,7 +147,7 @@ export class Feed {
       tryAllTransports: true,
       reconnectionDelay: FIRST_RETRY_MS,
       reconnectionDelayMax: LAST_RETRY_MS,
-      // A function, so that each reconnection names the offset reached by then.
+      // A function, so that each reconnection sends the latest offset.
       auth: (send) => send({ since: this.offset, ...(timing && { timing }) }),
     });
     this.#socket = socket;
@@ -159,8 +159,8 @@ export class Feed {
     socket.on(`${topic}:truncate`, (offset) => this.#clear(offset));
     socket.on('connect_error', () => this.#lost(socket));
     socket.on('disconnect', () => {
-      // Each connection resets the client's waiting time, also one that the server ends before its hello, as it
-      // does while its database is away. So the time grows here.
+      // Every connection resets the client's backoff, even one that the server closes before its hello, as it does
+      // while its database is down. So the backoff is applied here.
       socket.io.reconnectionDelay(waitingMs(this.#retries));
       this.#retries += 1;
       this.#lost(socket);
@@ -196,7 +196,7 @@ export class Feed {
   }
 
   async #reload() {
-    // The live stream that comes with this refusal begins at another moment than the list will: drop it.
+    // The live stream that follows this refusal begins at a different moment than the new list will: drop it.
     this.#close();
     this.#reloaded ||= this.#wasLive;
     this.#wasLive = false;
@@ -210,7 +210,7 @@ export class Feed {
     clearTimeout(this.#quiet);
     this.#enter('connecting');
     if (socket.active) return; // it reconnects by itself
-    // The server refused or dismissed the socket; the official client gives up here, we do not.
+    // The server refused or disconnected the socket; the official client gives up here, we do not.
     await pause((this.#retries += 1));
     if (socket === this.#socket) socket.connect();
   }
@@ -297,7 +297,7 @@ export class Feed {
   }
 
   // Names are unique in the table, but not between the changes of one statement: `UPDATE ... SET name = ...` may
-  // hand a name from row to row. So a name knows all its holders; a destroy means the one that has held it longest.
+  // pass a name from row to row. So we keep all holders of a name; a destroy means the one that has held it longest.
 
   #claim(row) {
     const name = row[this.#options.name];
@@ -314,12 +314,12 @@ export class Feed {
   }
 }
 
-/** How long to wait after so many failures: twice as long each time, up to a limit. */
+/** How long to wait after this many failures: twice as long each time, up to a limit. */
 function waitingMs(failures) {
   return Math.min(FIRST_RETRY_MS * 2 ** failures, LAST_RETRY_MS);
 }
 
-/** Wait before the next try, but not all pages for the same time. */
+/** Wait before the next attempt, with jitter so that pages do not all return at once. */
 function pause(failures) {
   return new Promise((resolve) => setTimeout(resolve, waitingMs(failures) * (0.5 + Math.random())));
 }

@@ -1,9 +1,9 @@
 /**
  * The list of things on the page: newest first, one row per thing, changed in place.
  *
- * Changes only mark a key as due. Once per animation frame the due rows are brought to what `items` says now, for as
- * long as the frame's budget lasts, so a thing that changed a hundred times since costs one row, and a burst of any
- * size is spread over frames.
+ * Changes only mark a key as due. Once per animation frame the due rows are brought up to date with `items`, for as
+ * long as the frame's budget lasts. So a thing that has changed a hundred times is redrawn once, and a burst of any
+ * size is spread over several frames.
  */
 
 import { Chunks } from './chunks.js';
@@ -35,7 +35,7 @@ export class ThingList {
   #rows = new Map(); // key -> element
   #due = new Map(); // key -> operation to flash, or null
   #frame = 0;
-  #current = null; // the one row whose buttons the Tab key reaches: the one visited last, or the first
+  #current = null; // the row whose buttons the Tab key reaches: the last one visited, or the first
   #visited = null;
 
   /** `container` shows `items`, the Map of a Feed. */
@@ -51,7 +51,7 @@ export class ThingList {
     });
   }
 
-  /** All of `items` may be different now. */
+  /** Any of `items` may have changed. */
   reload() {
     for (const key of this.#rows.keys()) this.#due.set(key, null);
     for (const key of [...this.#items.keys()].reverse()) this.#due.set(key, null);
@@ -104,7 +104,7 @@ export class ThingList {
       this.#chunks.insert(element);
     }
     fill(element, thing);
-    if (op && element.editor) meanwhile(element.editor, `Meanwhile it became: ${thing.name} ${shorten(thing.info)}`);
+    if (op && element.editor) meanwhile(element.editor, `Changed meanwhile: ${thing.name} ${shorten(thing.info)}`);
     if (visibly) flash(element.firstElementChild, op);
   }
 
@@ -112,7 +112,7 @@ export class ThingList {
     const element = this.#rows.get(key);
     if (!element) return;
     if (element.editor) {
-      meanwhile(element.editor, 'Meanwhile it was deleted.');
+      meanwhile(element.editor, 'Deleted meanwhile.');
       element.editor.querySelector('.primary').disabled = true;
       return;
     }
@@ -146,7 +146,7 @@ export class ThingList {
     return this.#staying(this.#chunks.previous(element), 'previous');
   }
 
-  /** `element`, or the first in that direction that is not just fading away. */
+  /** `element`, or the next one in that direction that is not fading out. */
   #staying(element, direction) {
     while (element?.inert) element = this.#chunks[direction](element);
     return element;
@@ -191,7 +191,7 @@ export class ThingList {
     try {
       await destroy(this.#items.get(element.key).name);
     } catch (problem) {
-      // A 404 says that somebody else was first: the row is about to go by itself.
+      // 404: somebody else deleted it first, and the row is about to disappear.
       if (problem.status !== 404) complain(element.firstElementChild, problem);
     }
   }
@@ -203,7 +203,7 @@ export class ThingList {
     const { name, info } = editor.elements;
     name.value = thing.name;
     info.value = thing.info;
-    // What the fields make of the values (an <input> drops line breaks): only what a person changed is sent.
+    // The values as the fields hold them (an <input> drops line breaks), so that only edited fields are sent.
     const opened = { name: name.value, info: info.value };
     editor.addEventListener('submit', (event) => {
       event.preventDefault();
@@ -270,12 +270,12 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** A row shows the beginning of a long info; its editor has all of it. */
+/** A row shows only the beginning of a long info; its editor shows all of it. */
 function shorten(text) {
   return text.length > SHOWN_CHARACTERS ? `${text.slice(0, SHOWN_CHARACTERS)}…` : text;
 }
 
-/** Postgres has times that JavaScript has not, such as `infinity`: these are shown as they come. */
+/** Postgres has times that JavaScript cannot represent, such as `infinity`: they are shown as they are. */
 function readableTime(text) {
   const time = new Date(text);
   return Number.isNaN(time.getTime()) ? text : date.format(time);
@@ -289,11 +289,11 @@ function flash(element, op) {
 }
 
 function meanwhile(editor, text) {
-  // Our own change comes back through the feed before the answer to our PATCH: that is no news.
+  // Our own change comes back through the feed before the answer to our PATCH: do not report it.
   if (!editor.saving) editor.querySelector('.meanwhile').textContent = text;
 }
 
-/** Show a problem beside where one typed or clicked; null takes it away. */
+/** Show a problem next to the form or button that caused it; null removes it. */
 export function complain(container, problem) {
   let p = container.querySelector(':scope > .problem');
   if (!p && problem) {

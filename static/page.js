@@ -1,4 +1,4 @@
-/** The page: joins the feed with the list, the recent changes, the form, and the words about the connection. */
+/** The page: connects the feed to the list, the recent changes, the form and the connection status. */
 
 import { io } from '/socket.io-client/socket.io.esm.min.js';
 import { Feed } from './feed.js';
@@ -51,20 +51,20 @@ function wordsFor({ name, problem, missed, reloaded }) {
   if (name === 'loading') return problem ? 'Waiting for the server' : 'Loading';
   if (name === 'connecting') return wasLive ? 'Reconnecting' : 'Connecting';
   if (name === 'returning') return 'Catching up';
-  if (reloaded) return 'Live again, list loaded anew';
+  if (reloaded) return 'Live again, list reloaded';
   if (missed > 0) return `Live again, caught up ${missed.toLocaleString()} ${missed === 1 ? 'change' : 'changes'}`;
   return 'Live';
 }
 
-/** What stands in place of, or above, the rows. */
+/** The notice shown instead of the rows, or above them. */
 function notice() {
   const { size } = feed.items;
   const { problem } = feed.state;
   let text = '';
-  if (problem?.status === 503) text = 'The database is away for the moment. The list comes as soon as it is back.';
+  if (problem?.status === 503) text = 'The database is unavailable. The list will load as soon as it is back.';
   else if (problem) text = `${problem.message} This page keeps trying.`;
   else if (!loaded) text = 'Loading the things…';
-  else if (size === 0) text = 'No things yet. Add the first one above, or write it from a terminal.';
+  else if (size === 0) text = 'No things yet. Add the first one above, or from a terminal.';
   element('notice').hidden = !text;
   element('notice').classList.toggle('above', size > 0);
   element('notice').textContent = text;
@@ -75,7 +75,7 @@ element('add').addEventListener('submit', async (event) => {
   event.preventDefault();
   const form = event.target;
   const { name, info } = form.elements;
-  if (form.ariaBusy === 'true') return; // a second click before the first one is answered
+  if (form.ariaBusy === 'true') return; // a second click before the first was answered
   form.ariaBusy = 'true';
   complain(form, null);
   try {
@@ -96,7 +96,7 @@ element('copy').addEventListener('click', async () => {
     await navigator.clipboard.writeText(command.textContent);
     button.textContent = 'Copied';
   } catch {
-    // Without a secure origin there is no clipboard: select the line, the keyboard does the rest.
+    // No clipboard without a secure origin: select the line, so that it can be copied with the keyboard.
     getSelection().selectAllChildren(command);
     button.textContent = 'Selected';
   }

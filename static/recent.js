@@ -1,4 +1,4 @@
-/** The side feed of recent changes, and the one spoken line that sums them up for screen readers. */
+/** The list of recent changes at the side, and the line that sums them up for screen readers. */
 
 const KEPT = 40;
 const SAMPLES = 200;
@@ -21,7 +21,7 @@ export class Recent {
     this.#pace = pace;
   }
 
-  /** One change of a Feed. */
+  /** Add one change from a Feed. */
   add({ op, name, before, writtenAt }) {
     this.#fresh.push({ op, name, before, writtenAt, at: new Date() });
     if (this.#fresh.length > KEPT) this.#fresh.shift();
@@ -64,7 +64,7 @@ function median(numbers) {
   return [...numbers].sort((a, b) => a - b)[numbers.length >> 1];
 }
 
-/** Speaks at most every few seconds: one change by name, several as a sum. */
+/** Speaks at most once every few seconds: a single change by name, several as counts. */
 export class Announcer {
   #element;
   #counts = new Map();
@@ -78,7 +78,7 @@ export class Announcer {
   add(change) {
     this.#last = change;
     this.#counts.set(change.op, (this.#counts.get(change.op) ?? 0) + 1);
-    // The first change of a quiet time is spoken soon, those behind it wait for the next turn.
+    // The first change after a quiet period is announced soon; those after it wait for the next turn.
     this.#timer ??= setTimeout(() => this.#speak(), 500);
   }
 

@@ -1,10 +1,10 @@
-/** The writes of the page. Each resolves when the server has done it, and throws a Problem when it has not. */
+/** The page's writes. Each resolves once the server has done it, and rejects with a Problem if it has not. */
 
 export const create = (thing) => send('POST', '/api/things', thing);
 export const change = (name, fields) => send('PATCH', at(name), fields);
 export const destroy = (name) => send('DELETE', at(name));
 
-/** A sentence for the person who typed; `status` is 0 when the server cannot be reached, `field` may be undefined. */
+/** A sentence for the user; `status` is 0 if the server cannot be reached, `field` may be undefined. */
 export class Problem extends Error {
   constructor(status, sentence, field) {
     super(sentence);
@@ -15,7 +15,7 @@ export class Problem extends Error {
 
 const TIMEOUT_MS = 15_000;
 
-// URL parsers take `.` and `..` out of a path, encoded or not: these two names go into the query.
+// URL parsers remove `.` and `..` from a path, encoded or not, so these two names go into the query.
 const at = (name) => `/api/things/${/^\.\.?$/.test(name) ? `?name=${name}` : encodeURIComponent(name)}`;
 
 async function send(method, path, body) {

@@ -235,14 +235,14 @@ async def test_an_editor_survives_what_others_do(
     await editor.get_by_label("Info").fill("half a sent")
 
     await connection.execute("UPDATE things SET name = 'Fig' WHERE name = 'fig'")
-    await expect(editor.get_by_role("status")).to_contain_text("it became: Fig")
+    await expect(editor.get_by_role("status")).to_contain_text("Changed meanwhile: Fig")
     await editor.get_by_label("Info").press_sequentially("ence")
     await editor.get_by_role("button", name="Save").click()
     await expect(row(page, "Fig").locator(".info")).to_have_text("half a sentence")
 
     await row(page, "Fig").get_by_role("button", name="Edit").click()
     await connection.execute("DELETE FROM things WHERE name = 'Fig'")
-    await expect(editor.get_by_role("status")).to_contain_text("it was deleted")
+    await expect(editor.get_by_role("status")).to_contain_text("Deleted meanwhile")
     await expect(editor.get_by_role("button", name="Save")).to_be_disabled()
     await editor.get_by_role("button", name="Cancel").click()
     await expect_table(page, connection)
@@ -316,7 +316,7 @@ async def test_a_database_that_is_away_is_said_calmly(
     await page.get_by_role("button", name="Add").click()
     await expect(page.locator("#add-problem")).to_contain_text("try again soon")
     late = await open_page(server.url)
-    await expect(late.locator("#notice")).to_contain_text("The database is away for the moment")
+    await expect(late.locator("#notice")).to_contain_text("The database is unavailable")
     await expect_state(late, "Waiting for the server")
 
     await asyncio.to_thread(postgres.start)
