@@ -1,4 +1,4 @@
-"""Fixtures: a database of its own for every test, and the real server on it."""
+"""Fixtures: a separate database for every test, and the real server on it."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from tests.support.postgres import clone, in_thread, private_server, shared_serv
 from tests.support.server import RunningServer
 from tests.support.sockets import App, serving_here
 
-# How the first process of a test run tells its workers (pytest-xdist) where the server is.
+# Environment variables that tell the pytest-xdist workers where the shared server is.
 SHARED_URL, RUN = "TABLECAST_TEST_SERVER", "TABLECAST_TEST_RUN"
 SETTINGS = ("HOST", "PORT", "DATABASE_URL", "DATA_DIR", "ALLOWED_ORIGINS", "LOG_LEVEL")
 
@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     os.environ[SHARED_URL], shared_name = shared.enter_context(shared_server())
     os.environ[RUN] = uuid.uuid4().hex[:8]
-    for name in SETTINGS:  # a server under test takes only what its test gives it
+    for name in SETTINGS:  # a server under test has only the settings its test passes
         os.environ.pop(name, None)
 
 
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server_url() -> str:
-    """The shared Postgres server, as one who may create databases."""
+    """The shared Postgres server, as a user who may create databases."""
     return os.environ[SHARED_URL]
 
 
@@ -62,14 +62,14 @@ def migrated_template(server_url: str) -> str:
 
 @pytest.fixture
 def database_url(server_url: str, migrated_template: str) -> Iterator[str]:
-    """A migrated, empty database for this test alone."""
+    """A migrated, empty database for this test only."""
     with clone(server_url, migrated_template) as url:
         yield url
 
 
 @pytest.fixture
 def empty_database_url(server_url: str) -> Iterator[str]:
-    """A database for this test alone, not migrated."""
+    """A database for this test only, not migrated."""
     with clone(server_url, "template0") as url:
         yield url
 
@@ -88,7 +88,7 @@ async def connection(database_url: str) -> AsyncIterator[Connection]:
 def start_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers on the test's database: `start_server(PING_INTERVAL=1)`.
 
-    `database_url=` names another database.
+    `database_url=` selects another database.
     """
     servers: list[RunningServer] = []
 
@@ -114,14 +114,15 @@ def server(start_server: Callable[..., RunningServer]) -> RunningServer:
 
 @pytest.fixture
 async def app(database_url: str) -> AsyncIterator[App]:
-    """The application, served in the test's event loop."""
+    """The application, running in the test's event loop."""
     async with serving_here(database_url) as served:
         yield served
 
 
 @pytest.fixture
 def private_postgres() -> Iterator[Callable[..., Server]]:
-    """Starts Postgres servers that the test may stop, kill and restart; their database is migrated.
+    """Starts Postgres servers that the test may stop, kill and restart; their databases are
+    migrated.
 
     Options are Postgres settings: `private_postgres(max_prepared_transactions=10)`.
     """

@@ -1,4 +1,6 @@
-"""A long backlog: pages cost what they hold, and checkpoints divide it without reordering a row."""
+"""A long backlog: pages cost no more than they hold, and checkpoints split it without reordering a
+row.
+"""
 
 import asyncio
 import json
@@ -19,7 +21,7 @@ SPACING = 4096  # of checkpoints, in changes
 
 
 async def write_backlog(connection: Connection, transactions: int, rows: int) -> None:
-    """Many transactions, each with some changes."""
+    """Write many transactions, each with some changes."""
     await connection.execute("CREATE TABLE backlog (id bigint PRIMARY KEY, n int)")
     await connection.execute("SELECT feed.watch('backlog', 'backlog')")
     fill = (
@@ -30,7 +32,7 @@ async def write_backlog(connection: Connection, transactions: int, rows: int) ->
 
 
 async def pages_from(connection: Connection, since: Offset, until: Position) -> list[Page]:
-    """All pages from an offset to a position."""
+    """Return all pages from an offset to a position."""
     pages: list[Page] = []
     while since != Offset(until):
         pages.append(await log.read(connection, since, until))
@@ -42,8 +44,8 @@ async def pages_from(connection: Connection, since: Offset, until: Position) -> 
 async def test_a_long_backlog_is_read_checkpoint_by_checkpoint(
     connection: Connection, database_url: str
 ) -> None:
-    """A backlog of many transactions, one of them left open, is divided into batches of about as
-    many changes as lie between two checkpoints; each change comes once.
+    """A backlog of many transactions, one of them left open, is split into batches of about as many
+    changes as there are between two checkpoints; each change comes once.
     """
     other = await connect(database_url)
     since = await current_offset(connection)
@@ -66,8 +68,8 @@ async def test_a_long_backlog_is_read_checkpoint_by_checkpoint(
 async def test_changes_of_one_row_stay_in_order_across_checkpoints(
     connection: Connection, database_url: str
 ) -> None:
-    """Eight sessions count up the same rows, taking their transactions' ids long before they write
-    them; a replay over many checkpoints has every row's numbers in order.
+    """Eight sessions increment the same rows, taking their transaction ids long before they write;
+    a replay across many checkpoints has every row's numbers in order.
     """
     since = await current_offset(connection)
     await connection.execute("CREATE TABLE counter (id int PRIMARY KEY, n int)")
@@ -101,7 +103,7 @@ async def test_changes_of_one_row_stay_in_order_across_checkpoints(
 
 async def test_a_page_of_a_replay_touches_as_much_as_it_holds(connection: Connection) -> None:
     """Finding the next batch and reading it touches few blocks, however long the backlog is and
-    whatever the planner knows of it.
+    however old the planner's statistics are.
     """
     since = await current_offset(connection)
     await write_backlog(connection, 1000, 33)
@@ -114,7 +116,7 @@ async def test_a_page_of_a_replay_touches_as_much_as_it_holds(connection: Connec
     until = await log.current_position(connection)
 
     async def blocks(query: str, until: str, *limits: int) -> int:
-        """How many one of the reads touches, planned as the feed has it planned."""
+        """How many blocks one of the reads touches, with the plan that the feed uses."""
         values = [f"'{since.position}'", f"'{until}'", *map(str, limits)]
         if limits:
             values.append("true")
@@ -138,7 +140,7 @@ async def test_a_page_of_a_replay_touches_as_much_as_it_holds(connection: Connec
 async def test_the_feed_catches_up_over_checkpoints(
     connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A feed that was cut off while a backlog grew publishes all of it, once, then what is new."""
+    """A feed that was cut off while a backlog grew publishes all of it once, then new changes."""
     async with following(database_url) as (feed, recorder):
         connecting = asyncio.Event()
         real = Feed.begin
@@ -165,8 +167,8 @@ async def test_the_feed_catches_up_over_checkpoints(
 async def test_reads_that_nobody_waits_for_are_cancelled(
     app: App, connection: Connection, database_url: str
 ) -> None:
-    """Clients that leave while their replay waits for the log leave no read behind; one that stays
-    gets what it missed.
+    """Clients that disconnect while their replay waits for the log leave no read behind; a client
+    that stays gets what it missed.
     """
     async with joined(app.url) as gone:
         pass
@@ -197,11 +199,11 @@ async def test_reads_that_nobody_waits_for_are_cancelled(
     await eventually(lambda: app.empty)
 
 
-async def test_a_checkpoint_leaves_out_whoever_writes_it(
+async def test_a_checkpoint_leaves_out_its_own_transaction(
     connection: Connection, database_url: str
 ) -> None:
-    """A transaction that leaves a checkpoint, and then writes a row that another one has written
-    meanwhile, comes after that one in a replay.
+    """A transaction that leaves a checkpoint and then writes a row that another transaction has
+    written in the meantime comes after that transaction in a replay.
     """
     other = await connect(database_url)
     await connection.execute("CREATE TABLE rows (id int PRIMARY KEY, n int)")

@@ -27,7 +27,7 @@ async def changes(connection: Connection, topic: str = "thing") -> list[Change]:
 
 
 async def names(connection: Connection) -> list[tuple[str, str | None]]:
-    """The log of things as (operation, name)."""
+    """The log of the things as (operation, name)."""
     return [(op, row and row["name"]) for op, row in await changes(connection)]
 
 
@@ -40,7 +40,7 @@ async def two_things(connection: Connection) -> Connection:
 
 
 async def test_insert(connection: Connection) -> None:
-    """An inserted row is logged as it is, in the order of the statement."""
+    """An inserted row is logged as stored, in the order of the statement."""
     await connection.execute("INSERT INTO things (name, info) VALUES ('a', 'first'), ('b', '')")
     (op, row), (_, other) = await changes(connection)
     assert op == "create"
@@ -51,7 +51,7 @@ async def test_insert(connection: Connection) -> None:
 
 
 async def test_insert_select(connection: Connection) -> None:
-    """A bulk insert leaves one log row a row."""
+    """A bulk insert logs one change per row."""
     await connection.execute(
         "INSERT INTO things (name) SELECT 'n' || i FROM generate_series(1, 1000) AS i"
     )
@@ -59,13 +59,13 @@ async def test_insert_select(connection: Connection) -> None:
 
 
 async def test_copy(connection: Connection) -> None:
-    """Rows that come by COPY are logged."""
+    """Rows inserted by COPY are logged."""
     await connection.copy_records_to_table("things", records=[("a",), ("b",)], columns=["name"])
     assert await names(connection) == [("create", "a"), ("create", "b")]
 
 
 async def test_update(two_things: Connection) -> None:
-    """An update logs the row before and after, of changed rows only."""
+    """An update logs the row before and after, and only changed rows."""
     await two_things.execute("UPDATE things SET info = CASE name WHEN 'a' THEN 'new' ELSE info END")
     [(op, row)] = await changes(two_things)
     assert (op, row["name"], row["info"]) == ("update", "a", "new")
@@ -74,20 +74,20 @@ async def test_update(two_things: Connection) -> None:
 
 
 async def test_update_that_changes_nothing(two_things: Connection) -> None:
-    """Who writes a row as it is leaves nothing."""
+    """Writing a row without changing it logs nothing."""
     await two_things.execute("UPDATE things SET info = info")
     assert await changes(two_things) == []
 
 
 async def test_rename(two_things: Connection) -> None:
-    """A renamed thing keeps its id and is an update."""
+    """Renaming a thing keeps its id and logs an update."""
     id = await two_things.fetchval("UPDATE things SET name = 'z' WHERE name = 'a' RETURNING id")
     [(op, row)] = await changes(two_things)
     assert (op, row["id"], row["name"]) == ("update", id, "z")
 
 
 async def test_update_of_the_key(connection: Connection) -> None:
-    """A changed key is a destroy and a create; what was there before goes first."""
+    """A changed key is a destroy and a create; the destroys come first."""
     await watch(connection, "id int PRIMARY KEY DEFERRABLE, name text")
     await connection.execute("INSERT INTO watched VALUES (1, 'a'), (2, 'b')")
     await connection.execute("TRUNCATE feed.change")
@@ -99,7 +99,7 @@ async def test_update_of_the_key(connection: Connection) -> None:
 
 
 async def test_upsert(two_things: Connection) -> None:
-    """An upsert logs what it did: the update of one row, the creation of another."""
+    """An upsert logs what it did: an update of one row, a create of another."""
     await two_things.execute(
         "INSERT INTO things (name, info) VALUES ('a', 'new'), ('c', '')"
         " ON CONFLICT (name) DO UPDATE SET info = excluded.info"
@@ -108,13 +108,13 @@ async def test_upsert(two_things: Connection) -> None:
 
 
 async def test_upsert_that_does_nothing(two_things: Connection) -> None:
-    """ON CONFLICT DO NOTHING leaves nothing of the rows that were there."""
+    """ON CONFLICT DO NOTHING logs nothing for the rows that already existed."""
     await two_things.execute("INSERT INTO things (name) VALUES ('a'), ('c') ON CONFLICT DO NOTHING")
     assert await names(two_things) == [("create", "c")]
 
 
 async def test_merge(two_things: Connection) -> None:
-    """One MERGE that updates, deletes and inserts logs the three, foldable in log order."""
+    """A MERGE that updates, deletes and inserts logs all three."""
     await two_things.execute(
         """
         MERGE INTO things USING (VALUES ('a'), ('b'), ('c')) AS given (name)
@@ -128,7 +128,7 @@ async def test_merge(two_things: Connection) -> None:
 
 
 async def test_delete(two_things: Connection) -> None:
-    """A destroy keeps the whole old row."""
+    """A destroy has the whole old row."""
     before = json.loads(
         await two_things.fetchval("SELECT row_to_json(things)::text FROM things WHERE name = 'a'")
     )
@@ -143,7 +143,7 @@ async def test_truncate(two_things: Connection) -> None:
 
 
 async def test_statements_without_rows(connection: Connection) -> None:
-    """Statements that find no row leave nothing."""
+    """Statements that match no row log nothing."""
     await connection.execute("INSERT INTO things (name) SELECT 'x' WHERE false")
     await connection.execute("UPDATE things SET info = 'x'")
     await connection.execute("DELETE FROM things")
@@ -180,7 +180,7 @@ async def test_one_row_changed_five_times(connection: Connection) -> None:
 
 
 async def test_rollbacks(connection: Connection) -> None:
-    """What was rolled back, to a savepoint or altogether, was never written."""
+    """Changes that were rolled back, to a savepoint or entirely, are not logged."""
     async with connection.transaction():
         await connection.execute("INSERT INTO things (name) VALUES ('kept')")
         for undone in ("undone", "undone too"):
@@ -194,7 +194,7 @@ async def test_rollbacks(connection: Connection) -> None:
 
 
 async def test_foreign_key_cascades(connection: Connection) -> None:
-    """Rows deleted, emptied and rekeyed by a foreign key's action are logged."""
+    """Rows that a foreign key's action deletes, sets to NULL or updates are logged."""
     await watch(
         connection,
         "id int PRIMARY KEY, thing bigint REFERENCES things ON DELETE CASCADE,"
@@ -212,7 +212,7 @@ async def test_foreign_key_cascades(connection: Connection) -> None:
 
 @pytest.fixture
 async def as_clerk(connection: Connection) -> AsyncIterator[Connection]:
-    """A connection that works under a role with rights on `things` and nothing else."""
+    """A connection with a role that has privileges on `things` and nothing else."""
     role = f"clerk_{await connection.fetchval('SELECT current_database()')}"
     await connection.execute(
         f'CREATE ROLE "{role}"; GRANT ALL ON things TO "{role}"; SET ROLE "{role}"'
@@ -222,7 +222,7 @@ async def as_clerk(connection: Connection) -> AsyncIterator[Connection]:
 
 
 async def test_a_writer_needs_no_rights_on_the_feed(as_clerk: Connection) -> None:
-    """A role with rights on things only writes, and its changes are logged."""
+    """A role with privileges only on things writes, and its changes are logged."""
     await as_clerk.execute("INSERT INTO things (name) VALUES ('a')")
     await as_clerk.execute("UPDATE things SET info = 'x'")
     await as_clerk.execute("DELETE FROM things")
@@ -238,7 +238,7 @@ async def test_a_writer_needs_no_rights_on_the_feed(as_clerk: Connection) -> Non
 
 
 async def test_a_table_with_an_odd_name(connection: Connection) -> None:
-    """A table in another schema, with quotes and capitals in every name, is watched as any."""
+    """A table in another schema, with quotes and capitals in its names, is watched as usual."""
     await connection.execute('CREATE SCHEMA "Odd ""Schema"')
     table = '"Odd ""Schema"."Töp\'s 100%"'
     await connection.execute(
@@ -278,7 +278,7 @@ ODD_VALUES = """
 
 
 async def test_odd_values(connection: Connection, database_url: str) -> None:
-    """Values of every odd kind are logged as the REST connection renders them."""
+    """Unusual values of every kind are logged exactly as the REST connection renders them."""
     await connection.execute("CREATE TYPE pair AS (n int, s text)")
     await watch(connection, ODD_VALUES.replace("800_000", "800000"))
     await connection.execute("INSERT INTO watched (id) VALUES (1)")
@@ -297,7 +297,7 @@ async def test_odd_values(connection: Connection, database_url: str) -> None:
 
 
 async def test_virtual_generated_columns(connection: Connection) -> None:
-    """A column that is computed when read is logged with its value, not as null."""
+    """A virtual generated column is logged with its value, not as null."""
     if connection.get_server_version().major < 18:
         pytest.skip("virtual generated columns came with Postgres 18")
     await watch(
@@ -367,7 +367,7 @@ async def test_settings_of_the_writer_do_not_show(connection: Connection) -> Non
 
 
 async def test_a_renamed_key_column(connection: Connection) -> None:
-    """After the key column was renamed, the user's writes go on and are paired as before."""
+    """After the key column is renamed, writes succeed and rows are paired as before."""
     await watch(connection, "id int PRIMARY KEY, v int")
     await connection.execute("INSERT INTO watched VALUES (1, 1), (2, 1)")
     await connection.execute("ALTER TABLE watched RENAME id TO number")
@@ -380,7 +380,7 @@ async def test_a_renamed_key_column(connection: Connection) -> None:
 
 
 async def test_a_dropped_key(connection: Connection) -> None:
-    """After the primary key was dropped, an update is logged as destroys and creates."""
+    """After the primary key is dropped, an update is logged as destroys and creates."""
     await watch(connection, "id int PRIMARY KEY, v int")
     await connection.execute("INSERT INTO watched VALUES (1, 1), (2, 1)")
     await connection.execute("ALTER TABLE watched DROP CONSTRAINT watched_pkey")
@@ -391,7 +391,9 @@ async def test_a_dropped_key(connection: Connection) -> None:
 
 
 async def test_changed_columns(connection: Connection) -> None:
-    """Columns added, dropped, retyped or the table renamed after the watch: writes go on."""
+    """Columns are added, dropped or retyped, or the table is renamed, after the watch: writes
+    succeed.
+    """
     await watch(connection, "id int PRIMARY KEY, v int")
     await connection.execute("INSERT INTO watched VALUES (1, 1)")
     await connection.execute("UPDATE watched SET v = 2")
@@ -421,7 +423,7 @@ UNWATCHABLE = [
 
 
 async def test_tables_that_cannot_be_watched(connection: Connection) -> None:
-    """Who watches what cannot be captured is told why in a sentence."""
+    """Watching a table that cannot be captured fails with a sentence that says why."""
     for definition, sentence in UNWATCHABLE:
         transaction = connection.transaction()
         await transaction.start()
@@ -432,14 +434,16 @@ async def test_tables_that_cannot_be_watched(connection: Connection) -> None:
 
 
 async def test_topics_that_cannot_be_used(connection: Connection) -> None:
-    """Who names a topic that would not make event names is told so."""
+    """Watching with a topic that cannot be used in event names fails."""
     for topic in ("", "Thing", "a:b", 'a"b', "feed", "1st", "a" * 64, None):
         with pytest.raises(asyncpg.InvalidParameterValueError, match="cannot be used"):
             await connection.execute("SELECT feed.watch('things', $1)", topic)
 
 
 async def test_watch_and_unwatch_again(connection: Connection) -> None:
-    """Watching twice changes the topic and doubles nothing; unwatching ends it and cleans up."""
+    """Watching twice changes the topic and logs nothing twice; unwatching stops capture and cleans
+    up.
+    """
     await connection.execute("SELECT feed.watch('things', 'another')")
     await connection.execute("INSERT INTO things (name) VALUES ('a')")
     await connection.execute("SELECT feed.unwatch('things'), feed.unwatch('things')")
@@ -456,7 +460,7 @@ async def test_watch_and_unwatch_again(connection: Connection) -> None:
 
 @pytest.fixture
 async def bells(database_url: str) -> AsyncIterator[list[object]]:
-    """The payloads of the notifications that come on our channel."""
+    """The payloads of the notifications received on our channel."""
     heard: list[object] = []
     listener = await connect(database_url)
     await listener.add_listener(CHANNEL, lambda *heard_now: heard.append(heard_now[-1]))
@@ -466,7 +470,7 @@ async def bells(database_url: str) -> AsyncIterator[list[object]]:
 
 @pytest.fixture
 async def sleeper(database_url: str) -> AsyncIterator[None]:
-    """Somebody sleeps: holds the lock that makes writers ring."""
+    """Sleeps like a feed: holds the lock that makes writers ring."""
     feed = await connect(database_url)
     await feed.execute("SELECT pg_advisory_lock($1, $2)", LOCKS, SLEEPING)
     yield
@@ -474,7 +478,7 @@ async def sleeper(database_url: str) -> AsyncIterator[None]:
 
 
 async def settle(connection: Connection, heard: list[object]) -> list[object]:
-    """What was heard before a mark sent after it; notifications keep their order."""
+    """Return what was heard before a mark that is sent now; notifications keep their order."""
     await connection.execute("SELECT pg_notify($1, 'mark')", CHANNEL)
     async with asyncio.timeout(5):
         while "mark" not in heard:
@@ -496,7 +500,7 @@ async def test_a_sleeper_is_rung_once_a_transaction(
     assert await settle(connection, bells) == [""]
 
 
-async def test_nobody_is_rung_for_nothing(
+async def test_statements_that_change_nothing_do_not_ring(
     connection: Connection, bells: list[object], sleeper: None
 ) -> None:
     """Statements that changed nothing, or were rolled back, do not ring."""
@@ -506,8 +510,8 @@ async def test_nobody_is_rung_for_nothing(
     assert await settle(connection, bells) == []
 
 
-async def test_who_is_awake_is_not_rung(connection: Connection, bells: list[object]) -> None:
-    """While nobody sleeps a writer does not ring, and keeps anybody from falling asleep."""
+async def test_an_awake_feed_is_not_rung(connection: Connection, bells: list[object]) -> None:
+    """While no feed is asleep a writer does not ring, and keeps any feed from falling asleep."""
     async with connection.transaction():
         await connection.execute("INSERT INTO things (name) VALUES ('a')")
         assert await connection.fetchval(
@@ -519,8 +523,8 @@ async def test_who_is_awake_is_not_rung(connection: Connection, bells: list[obje
 
 
 async def test_two_phase_commit(private_postgres: Callable[..., Server]) -> None:
-    """Where two-phase commit is enabled a transaction that wrote changes can be prepared, though
-    somebody sleeps; nobody is rung.
+    """With two-phase commit enabled, a transaction that wrote changes can be prepared even though a
+    feed is asleep; it does not ring.
     """
     url = private_postgres(max_prepared_transactions=2, fsync="off").url
     writer, sleeper = await connect(url), await connect(url)

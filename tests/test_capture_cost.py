@@ -1,4 +1,4 @@
-"""What capture must not cost: time that grows with the square of what is written."""
+"""What capture must never cost: time quadratic in the number of rows written."""
 
 import pytest
 
@@ -6,13 +6,15 @@ from app.database.connections import Connection
 
 pytestmark = pytest.mark.database
 
-# Either takes well below a second on an idle machine, and minutes where each row is compared with
-# every other.
+# Each takes well under a second on an idle machine, and minutes if every row is compared with every
+# other.
 LIMIT = "SET statement_timeout = '30s'"
 
 
 async def test_a_large_update_after_small_ones(connection: Connection) -> None:
-    """After updates of single rows, which had the capture planned, one of 20,000 rows is quick."""
+    """After updates of single rows, for which capture was planned, an update of 20,000 rows is
+    fast.
+    """
     await connection.execute(LIMIT)
     await connection.execute("INSERT INTO things (name) SELECT i FROM generate_series(1, 20000) i")
     for id in range(20):
@@ -22,7 +24,7 @@ async def test_a_large_update_after_small_ones(connection: Connection) -> None:
 
 
 async def test_many_statements_inside_one(connection: Connection) -> None:
-    """An INSERT of 10,000 rows, each completed by a trigger's UPDATE, is quick, and each row is
+    """An INSERT of 10,000 rows, each completed by a trigger's UPDATE, is fast, and each row is
     created before it is updated.
     """
     await connection.execute(LIMIT)
@@ -42,7 +44,7 @@ async def test_many_statements_inside_one(connection: Connection) -> None:
 
 
 async def called_by(connection: Connection, statements: list[str]) -> dict[str, int]:
-    """Which functions of the feed some statements call, and how often, once all is planned."""
+    """Return which functions of the feed some statements call, and how often, once planned."""
     for statement in statements:
         await connection.execute(statement)
     await connection.execute("SET track_functions = 'all'")
@@ -56,7 +58,7 @@ async def called_by(connection: Connection, statements: list[str]) -> dict[str, 
 
 
 async def test_usual_statements_call_nothing_but_capture(connection: Connection) -> None:
-    """What writers do all the time, also to no row or without changing one, takes no way round."""
+    """Ordinary statements, including those that match or change no row, take no slow path."""
     statements = [
         "INSERT INTO things (name) VALUES ('a'), ('b')",
         "UPDATE things SET info = 'x' WHERE name = 'a'",
@@ -73,8 +75,8 @@ async def test_usual_statements_call_nothing_but_capture(connection: Connection)
 
 
 async def test_what_is_in_order_is_not_put_into_order(connection: Connection) -> None:
-    """An upsert is two statements to its triggers, and changes no row twice: it is left as logged.
-    So is what a trigger does to other rows.
+    """An upsert is two statements to its triggers but changes no row twice, so it is left as
+    logged, and so are a trigger's changes to other rows.
     """
     await connection.execute(
         """
@@ -98,8 +100,8 @@ async def test_what_is_in_order_is_not_put_into_order(connection: Connection) ->
 
 
 async def test_capture_is_never_compiled(connection: Connection) -> None:
-    """Just-in-time compilation takes seconds where capture takes a millisecond. Not every Postgres
-    has it, so this looks at the settings.
+    """Just-in-time compilation takes seconds for what capture does in a millisecond. Not every
+    Postgres has it, so this checks the settings.
     """
     pinned = await connection.fetch(
         """

@@ -1,8 +1,8 @@
 """From nested statements to the log: whatever runs inside what, folding the log gives the table.
 
 The property test draws a small schema with triggers, foreign keys and functions that write, and
-transactions on it. It plays them twice: on tables that nobody watches, and on watched ones. Both
-must end alike, statement by statement, and the log of the second, folded here, must be its tables.
+transactions on it. It plays them twice: on unwatched tables and on watched ones. Both must have the
+same outcome, statement by statement, and folding the log of the second must give its tables.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.database
 EXAMPLES = scaled(80, 20_000)
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
-# The values of each type that a key may have, and SQL that makes the next one of one. The numeric
-# keys hold two spellings of equal values.
+# The values a key of each type may have, and SQL that turns one into the next. The numeric keys
+# include two spellings of equal values.
 KEYS = {
     "int": ("01234", "($1 + 1) % 5"),
     "bigint": ("01234", "($1 + 1) % 5"),
@@ -41,8 +41,8 @@ KEYS = {
     ),
 }
 SECOND = ["'x'", "'y'"]  # values of a second key column
-# Whether a trigger may write: bounds the depth, and the number of calls in a transaction, because
-# deferred triggers start again at depth 1.
+# Whether a trigger may write: limits the depth, and also the number of calls in a transaction,
+# because deferred triggers start again at depth 1.
 MAY_RUN = """
     CREATE FUNCTION may_run(depth int) RETURNS boolean LANGUAGE sql AS $$
         SELECT pg_trigger_depth() <= depth AND set_config('test.calls',
@@ -56,12 +56,12 @@ DEFERRABLE = ["", "DEFERRABLE", "DEFERRABLE INITIALLY DEFERRED"]
 
 
 class Violation(AssertionError):
-    """The log is not what the promise says."""
+    """The log is not what was promised."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a scenario: its name, its columns, and which of them are its primary key."""
+    """A table of a scenario: its name, its columns, and which of them form its primary key."""
 
     name: str
     definition: str
@@ -72,9 +72,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Transaction:
-    """Statements between BEGIN and `end`; without `end` each is a transaction of its own.
+    """Statements between BEGIN and `end`; without `end` each is its own transaction.
 
-    Of a guarded one a statement that fails is undone alone.
+    If it is guarded, a statement that fails is rolled back by itself.
     """
 
     statements: list[str]
@@ -84,7 +84,7 @@ class Transaction:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Tables, what is defined on them, and what is done to them."""
+    """Tables, the triggers and functions on them, and the transactions to run."""
 
     tables: list[Table]
     definitions: list[str]
@@ -93,9 +93,9 @@ class Scenario:
 
 @dataclass
 class Writer:
-    """Draws statements that write one of the tables.
+    """Draws statements that write to one of the tables.
 
-    `row` is the record (NEW or OLD) that a trigger's statements may speak of.
+    `row` is the record (NEW or OLD) that a trigger's statements may refer to.
     """
 
     draw: Draw
@@ -151,7 +151,7 @@ class Writer:
     def insert(self, table: Table) -> str:
         rows = ", ".join(self.values(table) for _ in range(self.one_of([1, 1, 2, 3])))
         conflict = self.one_of(["", "DO NOTHING", "DO NOTHING", "UPDATE", "UPDATE"])
-        if conflict and table.deferrable:  # such a key cannot say what conflicts
+        if conflict and table.deferrable:  # ON CONFLICT cannot use a deferrable key
             conflict = ""
         elif conflict == "UPDATE":
             conflict = f"({', '.join(table.key)}) DO UPDATE SET {self.change(table)}"
@@ -214,7 +214,7 @@ class Writer:
         return str(self.one_of(kinds)(table))
 
     def body(self, at_most: int = 2) -> str:
-        """Statements as PL/pgSQL has them; what fails may be forgiven."""
+        """Return statements in PL/pgSQL, possibly with failures ignored."""
         statements = "; ".join(self.statement() for _ in range(self.draw(st.integers(1, at_most))))
         if self.one_of([False, True]):
             return f"BEGIN {statements}; EXCEPTION WHEN OTHERS THEN NULL; END"
@@ -331,7 +331,7 @@ CONTROL = [
 
 @dataclass
 class Played:
-    """What a transaction came to: an error code or '' for each statement, and then the rows."""
+    """The outcome of a transaction: an error code or '' for each statement, and then the rows."""
 
     outcomes: list[str]
     rows: list[tuple[str, str]]
@@ -346,7 +346,7 @@ async def outcome(connection: Connection, statement: str) -> str:
 
 
 async def play(connection: Connection, scenario: Scenario, transaction: Transaction) -> Played:
-    """Run a transaction, and read the tables."""
+    """Run a transaction, then read the tables."""
     outcomes = []
     if transaction.end:
         await connection.execute("BEGIN")
@@ -370,7 +370,7 @@ async def play(connection: Connection, scenario: Scenario, transaction: Transact
 
 @dataclass
 class Fold:
-    """The tables as the log tells them; checks that each change applies to what is there.
+    """The tables according to the log; checks that each change applies to the rows there are.
 
     `strict`: tables in which no two rows can ever hold one key.
     """
@@ -390,12 +390,12 @@ class Fold:
             self.rows = {key: row for key, row in self.rows.items() if key[0] != topic}
             return
         if op not in held or (old is not None, new is not None) != held[op]:
-            raise Violation(f"no such change can be: {change}")
+            raise Violation(f"impossible change: {change}")
         if old and new and self.key(topic, old) != self.key(topic, new):
             raise Violation(f"an update of the key: {change}")
         key = self.key(topic, old or new or "")
         if not self.tables[topic].deferrable and self.rows.get(key) != old:
-            raise Violation(f"{change}, but what was there is {self.rows.get(key)}")
+            raise Violation(f"{change}, but the row was {self.rows.get(key)}")
         self.rows.pop(key, None)
         if new:
             self.rows[key] = new
@@ -407,7 +407,7 @@ RESET = """
     DROP SCHEMA IF EXISTS unwatched CASCADE; DROP SCHEMA IF EXISTS watched CASCADE;
     DELETE FROM feed.topic; SELECT feed.drop_unused_captures(); TRUNCATE feed.change;
 """
-# On the unwatched tables only: counts the rows whose update changed something.
+# Only on the unwatched tables: counts the rows whose update changed something.
 COUNT = """
     CREATE TABLE counted (name text);
     CREATE FUNCTION count_update() RETURNS trigger LANGUAGE plpgsql AS
@@ -433,7 +433,7 @@ async def make(connection: Connection, scenario: Scenario, schema: str) -> None:
 
 
 async def check(connection: Connection, scenario: Scenario) -> None:
-    """Play a scenario on both schemas. Raises Violation."""
+    """Play a scenario in both schemas. Raises Violation."""
     await connection.execute(RESET)
     await make(connection, scenario, "unwatched")
     expected = []
@@ -456,13 +456,15 @@ async def check(connection: Connection, scenario: Scenario) -> None:
             last = id
             fold.apply(*change)
         if sorted((key[0], row) for key, row in fold.rows.items()) != here.rows:
-            raise Violation(f"{transaction}: the log gives {fold.rows}, there is {here.rows}")
+            raise Violation(
+                f"{transaction}: the log gives {fold.rows}, the tables have {here.rows}"
+            )
         if not fold.updates <= made:
             raise Violation(f"{transaction}: {fold.updates} logged, {made} made")
 
 
 def check_examples(url: str, examples: int, *sabotage: str, shrink: bool = True) -> None:
-    """Check drawn scenarios until one is a violation, in a database changed by `sabotage`."""
+    """Check drawn scenarios until one is a violation, in a database altered by `sabotage`."""
     with asyncio.Runner() as runner:
         connection = runner.run(connect(url))
 
@@ -489,7 +491,7 @@ def check_examples(url: str, examples: int, *sabotage: str, shrink: bool = True)
 
 
 def as_sql(scenario: Scenario) -> str:
-    """A scenario as a script for psql."""
+    """Return a scenario as a script for psql."""
     lines = [f"CREATE TABLE {table.name} ({table.definition})" for table in scenario.tables]
     lines += [f"SELECT feed.watch('{table.name}', '{table.name}')" for table in scenario.tables]
     lines += scenario.definitions
@@ -506,7 +508,9 @@ DERANDOMIZE = scaled(True, False)
 
 
 def test_the_log_of_any_nesting_folds_to_the_table(database_url: str) -> None:
-    """Whatever triggers, foreign keys and functions write inside a statement, folding holds."""
+    """Whatever triggers, foreign keys and functions write inside a statement, folding the log gives
+    the tables.
+    """
     check_examples(database_url, EXAMPLES)
 
 
@@ -518,6 +522,6 @@ NO_REORDER = """
 
 
 def test_without_reorder_a_scenario_breaks(database_url: str) -> None:
-    """The property test can fail: with `feed.reorder` doing nothing it does."""
+    """The property test can fail: it does if `feed.reorder` does nothing."""
     with pytest.raises(Violation):
         check_examples(database_url, EXAMPLES, NO_REORDER, shrink=False)

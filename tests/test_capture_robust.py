@@ -1,4 +1,4 @@
-"""Nothing a user does with a table fails, or gives anybody a right, because it is watched."""
+"""Watching a table makes no user's statement fail, and gives nobody additional privileges."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ async def logged(connection: Connection, topic: str = "watched") -> list[tuple[s
     return [(op, *(image and json.loads(image) for image in images)) for op, *images in rows]
 
 
-# Names and types in the way
+# Unusual names and types
 
 
 NAMES = [
@@ -41,8 +41,8 @@ NAMES = [
 
 
 async def test_columns_of_any_name(connection: Connection) -> None:
-    """Tables whose key or other columns have the names that capture itself uses, or quotes, or what
-    ends a function's text, are written and captured as any.
+    """Tables whose columns have the names that capture itself uses, or contain quotes or the end of
+    a function body, are written and captured like any other.
     """
     quoted = ['"' + name.replace('"', '""') + '"' for name in NAMES]
     values = ", ".join("1" for _ in NAMES)
@@ -87,13 +87,13 @@ KEYS = {
 
 @pytest.mark.parametrize("kind", KEYS)
 async def test_keys_of_any_type(connection: Connection, kind: str) -> None:
-    """A key of any type that has an equality, an extension's in a schema of its own too, can be
+    """A key of any type that has an equality, even an extension's in another schema, can be
     inserted, kept, changed and deleted.
     """
     if "vector(" in kind:
         available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'"
         if not await connection.fetchval(available):
-            missing("this Postgres does not have the extension vector, as the embedded one does")
+            missing("this Postgres lacks the extension vector, which the embedded one has")
         await connection.execute("CREATE SCHEMA odd; CREATE EXTENSION vector SCHEMA odd")
     await connection.execute(
         """
@@ -108,7 +108,9 @@ async def test_keys_of_any_type(connection: Connection, kind: str) -> None:
                 " (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
             )
         except asyncpg.FeatureNotSupportedError:
-            pytest.skip("this Postgres was built without ICU, as the embedded one is (make matrix)")
+            pytest.skip(
+                "this Postgres was built without ICU, like the embedded one (see make matrix)"
+            )
     await watch(connection, f"id {kind} PRIMARY KEY, v int")
     first, second = KEYS[kind]
     await connection.execute(f"INSERT INTO watched VALUES ({first}, 1)")
@@ -123,19 +125,21 @@ async def test_keys_of_any_type(connection: Connection, kind: str) -> None:
 
 
 async def test_a_key_equal_but_written_otherwise(connection: Connection) -> None:
-    """A key that stays equal but is written otherwise is another key to whoever reads JSON."""
+    """A key that stays equal but is written differently is another key to a client, which reads
+    JSON.
+    """
     await watch(connection, "id numeric PRIMARY KEY, v int")
     await connection.execute("INSERT INTO watched VALUES (1.0, 1)")
     await connection.execute("UPDATE watched SET id = 1.00")
     assert [op for op, _, _ in await logged(connection)] == ["create", "destroy", "create"]
 
 
-# Rows in the way
+# Unusual rows
 
 
 async def test_rows_longer_than_the_log_takes(connection: Connection) -> None:
-    """A row whose JSON would be longer than the log takes (or, in the long run, than Postgres can
-    make) is inserted, updated and deleted; the log says that, without the row.
+    """A row whose JSON is longer than the log accepts (or, in the long run, than Postgres can
+    build) is inserted, updated and deleted; the log records this without the row.
     """
     await connection.execute("CREATE TABLE watched (id int PRIMARY KEY, n int, b bytea)")
     await connection.execute("ALTER TABLE watched ALTER b SET STORAGE EXTERNAL")
@@ -155,8 +159,8 @@ async def test_rows_longer_than_the_log_takes(connection: Connection) -> None:
 
 
 async def test_rows_of_any_depth(connection: Connection) -> None:
-    """Documents nested as deep as Postgres takes them, with U+0000 or half a surrogate pair, in a
-    table with nested triggers: they are logged as they are.
+    """Documents nested as deep as Postgres accepts, with U+0000 or half a surrogate pair, are
+    logged as they are.
     """
     await watch(connection, "id int PRIMARY KEY, doc json, n int")
     for doc in ("[" * 6000 + "]" * 6000, '"\\u0000"', '"\\ud83d"'):
@@ -170,9 +174,9 @@ async def test_rows_of_any_depth(connection: Connection) -> None:
     assert rows[0][1].count("[") == 6000
 
 
-async def test_what_cannot_be_put_into_order_is_said(connection: Connection) -> None:
-    """Where a document that no parser takes keeps nested changes from being ordered, the statement
-    succeeds and the topic must be loaded again.
+async def test_changes_that_cannot_be_put_into_order_are_reported(connection: Connection) -> None:
+    """If nested changes cannot be ordered because of a document that cannot be parsed, the
+    statement succeeds and the topic must be loaded again.
     """
     await watch(connection, "id int PRIMARY KEY, doc json, n int")
     await connection.execute(
@@ -188,12 +192,12 @@ async def test_what_cannot_be_put_into_order_is_said(connection: Connection) -> 
     assert [op for op, _, _ in await logged(connection)][-2:] == ["create", "update"]
 
 
-# Functions and types in the way
+# Unusual functions and types
 
 
 @pytest.fixture
 async def bob(connection: Connection, database_url: str) -> AsyncIterator[Connection]:
-    """A connection of a role that owns a schema, and nothing else."""
+    """A connection with a role that owns a schema and nothing else."""
     role = f"bob_{await connection.fetchval('SELECT current_database()')}"
     await connection.execute(
         f'CREATE ROLE "{role}"; CREATE SCHEMA bob AUTHORIZATION "{role}";'
@@ -233,8 +237,8 @@ TEXTS: list[dict[str, Any]] = [
 async def test_a_types_cast_never_runs_with_the_feeds_rights(
     connection: Connection, bob: Connection, when: str
 ) -> None:
-    """The owner of a watched table makes a cast to json for a type of its columns, whenever: it is
-    not called, and the columns are logged as text.
+    """The owner of a watched table creates a cast to json for a type of its columns, at any time:
+    it is never called, and the columns are logged as text.
     """
     await bob.execute(EVIL)
     if when == "before the watch":
@@ -261,10 +265,10 @@ async def test_a_types_cast_never_runs_with_the_feeds_rights(
     assert await connection.fetchval("SELECT count(*) FROM bob.evidence") == 0
 
 
-async def test_types_of_whoever_could_act_as_the_feed_are_rendered_whole(
+async def test_types_of_roles_that_can_act_as_the_feed_are_rendered_whole(
     connection: Connection,
 ) -> None:
-    """An enum and a composite of the feed's own owner are logged as row_to_json makes them."""
+    """An enum and a composite of the feed's owner are logged as row_to_json renders them."""
     await connection.execute("CREATE TYPE e AS ENUM ('x'); CREATE TYPE pair AS (e e, n int)")
     await watch(connection, "id int PRIMARY KEY, list e[], pair pair")
     await connection.execute("INSERT INTO watched VALUES (1, '{x}', ROW('x', 2))")
@@ -274,8 +278,8 @@ async def test_types_of_whoever_could_act_as_the_feed_are_rendered_whole(
 
 
 async def test_a_capture_function_that_is_there_already(connection: Connection) -> None:
-    """A function with the name a new table's capture would have, as a restored dump leaves them, is
-    replaced if nobody uses it, and spared if another table does.
+    """A function with the name of a new table's capture, as a restored dump leaves them, is
+    replaced if it is unused, and kept if another table uses it.
     """
     await watch(connection, "id int PRIMARY KEY")
     used = await connection.fetchval("SELECT 'capture_' || 'watched'::regclass::oid")
@@ -294,7 +298,7 @@ async def test_a_capture_function_that_is_there_already(connection: Connection) 
 
 async def test_columns_changed_under_a_planned_capture(connection: Connection) -> None:
     """In a session that has captured before, columns and the key are added, renamed, retyped and
-    dropped: each write after that succeeds, and is logged as the table is then.
+    dropped: each later write succeeds and is logged with the table's columns at that time.
     """
     await watch(connection, "id int PRIMARY KEY, v int")
     for _ in range(10):
@@ -322,7 +326,7 @@ async def test_columns_changed_under_a_planned_capture(connection: Connection) -
 
 
 async def test_what_may_be_lost_is_marked(connection: Connection) -> None:
-    """Changes written without waiting for the disk say so, others do not."""
+    """Changes written without waiting for the disk are marked; others are not."""
     for setting in ("off", "on", "local"):
         await connection.execute(f"SET synchronous_commit = {setting}")
         await connection.execute("INSERT INTO things (name) VALUES ($1)", setting)
@@ -339,7 +343,7 @@ async def test_what_may_be_lost_is_marked(connection: Connection) -> None:
 async def test_a_copy_of_the_database_is_another_history(
     connection: Connection, database_url: str, server_url: str
 ) -> None:
-    """A copy of a database on the same cluster has another epoch, and so has a dump that was
+    """A copy of a database on the same cluster has another epoch, and so has a dump that is
     restored over the database it came from.
     """
     await connection.execute("INSERT INTO things (name) VALUES ('a')")
@@ -376,7 +380,7 @@ async def test_a_copy_of_the_database_is_another_history(
 async def test_a_log_from_a_cluster_that_was_further_is_emptied(
     private_postgres: Callable[..., Server],
 ) -> None:
-    """A log whose history was drawn by the very id that comes next is of another cluster."""
+    """A log whose history began with the very next transaction id comes from another cluster."""
     connection = await connect(private_postgres(fsync="off").url)
     await connection.execute("INSERT INTO things (name) VALUES ('a')")
     await connection.execute(
@@ -390,7 +394,7 @@ async def test_a_log_from_a_cluster_that_was_further_is_emptied(
 async def test_a_change_from_the_future_holds_back_nothing(
     private_postgres: Callable[..., Server],
 ) -> None:
-    """Changes written while the clock was a year ahead are pruned with what came after them."""
+    """Changes written while the clock was a year ahead are pruned together with later ones."""
     connection = await connect(private_postgres(fsync="off").url)
     await connection.execute("INSERT INTO things (name) SELECT i FROM generate_series(1, 30) AS i")
     await connection.execute(
@@ -409,7 +413,7 @@ async def test_a_change_from_the_future_holds_back_nothing(
 
 
 async def test_ids_are_stepped_over_in_sql_as_in_python(connection: Connection) -> None:
-    """feed.xid_after and feed.xid_before know the ids that Postgres leaves out."""
+    """feed.xid_after and feed.xid_before skip the ids that Postgres skips."""
     for xid in (3, 2**32 - 2, 2**32 - 1, 2**32 + 3, 9 * 2**32 - 1, 2**40 + 7):
         after = await connection.fetchval("SELECT feed.xid_after($1::text::xid8)::text", str(xid))
         assert int(after) == log_after(xid)
@@ -423,7 +427,7 @@ def log_after(xid: int) -> int:
 
 
 async def test_settings_that_a_trigger_resets(connection: Connection) -> None:
-    """What capture remembers within a statement may be reset inside it: the log is right all the
+    """A trigger resets what capture has recorded for the statement: the log is correct all the
     same.
     """
     await watch(connection, "id int PRIMARY KEY, n int NOT NULL DEFAULT 0")
@@ -447,7 +451,7 @@ async def test_settings_that_a_trigger_resets(connection: Connection) -> None:
 
 
 async def test_a_hostile_setting(connection: Connection) -> None:
-    """Whoever sets what capture keeps in the session has their own statements fail, no others."""
+    """A session that overwrites capture's settings breaks its own statements and no others."""
     await connection.execute("INSERT INTO things (name) VALUES ('a')")
     setting = await connection.fetchval("SELECT 'feed.nesting_' || 'things'::regclass::oid")
     await connection.execute("SELECT set_config($1, 'nonsense', false)", setting)

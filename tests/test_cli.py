@@ -1,4 +1,4 @@
-"""The command, as a person at a terminal meets it."""
+"""The command line, as a user at a terminal sees it."""
 
 import asyncio
 import fcntl
@@ -26,7 +26,7 @@ LIMIT_S = 60
 
 
 def tablecast(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run the command until it exits."""
     return subprocess.run(
         [TABLECAST, *arguments],
         env=os.environ | environ,
@@ -40,24 +40,24 @@ def wait_for_the_end_of(postgres: Server) -> None:
     """Return once this server has stopped by itself."""
     deadline = time.monotonic() + LIMIT_S
     while postgres.pid is not None:
-        assert time.monotonic() < deadline, "the embedded server is still there"
+        assert time.monotonic() < deadline, "the embedded server is still running"
         time.sleep(0.01)
 
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A directory for an embedded database (pytest's own are closed to other users)."""
+    """A directory for an embedded database (pytest's own are not accessible to other users)."""
     with TemporaryDirectory(prefix="tablecast-data-") as name:
         directory = Path(name)
         yield directory
-        # The keeper of a killed process ends after it, and writes here until then.
+        # The keeper outlives a killed process for a moment, and writes here until it exits.
         wait_for_the_end_of(Server(directory / "postgres"))
         with locked(directory / "users", fcntl.LOCK_EX):
             pass
 
 
 def refusal(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
-    """What the command said when it refused: one sentence, and nothing else."""
+    """Return the command's error message: one sentence, and no other output."""
     assert done.returncode == code, done
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
@@ -67,7 +67,7 @@ def refusal(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
 
 @contextmanager
 def serving(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """`tablecast serve` on an embedded database: the process, its address, its psql line."""
+    """Run `tablecast serve` on an embedded database; yield the process, URL and psql line."""
     process = subprocess.Popen(
         [TABLECAST, "serve", "--port", "0", "--data-dir", str(data_dir)],
         stdout=subprocess.PIPE,
@@ -84,12 +84,12 @@ def serving(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
 
 
 def names(address: str) -> list[str]:
-    """The names of all things."""
+    """Return the names of all things."""
     return [thing["name"] for thing in httpx.get(f"{address}/api/things").json()]
 
 
 def test_first_start_second_start_and_the_end(data_dir: Path) -> None:
-    """Somebody starts Tablecast with nothing there, writes with psql, stops it, starts it again."""
+    """A user starts Tablecast from scratch, writes with psql, stops it and starts it again."""
     with serving(data_dir) as (process, address, psql_line):
         assert "psql postgresql://" in psql_line
         samples = names(address)
@@ -114,7 +114,7 @@ def test_first_start_second_start_and_the_end(data_dir: Path) -> None:
 
 
 def test_the_printed_psql_line_works(data_dir: Path) -> None:
-    """Somebody pastes the line that was printed into a shell."""
+    """A user pastes the printed line into a shell."""
     with serving(data_dir) as (_, address, psql_line):
         assert "hello" not in names(address)
         line = psql_line[psql_line.index("psql ") :]
@@ -134,7 +134,7 @@ def test_the_embedded_server_ends_with_a_killed_process(data_dir: Path) -> None:
 
 
 def test_two_users_of_one_embedded_server(data_dir: Path) -> None:
-    """Two processes use one embedded database at once; the first to leave does not stop it."""
+    """Two processes use one embedded database at once; the first to exit does not stop it."""
     postgres = Server(data_dir / "postgres")
     with embedded(data_dir) as first:
         with embedded(data_dir) as second:
@@ -146,14 +146,14 @@ def test_two_users_of_one_embedded_server(data_dir: Path) -> None:
 
 
 def test_a_deep_directory_with_odd_characters(data_dir: Path) -> None:
-    """Somebody keeps the data far down, in a directory with spaces, quotes and a long name."""
+    """A user keeps the data in a deep directory with spaces, quotes and a long name."""
     directory = data_dir / 'it\'s a "deep" $HOME' / ("d" * 100) / "данные"
     done = tablecast("psql", "-Atc", "SELECT count(*) FROM things", DATA_DIR=str(directory))
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
 def test_a_server_that_died_is_started_again(data_dir: Path) -> None:
-    """The machine lost power; the next start finds what was left behind and goes on."""
+    """The machine loses power; the next start recovers from what was left behind."""
     insert = "INSERT INTO things (name) VALUES ('kept')"
     with embedded(data_dir):
         assert tablecast("psql", "-c", insert, DATA_DIR=str(data_dir)).returncode == 0
@@ -163,7 +163,7 @@ def test_a_server_that_died_is_started_again(data_dir: Path) -> None:
 
 
 def test_a_wrong_option_is_refused() -> None:
-    """Somebody mistypes an option, a value, a command."""
+    """A user mistypes an option, a value or a command."""
     assert "--prot" in refusal(tablecast("serve", "--prot", "1"), 2)
     assert refusal(tablecast("serve", "--port", "x"), 2).startswith("PORT (or --port) is 'x'")
     assert refusal(tablecast("serve", PORT="x"), 2).startswith("PORT (or --port) is 'x'")
@@ -171,13 +171,13 @@ def test_a_wrong_option_is_refused() -> None:
 
 
 def test_an_option_wins_over_the_environment(database_url: str) -> None:
-    """Somebody has a wrong PORT in the environment and gives a right one."""
+    """A user has a wrong DATABASE_URL in the environment and passes the right one as an option."""
     done = tablecast("migrate", "--database-url", database_url, DATABASE_URL="nonsense")
     assert (done.returncode, done.stdout) == (0, "The database is up to date.\n")
 
 
 def test_help_names_every_setting() -> None:
-    """Somebody asks for help."""
+    """A user asks for help."""
     done = tablecast("serve", "--help")
     assert done.returncode == 0
     for name in ("HOST", "PORT", "DATABASE_URL", "FEED_RETENTION", "CLIENT_BUFFER", "LOG_LEVEL"):
@@ -185,22 +185,22 @@ def test_help_names_every_setting() -> None:
 
 
 def test_a_taken_port_is_refused(database_url: str) -> None:
-    """Somebody starts a second server on the port of the first."""
+    """A user starts a second server on the same port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         message = refusal(tablecast("serve", "--port", port, DATABASE_URL=database_url))
-    assert message == (f"Port {port} on 127.0.0.1 is in use: choose another with PORT or --port.")
+    assert message == f"Port {port} on 127.0.0.1 is in use: choose another with PORT or --port."
 
 
 def test_an_address_of_another_machine_is_refused(database_url: str) -> None:
-    """Somebody asks to listen on an address that is not this machine's, or no address at all."""
+    """A user asks to listen on an address that is not this machine's, or is not an address."""
     for host in ("192.0.2.1", "no-such-host.invalid"):
         message = refusal(tablecast("serve", "--host", host, DATABASE_URL=database_url))
         assert message.startswith(f"Cannot listen on {host}, port 8000: ")
 
 
 def test_an_unreachable_database_is_refused() -> None:
-    """Somebody names a database where nothing listens."""
+    """A user names a database where nothing is listening."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"postgresql://127.0.0.1:{free.getsockname()[1]}/x"
     for command in ("serve", "migrate"):
@@ -210,7 +210,7 @@ def test_an_unreachable_database_is_refused() -> None:
 
 
 def test_a_silent_database_is_refused() -> None:
-    """Somebody names an address that takes connections and never answers."""
+    """A user names an address that accepts connections but never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x"
         message = refusal(tablecast("serve", DATABASE_URL=url))
@@ -218,20 +218,20 @@ def test_a_silent_database_is_refused() -> None:
 
 
 def test_a_missing_database_is_refused(server_url: str) -> None:
-    """Somebody names a database that the server does not have."""
+    """A user names a database that does not exist on the server."""
     message = refusal(tablecast("serve", DATABASE_URL=with_database(server_url, "nowhere")))
     assert message == 'The database cannot be reached: database "nowhere" does not exist.'
 
 
 def test_an_old_database_is_refused() -> None:
-    """Somebody names a Postgres 14 (played by a socket that says so, as none is at hand)."""
+    """A user names a Postgres 14 (simulated by a socket)."""
     with server_of_version("14.19") as url:
         message = refusal(tablecast("serve", DATABASE_URL=url))
     assert message == "The database runs Postgres 14; Tablecast needs 15 or later."
 
 
 def test_an_unmigrated_database_is_refused_then_migrated(empty_database_url: str) -> None:
-    """Somebody serves a database before migrating it; migrating it twice at once mends that."""
+    """A user serves a database before migrating it, then migrates it from two processes at once."""
     message = refusal(tablecast("serve", "--port", "0", DATABASE_URL=empty_database_url))
     assert message == "The database is not migrated yet: run `tablecast migrate` first."
     environ = os.environ | {"DATABASE_URL": empty_database_url}
@@ -247,7 +247,7 @@ def test_an_unmigrated_database_is_refused_then_migrated(empty_database_url: str
 def test_serve_can_migrate(
     empty_database_url: str, start_server: Callable[..., RunningServer]
 ) -> None:
-    """Somebody serves an empty database with --migrate; a real database gets no samples."""
+    """A user serves an empty database with --migrate; only the embedded database gets samples."""
     server = start_server("--migrate", database_url=empty_database_url)
     assert names(server.url) == []
 
@@ -255,7 +255,7 @@ def test_serve_can_migrate(
 async def test_a_database_of_another_version_is_refused(
     connection: Connection, database_url: str
 ) -> None:
-    """A newer Tablecast has migrated the database; this one says so instead of serving it."""
+    """A newer Tablecast has migrated the database; this one reports that instead of serving it."""
     await connection.execute("UPDATE alembic_version SET version_num = '9999_future'")
     for command in ("serve", "migrate"):
         done = await asyncio.to_thread(tablecast, command, DATABASE_URL=database_url)
@@ -264,7 +264,7 @@ async def test_a_database_of_another_version_is_refused(
 
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_server_in_time(server: RunningServer, with_signal: int) -> None:
-    """Somebody stops the server while a client is connected."""
+    """A user stops the server while a client is connected."""
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/healthz").status_code == 200
         with client.stream("GET", "/socket.io/", params={"EIO": 4, "transport": "polling"}):
@@ -275,6 +275,6 @@ def test_a_signal_ends_the_server_in_time(server: RunningServer, with_signal: in
 
 
 def test_the_version_can_be_asked() -> None:
-    """Somebody asks which version this is."""
+    """A user asks for the version."""
     done = tablecast("--version")
     assert (done.returncode, done.stdout) == (0, f"tablecast, version {version('tablecast')}\n")

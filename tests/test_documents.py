@@ -1,4 +1,4 @@
-"""What the documents say is so."""
+"""The documents are true."""
 
 import re
 from dataclasses import fields
@@ -16,12 +16,12 @@ NAMED_TESTS = re.findall(
 
 @pytest.mark.parametrize(("file", "name"), NAMED_TESTS)
 def test_a_guarantee_is_proved_by_a_test_that_exists(file: str, name: str) -> None:
-    """Somebody renames a test, and the guarantee it proves is told the new name."""
+    """When a test is renamed, GUARANTEES.md has to follow."""
     assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
 
 
 def test_every_setting_is_in_the_readme() -> None:
-    """Somebody adds a setting, and the README says what it is for."""
+    """When a setting is added, the README has to describe it."""
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| variable |")[2]
     missing = [variable(option) for option in fields(Settings) if variable(option) not in table]
     assert not missing
@@ -29,6 +29,6 @@ def test_every_setting_is_in_the_readme() -> None:
 
 @pytest.mark.parametrize("document", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    """Somebody moves a file, and no document still sends readers to its old place."""
+    """When a file is moved, links in the documents have to follow."""
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8"))
     assert [link for link in links if not (ROOT / link).exists()] == []

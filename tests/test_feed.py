@@ -32,7 +32,7 @@ LOCK_HELD = """
 
 
 async def until_asleep(connection: Connection) -> None:
-    """Wait until the feed sleeps."""
+    """Wait until the feed is asleep."""
     async with asyncio.timeout(10):
         while not await connection.fetchval(LOCK_HELD, LOCKS, SLEEPING):
             await asyncio.sleep(0.01)
@@ -45,7 +45,7 @@ async def logged(connection: Connection) -> list[int]:
 
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Feeds that never look by themselves, so that only the bell can wake them."""
+    """Keeps feeds from looking by themselves, so that only the bell can wake them."""
     monkeypatch.setattr(pacing, "LOOK_S", 3600.0)
 
 
@@ -60,7 +60,7 @@ async def other(database_url: str) -> AsyncIterator[Connection]:
 async def test_changes_are_published_as_they_come(
     connection: Connection, database_url: str
 ) -> None:
-    """Whatever somebody writes is published in order, and nothing from before the start."""
+    """Changes are published in the order they are written, and none from before the start."""
     await insert(connection, "before")
     async with following(database_url) as (_, recorder):
         await insert(connection, "a", "b")
@@ -80,7 +80,7 @@ async def test_changes_are_published_as_they_come(
 async def test_a_sleeping_feed_is_woken_by_the_first_commit(
     connection: Connection, database_url: str
 ) -> None:
-    """A feed that sleeps, and looks at nothing by itself, publishes what one commit wrote."""
+    """A sleeping feed that never looks by itself publishes each single commit."""
     async with following(database_url) as (_, recorder):
         for number in range(5):
             await until_asleep(connection)
@@ -95,8 +95,10 @@ async def test_a_busy_feed_polls_and_spares_writers_the_bell(
     database_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While commits come close together they do not ring; when they end, the feed sleeps again."""
-    monkeypatch.setattr("app.feed.listener.BUSY_WITHIN_S", 1.0)  # close, for the slowest machine
+    """While commits follow each other closely they do not ring; when they stop, the feed sleeps
+    again.
+    """
+    monkeypatch.setattr("app.feed.listener.BUSY_WITHIN_S", 1.0)  # even on a slow machine
     heard: list[object] = []
 
     def hear(*call: object) -> None:
@@ -114,7 +116,7 @@ async def test_a_busy_feed_polls_and_spares_writers_the_bell(
                     " INSERT INTO things (name) VALUES (i); COMMIT; END LOOP; END $$"
                 )
                 written += 200
-                await other.execute("SELECT")  # with its end come all bells there were
+                await other.execute("SELECT")  # its end delivers all bells so far
                 spared = 0 < rings == heard.count("")
                 rings = heard.count("")
         await recorder.until(written)
@@ -130,9 +132,9 @@ async def test_an_open_transaction_keeps_the_feed_awake(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A writer that took the lock while the feed was awake commits late, without a bell; its
-    changes come all the same.
+    changes are published all the same.
     """
-    monkeypatch.setattr("app.feed.listener.BUSY_WITHIN_S", 1.0)  # close, for the slowest machine
+    monkeypatch.setattr("app.feed.listener.BUSY_WITHIN_S", 1.0)  # even on a slow machine
     attempts: list[bool] = []
     fall_asleep = Listener.fall_asleep
 
@@ -144,7 +146,7 @@ async def test_an_open_transaction_keeps_the_feed_awake(
     async with following(database_url) as (_, recorder):
         written = 0
         held = False
-        while not held:  # until the writer finds the feed awake
+        while not held:  # until a writer finds the feed awake
             for _ in range(BUSY_BELLS):
                 await insert(connection, f"{written}")
                 written += 1
@@ -222,7 +224,7 @@ async def test_a_hundred_thousand_rows_in_one_transaction(
 async def test_of_two_nodes_one_leads_and_another_takes_over(
     connection: Connection, database_url: str
 ) -> None:
-    """Two nodes publish everything; when the one that leads dies the other leads."""
+    """Two nodes publish everything; when the leader dies, the other takes over."""
     async with AsyncExitStack() as survivors:
         async with following(database_url) as (leader, first):
             await eventually(lambda: leader.leading)
@@ -243,7 +245,7 @@ async def test_of_two_nodes_one_leads_and_another_takes_over(
 async def test_the_leader_rings_for_the_others(
     connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A follower that looks at nothing by itself hears of each batch from the leader."""
+    """A follower that never looks by itself is rung by the leader for each batch."""
     looked: set[Listener] = set()
     take_part = Listener.take_part
 
@@ -267,7 +269,7 @@ async def test_the_leader_rings_for_the_others(
 
 
 async def test_without_any_bell(connection: Connection, database_url: str) -> None:
-    """When every NOTIFY is lost, changes come within the time of a look."""
+    """If every NOTIFY is lost, changes are still published at the next look."""
     await connection.execute(
         "CREATE OR REPLACE FUNCTION feed.must_ring() RETURNS boolean LANGUAGE sql AS 'SELECT false'"
     )
@@ -282,9 +284,7 @@ async def test_without_any_bell(connection: Connection, database_url: str) -> No
 async def test_a_storm_of_foreign_bells(
     connection: Connection, other: Connection, database_url: str
 ) -> None:
-    """Fifty thousand notifications of somebody else on our channel publish nothing and lose
-    nothing.
-    """
+    """Fifty thousand foreign notifications on our channel publish nothing and lose nothing."""
     async with following(database_url) as (feed, recorder):
         storm = asyncio.create_task(
             other.execute("SELECT pg_notify('feed', 'x' || i) FROM generate_series(1, 25000) AS i")
@@ -305,7 +305,7 @@ BACKENDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() 
 async def test_killed_backends(
     connection: Connection, other: Connection, database_url: str
 ) -> None:
-    """The feed's connections are killed again and again while somebody writes; nothing is lost."""
+    """The feed's connections are killed repeatedly during writes; nothing is lost."""
     ours = [connection.get_server_pid(), other.get_server_pid()]
     async with following(database_url) as (feed, recorder):
         for number in range(100):
@@ -323,7 +323,7 @@ async def test_killed_backends(
 async def test_killed_within_a_batch(
     connection: Connection, other: Connection, database_url: str
 ) -> None:
-    """The feed is cut off between two pages of one transaction; no page comes twice."""
+    """The feed is disconnected between two pages of one transaction; no page is published twice."""
     ours = [connection.get_server_pid(), other.get_server_pid()]
     async with following(database_url) as (_, recorder):
         publish = recorder.publish
@@ -351,15 +351,15 @@ async def test_killed_within_a_batch(
 async def test_restarted_postgres(
     private_postgres: Callable[..., Server], end: Callable[[Server], None]
 ) -> None:
-    """Postgres is restarted, or killed and started again; the feed says so meanwhile, and goes on
-    behind what it had published.
+    """Postgres is restarted, or killed and started again; the feed reports it, then continues after
+    what it had published.
     """
     server = private_postgres()
     async with following(server.url) as (feed, recorder):
         connection = await connect(server.url)
         await insert(connection, "before")
         await recorder.until(1)
-        # Written, but perhaps not published when it ends:
+        # Written, but possibly not yet published when Postgres stops:
         await insert(connection, *(f"{number}" for number in range(1000)))
         connection.terminate()
         await asyncio.to_thread(end, server)
@@ -374,7 +374,7 @@ async def test_restarted_postgres(
 
 
 async def test_two_phase_commit(private_postgres: Callable[..., Server]) -> None:
-    """Where writers cannot ring the feed polls; a prepared transaction is published when it is
+    """If writers cannot ring, the feed polls; a prepared transaction is published when it is
     committed, and holds nothing else back.
     """
     url = private_postgres(max_prepared_transactions=2, fsync="off").url
@@ -397,8 +397,8 @@ async def test_two_phase_commit(private_postgres: Callable[..., Server]) -> None
 async def test_a_black_hole(
     connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packets vanish between feed and database, one way, the other, or both: the feed is not ready
-    after a few seconds, and goes on when they come through again.
+    """Packets between the feed and the database vanish, in one direction, the other, or both: the
+    feed is not ready after a few seconds, and continues once they get through again.
     """
     monkeypatch.setattr("app.feed.listener.COMMAND_TIMEOUT_S", 1.0)
     monkeypatch.setattr(feed_module, "READ_TIMEOUT_S", 1.0)
@@ -430,7 +430,7 @@ async def test_a_black_hole(
 
 
 async def test_a_log_emptied_by_hand(connection: Connection, database_url: str) -> None:
-    """Whoever empties the log makes every node begin another history, and the same one."""
+    """When the log is emptied by hand, every node begins the same new history."""
     async with following(database_url) as (one, first), following(database_url) as (two, second):
         await insert(connection, "a")
         await first.until(1)
@@ -447,14 +447,14 @@ async def test_a_log_emptied_by_hand(connection: Connection, database_url: str) 
 async def test_a_node_that_fell_behind_the_pruned_part(
     connection: Connection, database_url: str
 ) -> None:
-    """A node cut off while the log was pruned beyond its position begins anew, and says so."""
+    """A node cut off while the log was pruned beyond its position begins another history."""
     async with proxied(database_url) as (proxy, url), following(url) as (_, recorder):
         await insert(connection, "seen")
         await recorder.until(1)
         proxy.hold()
         proxy.cut()
         await insert(connection, "unseen", "unseen too")
-        async with asyncio.timeout(20):  # other tests' transactions may put it off
+        async with asyncio.timeout(20):  # other tests' transactions may delay it
             while not await prune(connection, 0, 10**9, 1000):
                 await asyncio.sleep(0.01)
         proxy.pass_on()
@@ -466,8 +466,8 @@ async def test_a_node_that_fell_behind_the_pruned_part(
 
 
 async def test_a_dump_restored_elsewhere(connection: Connection, database_url: str) -> None:
-    """A database restored from a dump, into a cluster younger than the one it comes from, has a
-    log whose transactions are all to come: its nodes begin anew, and publish what is written.
+    """A dump is restored into a younger cluster, so all transactions in its log are in the future:
+    the nodes begin another history and publish what is written.
     """
     before = await connection.fetchval("SELECT feed.epoch()")
     await connection.execute(
@@ -489,7 +489,9 @@ async def test_a_long_open_transaction_is_named(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The log names who holds changes back: process, user, application, for how long."""
+    """The server's log says which process, user and application holds changes back, and for how
+    long.
+    """
     monkeypatch.setattr(feed_module, "HELD_BACK_S", 0.2)
     monkeypatch.setattr(pacing, "PROBE_S", 0.2)
     with caplog.at_level(logging.WARNING, "tablecast.feed"):
@@ -500,7 +502,7 @@ async def test_a_long_open_transaction_is_named(
 
 
 async def test_looking_on_demand(connection: Connection, database_url: str) -> None:
-    """Who asks the feed to look has afterwards read what was committed before."""
+    """A feed that is asked to look has read everything committed before."""
     async with following(database_url) as (feed, recorder):
         for number in range(20):
             await insert(connection, f"{number}")
@@ -520,8 +522,8 @@ async def pool(database_url: str) -> AsyncIterator["asyncpg.Pool[asyncpg.Record]
 async def test_old_changes_are_pruned_and_the_table_does_not_grow(
     private_postgres: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under steady writes the log keeps what is young, and its file stays as long as that. (In a
-    Postgres of its own: a retention this short is less than other tests' transactions take.)
+    """Under steady writes the log keeps the young changes and its file stops growing. (On a private
+    Postgres: this retention is shorter than other tests' transactions.)
     """
     monkeypatch.setattr("app.feed.retention.PAUSE_S", 0.05)
     url = private_postgres(fsync="off").url
@@ -535,7 +537,7 @@ async def test_old_changes_are_pruned_and_the_table_does_not_grow(
                 f"{number} ",
             )
             if number % 10 == 9:
-                await connection.execute("VACUUM feed.change")  # what autovacuum does, sooner
+                await connection.execute("VACUUM feed.change")  # like autovacuum, but sooner
                 sizes.append(await connection.fetchval("SELECT pg_table_size('feed.change')"))
             await asyncio.sleep(0.05)
         await recorder.until(12_000)
@@ -557,9 +559,9 @@ async def test_no_more_changes_are_kept_than_allowed(
     pool: "asyncpg.Pool[asyncpg.Record]",
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Changes past FEED_MAX_CHANGES go, however young, and writers are not blocked meanwhile."""
+    """Changes beyond FEED_MAX_CHANGES are pruned, however young, without blocking writers."""
     monkeypatch.setattr("app.feed.retention.STEP_ROWS", 100)
-    # Transactions of other tests make steps shorter; a whole pause after each would take long.
+    # Other tests' transactions make steps smaller; full pauses in between would take too long.
     monkeypatch.setattr("app.feed.retention.PAUSE_S", 0.05)
     async with following(database_url, keep=False) as (feed, _):
         await connection.execute(

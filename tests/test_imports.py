@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_imports_go_one_way() -> None:
-    """Somebody imports against the direction that pyproject.toml lays down, and is told so."""
+    """An import against the direction set in pyproject.toml fails this test."""
     linter = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run(
         [linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -1,4 +1,4 @@
-"""Positions in, pages out: nothing skipped and nothing repeated, whoever commits when."""
+"""Positions in, pages out: nothing is skipped or repeated, however transactions commit."""
 
 import asyncio
 import json
@@ -19,8 +19,8 @@ OneMore = Callable[[], "asyncio.Future[Connection]"]
 
 @pytest.fixture(autouse=True, params=["the latest", "a batch", "a large batch"])
 def way_of_reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test three times: as a feed reads that keeps up, as one that is behind does, and as a
-    batch of any size is read.
+    """Runs every test three times: reading like a feed that keeps up, like one that is behind, and
+    like a batch of any size is read.
     """
     if request.param != "the latest":
         monkeypatch.setattr(log, "FEW_ROWS", 0)
@@ -37,8 +37,8 @@ async def other(database_url: str) -> AsyncIterator[Connection]:
 
 
 async def quiet_start(connection: Connection) -> Offset:
-    """The offset of a moment at which no transaction runs in the whole server: the position would
-    name it, and pruning beyond it would void the position, to be on the safe side.
+    """Return an offset taken while no transaction is running anywhere on the server. A running one
+    would be in the position, and pruning beyond it would invalidate the position, to be safe.
     """
     async with asyncio.timeout(20):
         while (since := await current_offset(connection)).position.running:
@@ -49,8 +49,8 @@ async def quiet_start(connection: Connection) -> Offset:
 async def until_pruned(
     connection: Connection, retention: float, keep: int, step: int, *, changes: int
 ) -> None:
-    """Prune until so many changes have gone. Transactions of other tests, in other databases of the
-    same server, put it off.
+    """Prune until this many changes are gone. Transactions of other tests, in other databases on
+    the same server, may delay it.
     """
     async with asyncio.timeout(20):
         while changes:
@@ -61,12 +61,12 @@ async def until_pruned(
 
 
 def names(page: Page) -> list[str]:
-    """The names on a page."""
+    """Return the names on a page."""
     return [json.loads(change.body or "")["name"] for change in page.changes]
 
 
 async def read_on(connection: Connection, since: Offset) -> tuple[list[int], Offset]:
-    """All ids behind an offset, page by page, and where that leads."""
+    """Read all pages after an offset; return the ids and the offset reached."""
     ids: list[int] = []
     while True:
         page = await log.read(connection, since)
@@ -78,7 +78,7 @@ async def read_on(connection: Connection, since: Offset) -> tuple[list[int], Off
 
 
 async def test_nothing_to_read(connection: Connection) -> None:
-    """Who has read everything gets an empty page and stays where it is."""
+    """A reader that has read everything gets an empty page and stays where it is."""
     since = await current_offset(connection)
     page = await log.read(connection, since)
     assert (page.changes, page.until) == ([], since)
@@ -90,8 +90,9 @@ async def test_every_way_of_reading_leads_to_the_same_position(
     database_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the newest read works out, what a read of any amount works out, and feed.position() are
-    one position, with a transaction that ended meanwhile, one still open, and one that failed.
+    """A read of the latest changes, a read of any number of changes, and feed.position() arrive at
+    the same position, with one transaction that has since ended, one still open, and one that
+    failed.
     """
     ended, older = other.transaction(), connection.transaction()
     reader = await connect(database_url)
@@ -118,7 +119,7 @@ async def test_every_way_of_reading_leads_to_the_same_position(
 
 
 async def test_commits_out_of_order(connection: Connection, other: Connection) -> None:
-    """Of two writers the first to draw an id commits last; both are read, each once."""
+    """Of two writers, the first to draw an id commits last; both are read, once each."""
     since = await current_offset(connection)
     transaction = other.transaction()
     await transaction.start()
@@ -133,7 +134,7 @@ async def test_commits_out_of_order(connection: Connection, other: Connection) -
 async def test_an_open_transaction_holds_back_only_itself(
     connection: Connection, other: Connection
 ) -> None:
-    """While one transaction stays open the others' changes are read as they come, each once."""
+    """While one transaction stays open, the changes of others are read as they come, once each."""
     since = await current_offset(connection)
     transaction = other.transaction()
     await transaction.start()
@@ -151,7 +152,7 @@ async def test_an_open_transaction_holds_back_only_itself(
 async def test_rolled_back_changes_are_never_read(
     connection: Connection, other: Connection
 ) -> None:
-    """A transaction seen running and then rolled back leaves nothing behind."""
+    """A transaction that was seen running and is then rolled back leaves nothing to read."""
     since = await current_offset(connection)
     transaction = other.transaction()
     await transaction.start()
@@ -163,8 +164,8 @@ async def test_rolled_back_changes_are_never_read(
 
 
 async def test_a_position_does_not_claim_what_left_no_trace(connection: Connection) -> None:
-    """A position lies just behind the newest change, not behind ids that a crash may give out
-    again: those of transactions that were rolled back.
+    """A position ends just after the newest change, not after ids that may be reused after a crash:
+    those of transactions that were rolled back.
     """
     await insert(connection, "kept")
     before = (await log.current_position(connection)).xmax
@@ -176,7 +177,7 @@ async def test_a_position_does_not_claim_what_left_no_trace(connection: Connecti
 
 async def test_a_large_transaction_comes_in_pages(connection: Connection) -> None:
     """A batch longer than a page is read page by page, in order, and can be continued from any
-    page; what is committed meanwhile comes after it.
+    page; changes committed in the meantime come after it.
     """
     since = await current_offset(connection)
     await connection.execute("INSERT INTO things (name) SELECT i FROM generate_series(1, 12000) i")
@@ -195,7 +196,7 @@ async def test_a_large_transaction_comes_in_pages(connection: Connection) -> Non
 
 @pytest.mark.parametrize("transactions", [3, 40])
 async def test_continuing_behind_any_change(connection: Connection, transactions: int) -> None:
-    """Whoever stopped within a batch, of few transactions or of many, continues with the next
+    """A reader that stopped within a batch, of few or many transactions, continues with the next
     change.
     """
     since = await current_offset(connection)
@@ -211,7 +212,7 @@ async def test_continuing_behind_any_change(connection: Connection, transactions
 
 
 async def test_a_read_stops_where_it_is_told(connection: Connection, other: Connection) -> None:
-    """A read up to a position gives what that position has seen, however much came later."""
+    """A read up to a position returns what that position has seen, whatever came later."""
     since = await current_offset(connection)
     transaction = other.transaction()
     await transaction.start()
@@ -226,11 +227,11 @@ async def test_a_read_stops_where_it_is_told(connection: Connection, other: Conn
 
 
 async def test_long_rows_make_short_pages(connection: Connection) -> None:
-    """Rows of several megabytes come one or a few a page, so that no page is long."""
+    """Rows of several megabytes come with only a few per page, so that no page is long."""
     since = await current_offset(connection)
     for _ in range(3):
         await connection.execute(
-            # random text: hardly to be compressed
+            # random text, which hardly compresses
             "INSERT INTO things (name, info) SELECT gen_random_uuid(), string_agg(md5(i || $1), '')"
             " FROM generate_series(1, 40000) AS i",
             str(random.random()),
@@ -244,7 +245,7 @@ async def test_long_rows_make_short_pages(connection: Connection) -> None:
 
 
 async def test_rows_that_compress_well_make_short_pages_too(connection: Connection) -> None:
-    """Megabytes of one letter are small on disk and long in memory; pages stay short."""
+    """A megabyte of one letter is small on disk and large in memory; pages stay short."""
     since = await current_offset(connection)
     await connection.execute(
         "INSERT INTO things (name, info) SELECT i, repeat('x', 1000000)"
@@ -260,7 +261,7 @@ async def test_rows_that_compress_well_make_short_pages_too(connection: Connecti
 
 
 async def test_every_change_once_under_concurrent_writers(database_url: str) -> None:
-    """Twelve connections write, commit in any order and roll back; a reader has each committed
+    """Twelve connections write, commit in any order and roll back; a reader gets each committed
     change exactly once.
     """
     reader = await connect(database_url)
@@ -296,8 +297,8 @@ async def test_every_change_once_under_concurrent_writers(database_url: str) -> 
 async def test_reading_costs_the_same_in_a_long_log(
     connection: Connection, other: Connection, read: tuple[str, int], bulk_is_older: bool
 ) -> None:
-    """Reading the newest change touches few blocks, with 50,000 changes behind it and 50,000 that
-    an open transaction has written, before the position it is read from or after it.
+    """Reading the newest change touches few blocks, even after 50,000 older changes and 50,000
+    uncommitted ones, which began before or after the position.
     """
     bulk = "INSERT INTO things (name) SELECT -i FROM generate_series(1, 50000) i"
     await connection.execute("INSERT INTO things (name) SELECT i FROM generate_series(1, 50000) i")
@@ -326,11 +327,11 @@ async def test_reading_costs_the_same_in_a_long_log(
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 300
 
 
-# What is gone
+# Pruned and lost changes
 
 
 async def test_pruned_changes_are_not_passed_over(connection: Connection) -> None:
-    """Who comes with a position from before the pruned part is told; who comes later is not."""
+    """A reader whose position is before the pruned part gets an error; a later one does not."""
     old = await current_offset(connection)
     await insert(connection, "old", "old too")
     newer = await quiet_start(connection)
@@ -342,7 +343,7 @@ async def test_pruned_changes_are_not_passed_over(connection: Connection) -> Non
 
 
 async def test_an_offset_within_a_half_pruned_batch(connection: Connection) -> None:
-    """A batch that was pruned in part is not continued, even behind the part that is gone."""
+    """A partly pruned batch cannot be continued, even after the pruned part."""
     since = await current_offset(connection)
     await insert(connection, *"abcd")
     page = await log.read(connection, since)
@@ -354,7 +355,7 @@ async def test_an_offset_within_a_half_pruned_batch(connection: Connection) -> N
 
 
 async def test_pruning_all_keeps_the_position(connection: Connection) -> None:
-    """When every change is old and gone, a reader that had read them goes on."""
+    """When every change has been pruned, a reader that had read them all continues."""
     await insert(connection, "a", "b")
     since = await quiet_start(connection)
     await until_pruned(connection, 0, 10**9, 1000, changes=2)
@@ -369,7 +370,7 @@ async def test_pruning_all_keeps_the_position(connection: Connection) -> None:
 async def test_pruning_spares_what_others_may_not_have_seen(
     connection: Connection, other: Connection
 ) -> None:
-    """Changes above a running transaction stay, and so do young ones behind old ones."""
+    """Changes after a running transaction are kept, and so are young changes after old ones."""
     transaction = other.transaction()
     await transaction.start()
     await insert(other, "open")
@@ -393,7 +394,7 @@ async def test_pruning_spares_what_others_may_not_have_seen(
 async def test_a_log_changed_by_hand_is_another_history(
     connection: Connection, by_hand: str
 ) -> None:
-    """Whoever empties or edits the log begins another epoch, and no position continues."""
+    """Emptying or editing the log begins another epoch, and no position can be continued."""
     await insert(connection, "a", "b")
     since, epoch = await current_offset(connection), await log.current_epoch(connection)
     await connection.execute(by_hand)
@@ -405,14 +406,14 @@ async def test_a_log_changed_by_hand_is_another_history(
 
 
 async def test_commits_that_were_lost_begin_another_epoch(connection: Connection) -> None:
-    """A reader whose newest change is gone without having been pruned disowns the history; one
-    whose change is there does not.
+    """If a reader's newest change is missing but was not pruned, it disowns the history; if it is
+    there, it does not.
     """
     await insert(connection, "a")
     kept, epoch = await log.current_position(connection), await log.current_epoch(connection)
     await insert(connection, "b")
     lost = await log.current_position(connection)
-    # As after a crash under synchronous_commit = off: the row is gone, and nobody was told.
+    # As after a crash under synchronous_commit = off: the row is gone and nothing recorded it.
     await connection.execute(
         "ALTER TABLE feed.change DISABLE TRIGGER rewrite_history;"
         "DELETE FROM feed.change WHERE id = 2;"
@@ -426,8 +427,10 @@ async def test_commits_that_were_lost_begin_another_epoch(connection: Connection
     assert await log.current_epoch(connection) != epoch
 
 
-async def test_who_holds_back(connection: Connection, other: Connection) -> None:
-    """A transaction that wrote and stays open is named; one that only reads is not."""
+async def test_transactions_that_hold_changes_back(
+    connection: Connection, other: Connection
+) -> None:
+    """A transaction that has written and stays open is named; one that only reads is not."""
     assert await log.holding_back(connection, 0) == []
     async with other.transaction():
         await other.execute("SELECT count(*) FROM things")

@@ -1,4 +1,4 @@
-"""Migrations: up and down lead where they should, also for two nodes at once."""
+"""Migrations: up and down lead where they should, even for two nodes at once."""
 
 import asyncio
 from itertools import pairwise
@@ -22,8 +22,8 @@ REVISIONS = [
 
 
 async def test_up_down_up(empty_database_url: str) -> None:
-    """Who migrates up, all the way down and up again has the schema of the first time, and after
-    the way down nothing is left.
+    """Migrating up, all the way down and up again gives the same schema as the first time, and
+    going down leaves nothing behind.
     """
     url = empty_database_url
     before = await catalog(url)
@@ -37,7 +37,7 @@ async def test_up_down_up(empty_database_url: str) -> None:
 
 
 async def test_each_step_down_and_up(empty_database_url: str) -> None:
-    """One step down from any version, and up again, leads to the schema that was there."""
+    """One step down from any version, and up again, gives the same schemas as before."""
     url = empty_database_url
     seen = [await catalog(url)]
     for revision in REVISIONS:
@@ -73,7 +73,7 @@ async def test_a_released_revision_makes_what_it_always_made(empty_database_url:
 
 
 async def test_two_at_once(empty_database_url: str) -> None:
-    """Of two nodes that start together one migrates, and the other finds it done."""
+    """Of two nodes that start together one migrates, and the other finds nothing to do."""
     await asyncio.gather(*(asyncio.to_thread(migrate, empty_database_url) for _ in range(2)))
     connection = await connect(empty_database_url)
     try:
@@ -85,7 +85,7 @@ async def test_two_at_once(empty_database_url: str) -> None:
 
 
 async def test_migrating_again_changes_nothing(database_url: str) -> None:
-    """Who migrates a migrated database keeps data and history."""
+    """Migrating a migrated database keeps its data and history."""
     connection = await connect(database_url)
     try:
         await connection.execute("INSERT INTO things (name) VALUES ('a')")
@@ -99,13 +99,13 @@ async def test_migrating_again_changes_nothing(database_url: str) -> None:
 
 # An installation of 0.1.0
 
-# What revision 0002 makes, and what it made when 0.1.0 was announced.
+# What revision 0002 creates now, and what it created when 0.1.0 was released.
 INSTALLATIONS = ("as it is", "as it was")
 ANNOUNCED = Path(__file__).parent / "support/installation_0_1_0.sql"
 
 
 async def install(url: str, installation: str) -> None:
-    """Make an installation of 0.1.0."""
+    """Create an installation of 0.1.0."""
     if installation == "as it is":
         await asyncio.to_thread(command.upgrade, configuration(url), "0002")
     else:
@@ -130,8 +130,8 @@ TOPICS = [
 async def test_an_installation_of_0_1_0_is_upgraded_in_place(
     empty_database_url: str, installation: str
 ) -> None:
-    """Data, log, epoch and watched tables of 0.1.0 stay what they were, offsets can be continued,
-    and what is written then is captured in the new way; the same on the way down and up again.
+    """Data, log, epoch and watched tables of 0.1.0 are kept, offsets remain valid, and later writes
+    are captured in the new way; the same goes for a downgrade and another upgrade.
     """
     url = empty_database_url
     await install(url, installation)
@@ -168,8 +168,8 @@ async def test_an_installation_of_0_1_0_is_upgraded_in_place(
 
 
 async def images_of_writes(connection: Connection) -> list[tuple[str | None, ...]]:
-    """What the log holds, old and new, of a row that is created, updated and destroyed by a
-    replica's session.
+    """Return the old and new rows that the log holds after a replica's session creates, updates and
+    destroys a row.
     """
     newest = await connection.fetchval("SELECT max(id) FROM feed.change")
     await connection.execute(
@@ -191,7 +191,9 @@ async def images_of_writes(connection: Connection) -> list[tuple[str | None, ...
 async def test_what_0_1_0_cannot_tell_begins_another_history(
     database_url: str, written: str
 ) -> None:
-    """On the way down, a log that says a topic must be loaded again has everybody load again."""
+    """After a downgrade, a log that says a topic must be loaded again makes all clients load
+    everything.
+    """
     connection = await connect(database_url)
     await connection.execute("INSERT INTO things (name) VALUES ('a')")
     await connection.execute(f"INSERT INTO feed.change (topic, op) VALUES ({written})")
@@ -206,7 +208,7 @@ async def test_what_0_1_0_cannot_tell_begins_another_history(
 async def test_an_upgraded_database_is_like_a_new_one(
     empty_database_url: str, database_url: str, installation: str
 ) -> None:
-    """Nothing of the schema tells whether a database was once one of 0.1.0."""
+    """The schema of an upgraded 0.1.0 database is the same as that of a new one."""
     await install(empty_database_url, installation)
     await asyncio.to_thread(migrate, empty_database_url)
     assert await catalog(empty_database_url) == await catalog(database_url)

@@ -1,4 +1,4 @@
-"""Offsets: what is written is read again, and nothing else is."""
+"""Offsets: what was formatted is parsed back, and nothing else is accepted."""
 
 import string
 import uuid
@@ -16,7 +16,7 @@ ALLOWED = set(string.ascii_letters + string.digits + ".:,_-")
 
 
 def xids(greatest: int = GREATEST_XID) -> st.SearchStrategy[int]:
-    """Transaction ids as Postgres gives them out: their lower 32 bits are at least 3."""
+    """Transaction ids as Postgres assigns them: their lower 32 bits are at least 3."""
     return st.integers(3, greatest).filter(lambda xid: xid & 0xFFFFFFFF >= 3)
 
 
@@ -37,7 +37,7 @@ offsets = st.builds(Offset, positions()) | st.builds(
     [(3, 4), (2**32 - 2, 2**32 - 1), (2**32 - 1, 2**32 + 3), (7 * 2**32 - 1, 7 * 2**32 + 3)],
 )
 def test_ids_that_postgres_leaves_out_are_stepped_over(xid: int, following: int) -> None:
-    """After the last id of an epoch of 2^32 comes the fourth of the next one."""
+    """The last id before a multiple of 2^32 is followed by the fourth id after it."""
     assert xid_after(xid) == following
     position = Position(3, frozenset()).advanced(Position(following + 5, frozenset()), xid)
     assert Position.parse(str(position)).xmax == following
@@ -45,13 +45,13 @@ def test_ids_that_postgres_leaves_out_are_stepped_over(xid: int, following: int)
 
 @given(positions())
 def test_position_is_read_as_written(position: Position) -> None:
-    """A position goes to Postgres and comes back the same."""
+    """A position goes to Postgres and comes back unchanged."""
     assert Position.parse(str(position)) == position
 
 
 @given(offsets)
 def test_offset_is_read_as_written(offset: Offset) -> None:
-    """A client sends back exactly the text it was given, and is understood."""
+    """A client sends back exactly the text it received, and it is understood."""
     text = EPOCH.format(offset)
     assert EPOCH.parse(text) == offset
     assert set(text) <= ALLOWED
@@ -61,7 +61,7 @@ def test_offset_is_read_as_written(offset: Offset) -> None:
 def test_offsets_of_a_batch_are_written_alike(
     since: Position, until: Position, ids: list[int]
 ) -> None:
-    """A batch's offsets, with what they share signed once, are those written one by one."""
+    """A batch's offsets, whose common part is signed once, equal those formatted one by one."""
     write = EPOCH.writer(since, until)
     for id in ids:
         assert write(id) == EPOCH.format(Offset(since, until, id))
@@ -69,14 +69,14 @@ def test_offsets_of_a_batch_are_written_alike(
 
 @given(st.text())
 def test_any_text_is_refused(text: str) -> None:
-    """Whoever sends an arbitrary text gets InvalidOffset, not another error."""
+    """Arbitrary text raises InvalidOffset and no other error."""
     with pytest.raises(InvalidOffset):
         EPOCH.parse(text)
 
 
 @given(offsets, st.integers(0, 10_000), st.characters(codec="ascii"))
 def test_one_changed_character_is_refused(offset: Offset, at: int, character: str) -> None:
-    """Whoever changes one character of an offset is told that it is none."""
+    """An offset with one character changed is refused."""
     text = EPOCH.format(offset)
     at %= len(text)
     changed = text[:at] + character + text[at + 1 :]
@@ -89,7 +89,7 @@ def test_one_changed_character_is_refused(offset: Offset, at: int, character: st
 
 @given(offsets)
 def test_foreign_and_forged_offsets_are_refused(offset: Offset) -> None:
-    """An offset of another epoch, or signed with another secret, is not ours."""
+    """An offset of another epoch, or signed with another secret, is refused."""
     for other in (Epoch("ffffffff", "secret"), Epoch("0123abcd", "another secret")):
         with pytest.raises(InvalidOffset):
             EPOCH.parse(other.format(offset))
@@ -120,25 +120,25 @@ def test_foreign_and_forged_offsets_are_refused(offset: Offset) -> None:
     ],
 )
 def test_a_good_signature_does_not_make_nonsense_an_offset(body: str) -> None:
-    """Even one who can sign gets InvalidOffset for what is no offset."""
+    """Even with a valid signature, text that is not an offset raises InvalidOffset."""
     with pytest.raises(InvalidOffset):
         EPOCH.parse(EPOCH._signed(body.encode()))
 
 
 def test_an_endless_text_is_refused_at_once() -> None:
-    """Whoever sends a megabyte as an offset costs nothing."""
+    """A megabyte sent as an offset costs nothing."""
     with pytest.raises(InvalidOffset):
         EPOCH.parse("1" * 1_000_000)
 
 
 @given(positions(), positions())
 def test_covers_is_what_it_says(one: Position, other: Position) -> None:
-    """One reader has read all another has if it has read every transaction the other has."""
+    """One reader covers another if it has read every transaction that the other has."""
 
     def has_read(position: Position, xid: int) -> bool:
         return xid < position.xmax and xid not in position.running
 
-    # What either mentions, and its neighbours, stand for all transactions.
+    # The transactions that either mentions, and their neighbours, stand for all transactions.
     mentioned = {one.xmax, other.xmax, *one.running, *other.running}
     candidates = {xid + step for xid in mentioned for step in (-1, 0, 1) if xid + step > 0}
     expected = all(has_read(one, xid) for xid in candidates if has_read(other, xid))
@@ -147,7 +147,7 @@ def test_covers_is_what_it_says(one: Position, other: Position) -> None:
 
 @pytest.mark.database
 async def test_sql_and_python_write_the_same_offset(connection: Connection) -> None:
-    """The offset of a REST answer, written by SQL, is one that the feed's Epoch wrote."""
+    """The offset of a REST response, formatted by SQL, is what the feed's Epoch formats."""
     await connection.execute("INSERT INTO things (name) VALUES ('one')")
     text, position = await connection.fetchrow("SELECT feed.offset(), feed.position()::text")
     epoch = await log.current_epoch(connection)
@@ -157,7 +157,7 @@ async def test_sql_and_python_write_the_same_offset(connection: Connection) -> N
 
 @pytest.mark.database
 async def test_the_epoch_changes_with_the_history(connection: Connection) -> None:
-    """A new history makes every offset from before a foreign one."""
+    """A new history makes all earlier offsets foreign."""
     before = await log.current_epoch(connection)
     text = await connection.fetchval("SELECT feed.offset()")
     await connection.execute("UPDATE feed.state SET history = $1", uuid.uuid4())

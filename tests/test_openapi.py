@@ -15,7 +15,7 @@ FUZZING_TIMEOUT_S = 120
 
 
 async def test_the_document_is_served(server: RunningServer) -> None:
-    """Somebody fetches the document from another tool."""
+    """A tool fetches the document."""
     async with httpx.AsyncClient() as client:
         response = await client.get(f"{server.url}/openapi.json")
     assert response.headers["Content-Type"] == "application/json"
@@ -24,7 +24,7 @@ async def test_the_document_is_served(server: RunningServer) -> None:
 
 
 async def test_the_document_names_every_method(server: RunningServer) -> None:
-    """Somebody compares what an address says it can do with what the document says."""
+    """The methods in the document are those that each path allows."""
     async with httpx.AsyncClient() as client:
         for path, operations in openapi.DOCUMENT["paths"].items():
             allowed = (await client.options(server.url + path)).headers["Allow"].split(", ")
@@ -33,13 +33,13 @@ async def test_the_document_names_every_method(server: RunningServer) -> None:
 
 
 def test_the_document_names_every_address() -> None:
-    """Somebody looks for a route that the document forgot."""
+    """The document has every route."""
     routed = {route.path_format for route in [*things.routes, *health.routes]}
     assert routed == openapi.DOCUMENT["paths"].keys() - {f"{things.COLLECTION}/"}
 
 
 def test_fuzzing_finds_nothing(server: RunningServer, tmp_path: Path) -> None:
-    """Schemathesis tries to get an answer that the document does not promise."""
+    """Schemathesis tries to get a response that the document does not promise."""
     finished = subprocess.run(
         [
             SCHEMATHESIS,
@@ -51,7 +51,7 @@ def test_fuzzing_finds_nothing(server: RunningServer, tmp_path: Path) -> None:
             "--request-timeout=10",
             "--no-color",
         ],
-        cwd=tmp_path,  # it keeps notes where it runs
+        cwd=tmp_path,  # it writes files where it runs
         timeout=FUZZING_TIMEOUT_S,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -63,7 +63,7 @@ def test_fuzzing_finds_nothing(server: RunningServer, tmp_path: Path) -> None:
 
 
 def count_operations() -> int:
-    """How many operations the document has."""
+    """Return how many operations the document has."""
     return sum(
         method != "parameters" for path in openapi.DOCUMENT["paths"].values() for method in path
     )

@@ -1,4 +1,4 @@
-"""Errors that are not about things, and those that nobody foresaw."""
+"""Errors that are not about things, and unexpected ones."""
 
 import httpx
 import pytest
@@ -12,7 +12,7 @@ from tests.support.server import RunningServer
 
 
 async def test_the_page_and_the_client_files_refuse_alike(server: RunningServer) -> None:
-    """Somebody writes to files, and asks for files that are not there."""
+    """A client writes to files, and asks for files that do not exist."""
     async with httpx.AsyncClient(base_url=server.url) as client:
         for address in ("/", "/index.html", "/socket.io/socket.io.js", "/nothing"):
             refused = await client.delete(address)
@@ -26,8 +26,8 @@ async def test_the_page_and_the_client_files_refuse_alike(server: RunningServer)
     assert "Traceback" not in server.log
 
 
-async def test_a_mistake_of_ours_is_told_without_its_secrets() -> None:
-    """A handler fails: the client gets a problem, the server gets the exception to log."""
+async def test_an_internal_error_is_reported_without_its_secrets() -> None:
+    """A handler fails: the client gets a problem, and the server gets the exception to log."""
 
     async def broken(_: Request) -> Response:
         raise RuntimeError("the secret")

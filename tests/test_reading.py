@@ -1,4 +1,4 @@
-"""What stands in the way of reading: a crash, rows that cannot be read, errors, altered tables."""
+"""Obstacles to reading: a crash, rows that cannot be read, errors, altered tables."""
 
 import asyncio
 import json
@@ -34,8 +34,8 @@ from tests.support.writing import current_offset, insert
 async def test_what_a_crash_could_take_back_is_not_shown(
     private_postgres: Callable[..., Server],
 ) -> None:
-    """A commit without waiting for the disk, older in the log than a flushed one, is on disk once a
-    reader has it: after a crash it is still there.
+    """A commit that did not wait for the disk, older in the log than a flushed one, is on disk once
+    a reader has it: after a crash it is still there.
     """
     server = private_postgres(wal_writer_delay="10s", wal_writer_flush_after="1GB")
     reader, lazy, careful = [await connect(server.url) for _ in range(3)]
@@ -58,7 +58,7 @@ async def test_what_a_crash_could_take_back_is_not_shown(
 async def test_without_a_flush_a_crash_takes_it_back(
     private_postgres: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same without the flush loses what was shown: the test above can fail."""
+    """Without the flush, a crash loses what was shown: the test above can fail."""
 
     async def nothing(_: object) -> None: ...
 
@@ -80,8 +80,8 @@ async def test_without_a_flush_a_crash_takes_it_back(
 async def test_a_feed_that_fails_while_it_begins_begins_again(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the connection breaks in the moment a history begins, the audience hears of the history
-    at the next try, and of every change after it.
+    """If the connection fails just as a history begins, the audience receives the history on the
+    next attempt, and every change after it.
     """
     tries = 0
 
@@ -103,7 +103,7 @@ async def test_a_feed_that_fails_while_it_begins_begins_again(
 
 @pytest.fixture
 def foreign_url(server_url: str) -> Iterator[Callable[[str], str]]:
-    """Makes migrated databases of another encoding."""
+    """Creates migrated databases with another encoding."""
     made: list[str] = []
 
     def make(encoding: str) -> str:
@@ -141,8 +141,8 @@ async def test_a_row_that_cannot_be_read_is_isolated(
     bytes: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A row of bytes that are no UTF-8, among others, live and in a replay: its topic's clients are
-    told to load again, everything else comes, and the log says what happened.
+    """A row with bytes that are not UTF-8 is among others, live and in a replay: clients of its
+    topic are asked to load again, everything else arrives, and the log reports it.
     """
     url = foreign_url(encoding)
     writer = await asyncpg.connect(url, server_settings={"client_encoding": encoding})
@@ -172,8 +172,8 @@ async def test_a_row_that_cannot_be_read_is_isolated(
 
 
 async def test_rows_that_no_parser_takes_come_like_any(app: App, connection: Connection) -> None:
-    """Documents with U+0000, half a surrogate pair, or nested as deep as Postgres takes them, are
-    created and destroyed before everybody's eyes.
+    """Documents with U+0000, half a surrogate pair, or nested as deep as Postgres accepts are
+    created and destroyed while clients watch.
     """
     await connection.execute("CREATE TABLE documents (id int PRIMARY KEY, name text, doc json)")
     await connection.execute("SELECT feed.watch('documents', 'document')")
@@ -196,8 +196,8 @@ async def test_a_replay_that_fails_ends_its_client_alone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """An error that nobody foresaw, in one client's replay, cuts that client off with a line in the
-    log; others go on.
+    """An unexpected error in one client's replay disconnects that client and is logged; others
+    continue.
     """
     async with joined(app.url) as gone:
         pass
@@ -239,8 +239,8 @@ app.cli.main()
 def test_a_task_that_fails_ends_the_process(
     database_url: str, tmp_path: Path, task: type[Feed | Retention | Inspection]
 ) -> None:
-    """When the feed, the retention or the inspection ends by an error, the process says why and
-    ends with code 1: a supervisor starts it again.
+    """If the feed, the retention or the inspection fails, the process logs why and exits with code
+    1, so that a supervisor restarts it.
     """
     server = RunningServer(database_url, tmp_path / "log")
     source = FAILING.format(module=task.__module__, name=task.__name__)
@@ -248,7 +248,7 @@ def test_a_task_that_fails_ends_the_process(
     try:
         server.start()
     except RuntimeError:
-        pass  # it ended before it had said where it listens
+        pass  # it exited before printing its URL
     else:
         assert server.wait() == 1
     assert f"the task {task.__name__.lower()} has failed" in server.log
@@ -259,9 +259,9 @@ def test_a_task_that_fails_ends_the_process(
 
 
 async def test_clients_load_an_altered_table_again(app: App, connection: Connection) -> None:
-    """Within seconds after a table was rewritten by ALTER TABLE, clients that are connected and one
-    that returns are told to load its topic, with an offset to continue from; what is written then
-    comes with the new column.
+    """Within seconds after ALTER TABLE rewrites a table, connected clients and one that returns are
+    asked to load its topic, with an offset to continue from; later writes arrive with the new
+    column.
     """
     async with joined(app.url) as client:
         await insert(connection, "a")
@@ -288,8 +288,8 @@ async def test_clients_load_an_altered_table_again(app: App, connection: Connect
 async def test_clients_of_an_older_installation_continue(
     empty_database_url: str, tmp_path: Path
 ) -> None:
-    """Clients that took their offset from a node of 0.1.0 continue after the database was migrated:
-    behind its changes, with what was written before and after, each change once.
+    """Clients with an offset from a node of 0.1.0 continue after the database is migrated: after
+    its changes, with everything written before and after, each change once.
     """
     url = empty_database_url
     await asyncio.to_thread(command.upgrade, configuration(url), "0002")
@@ -356,7 +356,7 @@ async def test_the_feed_goes_on_where_an_epoch_of_ids_ends(
     server = private_postgres(fsync="off")
     for database in ("tablecast", "postgres", "template1"):
         connection = await connect(with_database(server.url, database))
-        await connection.execute("VACUUM FREEZE")  # else its rows would be from the future
+        await connection.execute("VACUUM FREEZE")  # otherwise its rows would be in the future
         await connection.close()
     await asyncio.to_thread(server.stop)
     await asyncio.to_thread(set_next_xid, server, 2**32 - 40)
@@ -386,12 +386,12 @@ async def test_the_feed_goes_on_where_an_epoch_of_ids_ends(
 
 
 def set_next_xid(server: Server, xid: int) -> None:
-    """Have a stopped server continue with a transaction id, by its own tool."""
+    """Make a stopped server continue with a given transaction id, using Postgres's own tool."""
     epoch, low = divmod(xid, 2**32)
     as_owner = ["setpriv", f"--reuid={server.data.stat().st_uid}", "--clear-groups"]
     command = [binary("pg_resetwal"), "-D", str(server.data), "-e", str(epoch), "-x", str(low)]
     subprocess.run(as_owner * (os.geteuid() == 0) + command, check=True, capture_output=True)
-    # The commit log of an id so far ahead is a file that Postgres would have made on its way.
+    # Postgres would have created the commit log file for this id on the way there.
     segment = server.data / "pg_xact" / f"{low // (8192 * 4 * 32):04X}"
     segment.write_bytes(bytes(8192 * 32))
     os.chown(segment, server.data.stat().st_uid, server.data.stat().st_gid)

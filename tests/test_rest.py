@@ -58,7 +58,7 @@ ODD_NAMES = [
 def rest(
     server_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """One server for all tests of this file; it must get through them without a traceback."""
+    """One server for all tests in this file; it must get through them without a traceback."""
     with clone(server_url, migrated_template) as database_url:
         server = RunningServer(database_url, tmp_path_factory.mktemp("rest") / "server.log")
         server.start()
@@ -84,7 +84,7 @@ async def client(rest: RunningServer, sql: Connection) -> AsyncIterator[httpx.As
 
 
 async def raw(server: RunningServer, request: bytes) -> tuple[int, bytes, bytes]:
-    """Send bytes as they are: the status, the head and the body of the answer."""
+    """Send bytes as they are; return the status, head and body of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         writer.write(request)
@@ -98,7 +98,7 @@ async def raw(server: RunningServer, request: bytes) -> tuple[int, bytes, bytes]
 
 
 def problem(response: httpx.Response, status: int) -> Any:
-    """The body of an error answer, which must be one of the kind."""
+    """Return the body of an error response, after checking its form."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/problem+json"
     details = response.json()
@@ -112,7 +112,7 @@ def problem(response: httpx.Response, status: int) -> Any:
 
 
 async def test_an_empty_table_is_an_empty_list(client: httpx.AsyncClient) -> None:
-    """Somebody lists a table without rows."""
+    """A client lists an empty table."""
     response = await client.get("/api/things")
     assert (response.status_code, response.text) == (200, "[]")
 
@@ -120,7 +120,7 @@ async def test_an_empty_table_is_an_empty_list(client: httpx.AsyncClient) -> Non
 async def test_the_list_is_every_thing_by_id_as_postgres_renders_it(
     client: httpx.AsyncClient, sql: Connection
 ) -> None:
-    """Somebody lists things that SQL wrote, odd values among them, in another order."""
+    """A client lists things that SQL wrote in another order, some with unusual values."""
     await sql.execute(
         """INSERT INTO things (id, name, info, created_at) OVERRIDING SYSTEM VALUE VALUES
            (7, 'seven', E'"\\\\\\n\\u0001😀', 'infinity'), (-3, 'minus three', '', '0044-03-15 BC'),
@@ -138,7 +138,7 @@ async def test_the_list_is_every_thing_by_id_as_postgres_renders_it(
 async def test_the_offset_continues_exactly_where_the_list_ends(
     client: httpx.AsyncClient, rest: RunningServer, sql: Connection
 ) -> None:
-    """Somebody lists again and again while others write: list plus later changes is everything."""
+    """A client lists repeatedly during writes: the list plus later changes is everything."""
 
     async def write(writer: int) -> None:
         connection = await connect(rest.env["DATABASE_URL"])
@@ -170,7 +170,7 @@ async def test_the_offset_continues_exactly_where_the_list_ends(
 
 
 async def test_pages_follow_each_other_by_link(client: httpx.AsyncClient, sql: Connection) -> None:
-    """Somebody pages through twenty-one things by tens, then through twenty that fill two pages."""
+    """A client pages by tens through twenty-one things, then twenty, which fill two pages."""
     await sql.execute("INSERT INTO things (name) SELECT n FROM generate_series(1, 21) AS n")
     for expected in ([10, 10, 1], [10, 10]):
         pages = []
@@ -187,7 +187,7 @@ async def test_pages_follow_each_other_by_link(client: httpx.AsyncClient, sql: C
 
 
 async def test_a_page_starts_after_an_id(client: httpx.AsyncClient, sql: Connection) -> None:
-    """Somebody asks for what comes after an id, there or not."""
+    """A client asks for things after an id that may or may not exist."""
     await sql.execute("INSERT INTO things (name) SELECT n FROM generate_series(1, 5) AS n")
     await sql.execute("INSERT INTO things (id, name) OVERRIDING SYSTEM VALUE VALUES (-5, 'minus')")
     for query, ids in (
@@ -222,14 +222,14 @@ async def test_a_page_starts_after_an_id(client: httpx.AsyncClient, sql: Connect
 async def test_a_page_that_cannot_be_is_refused(
     client: httpx.AsyncClient, parameter: str, value: str
 ) -> None:
-    """Somebody asks for a page with what is not a fitting whole number."""
+    """A client asks for a page with invalid numbers."""
     response = await client.get(f"/api/things?{parameter}={value}")
     assert problem(response, 422)["field"] == parameter
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=10001", "limit=1&limit=2"])
 async def test_a_limit_out_of_range_is_refused(client: httpx.AsyncClient, query: str) -> None:
-    """Somebody asks for no things, for too many, or for two numbers of them."""
+    """A client asks for no things, for too many, or gives two limits."""
     assert problem(await client.get(f"/api/things?{query}"), 422)["field"] == "limit"
 
 
@@ -240,7 +240,7 @@ async def test_a_limit_out_of_range_is_refused(client: httpx.AsyncClient, query:
 async def test_any_name_can_be_created_read_changed_and_deleted(
     client: httpx.AsyncClient, name: str
 ) -> None:
-    """Somebody follows Location to a thing whose name is hard to put into an address."""
+    """A client follows Location to a thing whose name is awkward in a URL."""
     created = await client.post("/api/things", json={"name": name, "info": "old"})
     assert created.status_code == 201, created.text
     assert created.json()["name"] == name
@@ -260,7 +260,7 @@ async def test_any_name_can_be_created_read_changed_and_deleted(
 
 
 async def test_info_may_be_left_out(client: httpx.AsyncClient) -> None:
-    """Somebody creates a thing by its name alone."""
+    """A client creates a thing with only a name."""
     created = await client.post("/api/things", json={"name": "a"})
     assert created.status_code == 201
     assert created.json().keys() == {"id", "name", "info", "created_at"}
@@ -268,7 +268,7 @@ async def test_info_may_be_left_out(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_taken_name_is_refused(client: httpx.AsyncClient) -> None:
-    """Somebody creates a thing that is there, and renames another to it."""
+    """A client creates a thing that exists, and renames another to its name."""
     await client.post("/api/things", json={"name": "a", "info": "first"})
     assert problem(await client.post("/api/things", json={"name": "a"}), 409)["field"] == "name"
     await client.post("/api/things", json={"name": "b"})
@@ -279,7 +279,7 @@ async def test_a_taken_name_is_refused(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_thing_is_renamed(client: httpx.AsyncClient) -> None:
-    """Somebody renames a thing: same id, and the old name is free."""
+    """A client renames a thing: it keeps its id, and the old name is free."""
     created = (await client.post("/api/things", json={"name": "old", "info": "kept"})).json()
     renamed = await client.patch("/api/things/old", json={"name": "new/name"})
     assert renamed.json() == created | {"name": "new/name"}
@@ -288,7 +288,9 @@ async def test_a_thing_is_renamed(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_empty_patch_changes_nothing(client: httpx.AsyncClient, sql: Connection) -> None:
-    """Somebody patches with an empty object: the thing as it is, and no change in the feed."""
+    """A client patches with an empty object: it gets the thing as it is, and the feed has no
+    change.
+    """
     created = await client.post("/api/things", json={"name": "a", "info": "b"})
     before = await sql.fetchval("SELECT count(*) FROM feed.change")
     patched = await client.patch("/api/things/a", json={})
@@ -297,7 +299,7 @@ async def test_an_empty_patch_changes_nothing(client: httpx.AsyncClient, sql: Co
 
 
 async def test_what_is_not_there_is_not_found(client: httpx.AsyncClient) -> None:
-    """Somebody reads, changes and deletes what is not there."""
+    """A client reads, changes and deletes a thing that does not exist."""
     for address in ("/api/things/a", "/api/things/", "/api/things/?name=a", "/api/nothing"):
         problem(await client.get(address), 404)
     problem(await client.patch("/api/things/a", json={"info": ""}), 404)
@@ -308,7 +310,7 @@ async def test_what_is_not_there_is_not_found(client: httpx.AsyncClient) -> None
 async def test_what_no_name_can_be_is_not_found(
     client: httpx.AsyncClient, rest: RunningServer, encoded: str
 ) -> None:
-    """Somebody asks for bytes that are not UTF-8, for U+0000, and for more than a name can hold."""
+    """A client asks for bytes that are not UTF-8, for U+0000, and for a name that is too long."""
     await client.post("/api/things", json={"name": "\ufffd"})
     await client.post("/api/things", json={"name": "a\ufffd\ufffd"})
     for address in (f"/api/things/{encoded}", f"/api/things/?name={encoded}"):
@@ -321,7 +323,7 @@ async def test_what_no_name_can_be_is_not_found(
 async def test_dots_in_a_raw_path_are_a_name(
     client: httpx.AsyncClient, rest: RunningServer
 ) -> None:
-    """A client that leaves paths alone reads the thing `..` by its path."""
+    """A client that does not normalize paths reads the thing `..` by its path."""
     await client.post("/api/things", json={"name": ".."})
     for path in (b"/api/things/..", b"/api/things/%2e%2E"):
         assert (await raw(rest, b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n"))[0] == 200
@@ -330,7 +332,7 @@ async def test_dots_in_a_raw_path_are_a_name(
 async def test_constraints_of_others_refuse_with_a_sentence(
     client: httpx.AsyncClient, sql: Connection
 ) -> None:
-    """Somebody's foreign key and somebody's trigger refuse what REST wants to write."""
+    """A user's foreign key and a user's trigger refuse what REST wants to write."""
     await client.post("/api/things", json={"name": "a"})
     async with sql.transaction():
         await sql.execute("CREATE TABLE parts (thing text REFERENCES things (name))")
@@ -388,7 +390,7 @@ async def test_constraints_of_others_refuse_with_a_sentence(
 async def test_a_body_that_does_not_fit_is_refused(
     client: httpx.AsyncClient, body: str, field: str | None
 ) -> None:
-    """Somebody posts JSON which is not a thing, and is told which field to mend."""
+    """A client posts JSON that is not a thing, and learns which field to fix."""
     headers = {"Content-Type": "application/json"}
     response = await client.post("/api/things", content=body, headers=headers)
     details = problem(response, 422)
@@ -400,7 +402,7 @@ async def test_a_body_that_does_not_fit_is_refused(
 
 @pytest.mark.parametrize("body", ['{"name": ""}', '{"name": null}', '{"id": 2}', "[]"])
 async def test_a_patch_that_does_not_fit_is_refused(client: httpx.AsyncClient, body: str) -> None:
-    """Somebody patches with what a thing cannot be, and it stays as it was."""
+    """A client sends an invalid patch, and the thing stays as it was."""
     created = await client.post("/api/things", json={"name": "a"})
     headers = {"Content-Type": "application/json"}
     problem(await client.patch("/api/things/a", content=body, headers=headers), 422)
@@ -428,13 +430,13 @@ async def test_a_patch_that_does_not_fit_is_refused(client: httpx.AsyncClient, b
     ],
 )
 async def test_a_body_that_is_not_json_is_refused(client: httpx.AsyncClient, body: bytes) -> None:
-    """Somebody posts what is not JSON, not UTF-8, or half a character."""
+    """A client posts a body that is not JSON, not UTF-8, or ends within a character."""
     headers = {"Content-Type": "application/json"}
     problem(await client.post("/api/things", content=body, headers=headers), 400)
 
 
 async def test_mangled_bodies_are_understood_or_refused(client: httpx.AsyncClient) -> None:
-    """Somebody posts a thing with a few bytes changed, five hundred times."""
+    """A client posts a thing with a few bytes changed, five hundred times."""
     chance = random.Random(1)
     whole = '{"name": "naïve 😀 \\ud83d\\ude00 \\u0041\\n", "info": "\\"x\\""}'.encode()
     for _ in range(500):
@@ -460,7 +462,7 @@ async def test_mangled_bodies_are_understood_or_refused(client: httpx.AsyncClien
 async def test_a_body_of_another_type_is_refused(
     client: httpx.AsyncClient, media_type: str | None
 ) -> None:
-    """Somebody posts JSON without saying so, as a form on a foreign page would."""
+    """A client posts JSON without declaring it, as a form on another site would."""
     headers = {} if media_type is None else {"Content-Type": media_type}
     for method, address in (("POST", "/api/things"), ("PATCH", "/api/things/a")):
         response = await client.request(method, address, content=b'{"name": "a"}', headers=headers)
@@ -471,7 +473,7 @@ async def test_a_body_of_another_type_is_refused(
 async def test_the_media_type_may_be_written_otherwise(
     client: httpx.AsyncClient, media_type: str
 ) -> None:
-    """Somebody names JSON with a parameter, or in capitals."""
+    """A client declares JSON with a parameter, or in capitals."""
     response = await client.post(
         "/api/things", content=b'{"name": "a"}', headers={"Content-Type": media_type}
     )
@@ -479,7 +481,7 @@ async def test_the_media_type_may_be_written_otherwise(
 
 
 async def test_a_body_may_have_a_mebibyte_and_no_more(client: httpx.AsyncClient) -> None:
-    """Somebody posts as much as is allowed, then one byte more, announced and in chunks."""
+    """A client posts the maximum, then one byte more, with Content-Length and in chunks."""
 
     async def chunks(body: bytes) -> AsyncIterator[bytes]:
         for start in range(0, len(body), 60_000):
@@ -498,7 +500,7 @@ async def test_a_body_may_have_a_mebibyte_and_no_more(client: httpx.AsyncClient)
 
 
 async def test_too_large_a_body_is_refused_unseen(rest: RunningServer) -> None:
-    """A client that asks first is told at once that its gigabyte is too much."""
+    """A client that sends Expect: 100-continue learns at once that its gigabyte is too much."""
     status, head, _ = await raw(
         rest,
         b"POST /api/things HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
@@ -511,7 +513,7 @@ async def test_too_large_a_body_is_refused_unseen(rest: RunningServer) -> None:
 async def test_a_client_may_leave_in_the_middle(
     client: httpx.AsyncClient, rest: RunningServer
 ) -> None:
-    """Somebody hangs up half-way through a body: nothing is stored, nobody is upset."""
+    """A client disconnects halfway through a body: nothing is stored, and the server goes on."""
     _, writer = await asyncio.open_connection("127.0.0.1", rest.port)
     writer.write(
         b"POST /api/things HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
@@ -540,7 +542,7 @@ async def test_a_client_may_leave_in_the_middle(
 async def test_every_address_knows_its_methods(
     client: httpx.AsyncClient, rest: RunningServer, address: str, allowed: set[str]
 ) -> None:
-    """Somebody asks what is possible, tries what is not, and looks at the head alone."""
+    """A client asks for the allowed methods, tries the others, and sends HEAD."""
     await client.post("/api/things", json={"name": "a"})
     options = await client.options(address)
     assert (options.status_code, options.content) == (204, b"")
@@ -560,7 +562,7 @@ async def test_every_address_knows_its_methods(
 
 
 async def test_head_of_what_is_not_there(rest: RunningServer, client: httpx.AsyncClient) -> None:
-    """Somebody asks for the head of nothing: the length of the problem, without the problem."""
+    """HEAD of a missing thing returns the length of the problem, without the problem."""
     got, head = await client.get("/api/things/a"), await client.head("/api/things/a")
     assert head.status_code == 404
     assert head.content == b""
@@ -573,7 +575,7 @@ async def test_head_of_what_is_not_there(rest: RunningServer, client: httpx.Asyn
 async def test_other_origins_are_answered_only_where_allowed(
     start_server: Any, client: httpx.AsyncClient
 ) -> None:
-    """A page from elsewhere reads the offset where it is allowed, and nothing where it is not."""
+    """A page from another origin can read the offset if it is allowed, and nothing otherwise."""
     origin = {"Origin": "https://example.org"}
     assert (
         "Access-Control-Allow-Origin"

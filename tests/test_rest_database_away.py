@@ -1,4 +1,4 @@
-"""REST while the database is away, going away, or busy: 503 soon, and all well again afterwards."""
+"""REST while the database is down, shutting down, or busy: 503 soon, and recovery afterwards."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from app.database.embedded import Server
 from tests.support.proxy import Proxy
 from tests.support.server import RunningServer
 
-SOON_S = 4.0  # sooner than by any timeout of a statement
+SOON_S = 4.0  # sooner than any statement timeout
 DEAD_NETWORK_S = 9.5
 BLOCKED = """
     SELECT pid FROM pg_stat_activity
@@ -23,7 +23,7 @@ BLOCKED = """
 
 @pytest.fixture
 async def locked_thing(database_url: str) -> AsyncIterator[None]:
-    """The thing `a`, held by somebody's open transaction."""
+    """The thing `a`, locked by another open transaction."""
     connection = await connect(database_url)
     await connection.execute("INSERT INTO things (name) VALUES ('a')")
     async with connection.transaction():
@@ -33,33 +33,33 @@ async def locked_thing(database_url: str) -> AsyncIterator[None]:
 
 
 def unavailable(response: httpx.Response) -> None:
-    """Check that an answer says to come back."""
+    """Check that a response tells the client to try again later."""
     assert response.status_code == 503, response.text
     assert response.headers["Content-Type"] == "application/problem+json"
     assert int(response.headers["Retry-After"]) >= 1
 
 
 async def blocked_backend(connection: Connection) -> int:
-    """The process id of the backend that waits for a lock, once there is one."""
+    """Return the process id of the backend that waits for a lock, once there is one."""
     deadline = time.monotonic() + 5
     while (pid := await connection.fetchval(BLOCKED)) is None:
-        assert time.monotonic() < deadline, "nobody waits for the lock"
+        assert time.monotonic() < deadline, "no backend is waiting for the lock"
         await asyncio.sleep(0.01)
     assert isinstance(pid, int)
     return pid
 
 
 async def back_in_service(client: httpx.AsyncClient) -> None:
-    """Wait until the list is answered again, for a client that tries again as it is told to."""
+    """Wait until the list is available again, retrying as a client would."""
     deadline = time.monotonic() + 15
     while (response := await client.get("/api/things")).status_code != 200:
         unavailable(response)
-        assert time.monotonic() < deadline, "the database is back, the answers are not"
+        assert time.monotonic() < deadline, "the database is back, but requests still fail"
         await asyncio.sleep(0.05)
 
 
 async def everything(client: httpx.AsyncClient) -> list[httpx.Response]:
-    """One request of every kind, all at once."""
+    """Send one request of every kind, all at once."""
     responses = await asyncio.gather(
         client.get("/api/things"),
         client.head("/api/things"),
@@ -74,7 +74,7 @@ async def everything(client: httpx.AsyncClient) -> list[httpx.Response]:
 async def test_a_stopped_database_comes_back(
     private_postgres: Callable[..., Server], start_server: Callable[..., RunningServer]
 ) -> None:
-    """Postgres is killed and started again under requests: 503 at once, then answers as before."""
+    """Postgres is killed and started again during requests: 503 at once, then normal responses."""
     postgres = private_postgres()
     server = start_server(database_url=postgres.url)
     async with httpx.AsyncClient(base_url=server.url) as client:
@@ -84,7 +84,7 @@ async def test_a_stopped_database_comes_back(
         for response in [*await everything(client), *await everything(client)]:
             unavailable(response)
         assert time.monotonic() - began < SOON_S
-        # What is wrong with a request is wrong without a database too.
+        # A bad request is refused even without a database.
         assert (await client.post("/api/things", json={})).status_code == 422
         await asyncio.to_thread(postgres.start)
         assert (await client.get("/api/things/kept")).status_code == 200
@@ -95,7 +95,7 @@ async def test_a_stopped_database_comes_back(
 async def test_a_database_behind_a_dead_network(
     database_url: str, start_server: Callable[..., RunningServer]
 ) -> None:
-    """The network swallows everything between server and database: no answer waits for ever."""
+    """The network swallows everything between server and database: no response takes forever."""
     at = urlsplit(database_url)
     assert at.hostname and at.port
     async with Proxy(at.hostname, at.port) as proxy:
@@ -117,7 +117,7 @@ async def test_a_database_behind_a_dead_network(
 async def test_a_killed_backend_is_not_retried(
     server: RunningServer, connection: Connection, locked_thing: None
 ) -> None:
-    """An administrator ends the backend that is writing: 503, and nothing was written."""
+    """An administrator kills the backend that is writing: 503, and nothing is written."""
     async with httpx.AsyncClient(base_url=server.url) as client:
         patch = asyncio.create_task(client.patch("/api/things/a", json={"info": "new"}))
         pid = await blocked_backend(connection)
@@ -130,7 +130,7 @@ async def test_a_killed_backend_is_not_retried(
 async def test_all_connections_killed_while_idle(
     server: RunningServer, connection: Connection
 ) -> None:
-    """An administrator ends every idle backend: the next requests find new ones."""
+    """An administrator kills every idle backend: the next requests open new connections."""
     async with httpx.AsyncClient(base_url=server.url) as client:
         await asyncio.gather(*(client.get("/api/things") for _ in range(10)))
         ended = await connection.fetchval(
@@ -147,7 +147,7 @@ async def test_all_connections_killed_while_idle(
 async def test_a_pool_without_a_free_connection(
     start_server: Callable[..., RunningServer], connection: Connection, locked_thing: None
 ) -> None:
-    """Somebody waits for a lock on the only connection: others are told to come back soon."""
+    """A request waits for a lock on the only connection: others get 503 soon."""
     server = start_server(POOL_SIZE=1)
     async with httpx.AsyncClient(base_url=server.url, timeout=15) as client:
         patch = asyncio.create_task(client.patch("/api/things/a", json={"info": "new"}))
@@ -163,7 +163,7 @@ async def test_a_pool_without_a_free_connection(
 async def test_a_database_that_is_being_restored(
     server: RunningServer, connection: Connection
 ) -> None:
-    """Somebody restores a dump over the running database: 503 while the table is not there."""
+    """A dump is restored over the running database: 503 while the table does not exist."""
     async with httpx.AsyncClient(base_url=server.url) as client:
         assert (await client.get("/api/things")).status_code == 200
         await connection.execute("ALTER TABLE things RENAME TO things_restored")

@@ -1,4 +1,4 @@
-"""A client that returns continues behind what it has seen, or is told honestly that it cannot."""
+"""A client that returns continues after what it has seen, or is told that it cannot."""
 
 import asyncio
 import json
@@ -31,7 +31,9 @@ WATCH = Path(__file__).parent / "faults" / "watch.mjs"
 
 
 async def insert_many(connection: Connection, first: int, last: int, chars: int = 0) -> None:
-    """One statement that makes the things `first` to `last`, with so long an info."""
+    """Create the things `first` to `last` in one statement, each with an info of `chars`
+    characters.
+    """
     await connection.execute(
         "INSERT INTO things (name, info) SELECT i, left(repeat(md5(i::text), $3 / 32 + 1), $3)"
         " FROM generate_series($1::int, $2::int) AS i",
@@ -40,12 +42,12 @@ async def insert_many(connection: Connection, first: int, last: int, chars: int 
 
 
 def names(events: list[list[Any]]) -> list[str]:
-    """The names of the things in create events."""
+    """Return the names of the things in create events."""
     return [event[1]["name"] for event in events]
 
 
 def credentials(client: RawClient) -> dict[str, str]:
-    """What the official client sends when it returns."""
+    """Return what the official client sends when it reconnects."""
     return {"pid": client.pid, "offset": client.offset}
 
 
@@ -53,13 +55,15 @@ def credentials(client: RawClient) -> dict[str, str]:
 
 
 class Official:
-    """Unmodified socket.io-client in Node.js, what it got, one JSON line each."""
+    """An unmodified socket.io-client in Node.js; its file holds what it received, one JSON line
+    each.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def lines(self, kind: str) -> list[list[Any]]:
-        """What it got of one kind, so far."""
+        """Return what it has received of one kind so far."""
         if not self._file.exists():
             return []
         text = self._file.read_text()
@@ -67,7 +71,7 @@ class Official:
         return [entry for entry in entries if entry[0] == kind]
 
     async def until_more(self, kind: str, count: int) -> None:
-        """Wait until it has got more than so many of one kind."""
+        """Wait until it has received more than `count` of one kind."""
         await eventually(lambda: len(self.lines(kind)) > count)
 
 
@@ -75,7 +79,7 @@ class Official:
 async def official_clients(
     url: str, directory: Path, *transports: list[str]
 ) -> AsyncIterator[list[Official]]:
-    """Clients `io(url)` with these transports, in one Node.js process."""
+    """Start clients `io(url)` with these transports, in one Node.js process."""
     files = [directory / f"client{number}" for number in range(len(transports))]
     given = [
         {"kind": "bare", "url": url, "transports": each, "file": str(file)}
@@ -96,8 +100,8 @@ async def official_clients(
 async def test_the_official_client_through_every_interruption(
     server: RunningServer, connection: Connection, tmp_path: Path
 ) -> None:
-    """Unmodified clients, by WebSocket, by polling and upgrading, live through kill -9, a restart
-    and a cut network while somebody writes: each change exactly once, `recovered` each time.
+    """Unmodified clients, using WebSocket, polling and an upgrade, live through kill -9, a restart
+    and a lost connection during writes: each change exactly once, `recovered` each time.
     """
     written = 0
     writing = True
@@ -131,7 +135,7 @@ async def test_the_official_client_through_every_interruption(
             hellos = [len(client.lines("hello")) for client in clients]
             await asyncio.sleep(0.3)
             await interrupt()
-            # A cut between two polls is none to a polling client.
+            # A polling client does not notice a cut between two polls.
             noticing = 1 if interrupt is cut else len(clients)
             for client, count in list(zip(clients, hellos, strict=True))[:noticing]:
                 await client.until_more("hello", count)
@@ -146,14 +150,14 @@ async def test_the_official_client_through_every_interruption(
             assert all(hello[1] is True and hello[3] is True for hello in others)
 
 
-# From where a client was
+# Where a client can continue
 
 
 async def test_from_every_place_in_a_batch(
     app: App, connection: Connection, database_url: str
 ) -> None:
-    """Whoever was cut off behind any change of a transaction continues with the next one, on the
-    same node, on another one, and at one that has just started.
+    """A client disconnected after any change of a transaction continues with the next one: on the
+    same node, on another, and on one that has just started.
     """
     async with joined(app.url) as client, serving_here(database_url) as other:
         offsets = [client.offset]
@@ -171,7 +175,7 @@ async def test_from_every_place_in_a_batch(
 
 
 async def test_from_a_rest_answer(app: App, connection: Connection) -> None:
-    """A new client that says where its list is from gets exactly what came after the list."""
+    """A new client that sends the offset of its list receives exactly what came after the list."""
     async with httpx.AsyncClient(base_url=app.url) as http:
         for number in range(10):
             await insert(connection, f"{number} before")
@@ -187,8 +191,8 @@ async def test_from_a_rest_answer(app: App, connection: Connection) -> None:
 async def test_where_a_client_was_counts_more_than_its_list(
     app: App, connection: Connection
 ) -> None:
-    """A client that returns with pid and offset, and still names its first list, continues from
-    the offset.
+    """A client that returns with pid and offset, but still sends the offset of its first list,
+    continues from the former.
     """
     async with joined(app.url) as client:
         since = client.offset
@@ -203,7 +207,7 @@ async def test_where_a_client_was_counts_more_than_its_list(
 async def test_from_a_node_that_is_ahead(
     app: App, connection: Connection, database_url: str
 ) -> None:
-    """A client that comes from another node in the moment of a change is not ahead of this one."""
+    """A client that comes from another node just as a change is made is not ahead of this node."""
     async with serving_here(database_url) as other:
         auth = None
         for number in range(20):
@@ -216,7 +220,7 @@ async def test_from_a_node_that_is_ahead(
 
 
 async def test_joining_at_any_moment_under_load(app: App, database_url: str) -> None:
-    """Clients that come and go at random while others write each have every change once."""
+    """Clients that connect and disconnect at random during writes each get every change once."""
     writing = True
 
     async def write(writer: int) -> None:
@@ -255,11 +259,11 @@ async def test_joining_at_any_moment_under_load(app: App, database_url: str) -> 
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-# From where nobody can continue
+# Where no client can continue
 
 
 async def bad_offsets(app: App, connection: Connection) -> dict[str, str]:
-    """Offsets that this database did not give out, or cannot continue from, by their kind."""
+    """Return offsets that this database did not issue or cannot continue from, by kind."""
     since = await log.current_position(connection)
     epoch = await log.current_epoch(connection)
     row = await connection.fetchrow("SELECT feed.epoch(), secret::text FROM feed.state")
@@ -267,11 +271,11 @@ async def bad_offsets(app: App, connection: Connection) -> dict[str, str]:
     until = await log.current_position(connection)
     async with joined(app.url, {"since": epoch.format(Offset(until))}):
         pass  # the node has read so far,
-    app.replay.clear()  # and has forgotten it
-    async with asyncio.timeout(20):  # other tests' transactions may put it off
+    app.replay.clear()  # and forgets it
+    async with asyncio.timeout(20):  # other tests' transactions may delay it
         while await connection.fetchval("SELECT count(*) FROM feed.change"):
             await log.prune(connection, 0, 10**9, 1000)
-    # Where other tests' transactions ran, the node's own position was pruned: it begins anew now.
+    # If other tests' transactions were running, the node's own position was pruned: restart it.
     assert await app.feed.look()
     good = epoch.format(Offset(until))
     ahead = Position(until.xmax + 1000, frozenset())
@@ -293,8 +297,8 @@ async def bad_offsets(app: App, connection: Connection) -> dict[str, str]:
 async def test_offsets_that_cannot_be_continued(
     app: App, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever comes with an offset of any wrong kind is told at once that it is not recovered, as
-    a new client with a new pid, and then gets what is written.
+    """A client with a bad offset of any kind gets `recovered: false` at once and a new pid, and
+    then receives what is written.
     """
     offsets = await bad_offsets(app, connection)
     caplog.clear()
@@ -311,8 +315,8 @@ async def test_offsets_that_cannot_be_continued(
 
 
 async def test_a_history_that_ends_while_clients_watch(app: App, connection: Connection) -> None:
-    """When somebody empties the log every client is let go, told the truth when it returns, and a
-    list loaded then leads on.
+    """When the log is emptied, every client is disconnected and gets `recovered: false` when it
+    returns, and can continue from a newly loaded list.
     """
     async with joined(app.url) as client:
         await insert(connection, "a")
@@ -329,12 +333,12 @@ async def test_a_history_that_ends_while_clients_watch(app: App, connection: Con
         assert names(await again.take(1)) == ["b"]
 
 
-# Many, and much
+# Many clients, long replays
 
 
 async def test_a_long_replay(server: RunningServer, connection: Connection) -> None:
-    """A client that missed 200,000 changes gets them all, in flat memory of the server, and others
-    do not wait for it.
+    """A client that missed 200,000 changes gets them all, in flat memory on the server, without
+    delaying others.
     """
     count = scaled(50_000, 200_000)
     await until_ready(server.url)
@@ -365,18 +369,18 @@ async def test_a_long_replay(server: RunningServer, connection: Connection) -> N
             for number in range(1, count + 1):
                 assert f'"name":"{number}"' in await returning.frame()
                 if number % 50 == 0:
-                    await asyncio.sleep(0)  # the witness is in this process, too
+                    await asyncio.sleep(0)  # the witness runs in this process too
         replayed.set()
         await writing
         assert most - before < 60 * 1024**2
         assert sorted(latencies)[len(latencies) // 2] < 0.5 and max(latencies) < 3
 
 
-async def test_many_who_return_share_reads(
+async def test_many_returning_clients_share_reads(
     app: App, connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hundreds of clients that return at once, from a few places, to a node that knows nothing of
-    the past, cost a few reads.
+    """Hundreds of clients return at once, from a few offsets, to a node that has just started: they
+    cost a few reads.
     """
     count = scaled(300, 2000)
     async with joined(app.url) as client:
@@ -389,7 +393,7 @@ async def test_many_who_return_share_reads(
 
     async def counting(*arguments: Any) -> log.Page:
         nonlocal reads
-        reads += len(arguments) == 3  # the feed's own have no end
+        reads += len(arguments) == 3  # the feed's own reads have no end
         return await real(*arguments)
 
     async with serving_here(database_url) as node, AsyncExitStack() as stack:
@@ -410,15 +414,15 @@ async def test_many_who_return_share_reads(
 
 
 async def read_slowly(client: RawClient, seconds: float) -> None:
-    """Take nothing for a while."""
+    """Read nothing for a while."""
     client.websocket.transport.pause_reading()
     await asyncio.sleep(seconds)
     client.websocket.transport.resume_reading()
 
 
 async def test_a_slow_client_is_not_waited_for(connection: Connection, database_url: str) -> None:
-    """While one client takes nothing the others get everything at once; little is kept for it,
-    and when it reads again it gets all, without a gap.
+    """While one client reads nothing, the others get everything at once; little is buffered for it,
+    and when it reads again it gets everything, without a gap.
     """
     async with (
         serving_here(database_url, client_buffer=65536, client_stall=20) as app,
@@ -430,7 +434,7 @@ async def test_a_slow_client_is_not_waited_for(connection: Connection, database_
         for number in range(20):
             await insert_many(connection, number * 100, number * 100 + 99, 8000)
         assert names(await quick.take(2000)) == [f"{i}" for i in range(2000)]
-        assert not reading.done(), "the slow client was waited for"
+        assert not reading.done(), "the others waited for the slow client"
         assert app.broadcast.stats().live == 1
         await reading
         assert names(await slow.take(2000)) == [f"{i}" for i in range(2000)]
@@ -440,8 +444,8 @@ async def test_a_slow_client_is_not_waited_for(connection: Connection, database_
 async def test_a_client_that_takes_nothing_is_cut_off(
     connection: Connection, database_url: str
 ) -> None:
-    """A client that takes nothing for longer than allowed is cut off, others unaffected; when it
-    returns it continues behind what it had taken.
+    """A client that reads nothing for longer than allowed is disconnected, and others are
+    unaffected; when it returns it continues after what it had received.
     """
     async with serving_here(database_url, client_buffer=65536, client_stall=0.5) as app:
         async with joined(app.url) as stuck, joined(app.url) as quick:
@@ -464,8 +468,8 @@ async def test_a_client_that_takes_nothing_is_cut_off(
 async def test_coming_and_going_leaves_nothing(
     server: RunningServer, connection: Connection
 ) -> None:
-    """After thousands of connects and disconnects, of every kind of client, memory, tasks and
-    descriptors of the server are where they were.
+    """After thousands of connects and disconnects of every kind of client, the server's memory and
+    file descriptors are back where they were.
     """
     process = psutil.Process(server.pid)
     await until_ready(server.url)
@@ -500,7 +504,9 @@ async def test_coming_and_going_leaves_nothing(
 
 
 async def test_clients_of_many_kinds_leave_nothing_inside(app: App, connection: Connection) -> None:
-    """Nothing of clients that went while live, while catching up, or before joining is kept."""
+    """Clients that disconnect while live, while catching up, or before joining leave nothing
+    behind.
+    """
     async with joined(app.url) as first:
         pass
     await insert_many(connection, 1, 3000)

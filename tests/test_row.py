@@ -1,4 +1,4 @@
-"""One member of a row's JSON text, whatever the rest of it holds."""
+"""One member of a row's JSON text, whatever the rest contains."""
 
 import json
 
@@ -18,7 +18,7 @@ values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["name", "id", "a", 'q"', "{"]) | texts, values))
 def test_a_member_is_what_a_parser_finds(row: dict[str, object]) -> None:
-    """Both ways find the member `name` of any object just where a JSON parser does."""
+    """Both ways find the member `name` of any object exactly when a JSON parser does."""
     for text in (json.dumps(row), json.dumps(row, indent=1, ensure_ascii=False)):
         for found in (member(text, "name"), scan(text, "name")):
             if "name" in row:

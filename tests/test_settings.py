@@ -1,4 +1,4 @@
-"""Settings: each from its variable, none of them wrong."""
+"""Settings: each read from its variable, and invalid ones refused."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from app.settings import SettingError, Settings
 
 
 def test_nothing_set_gives_the_defaults() -> None:
-    """Somebody sets nothing, and empty variables count as nothing."""
+    """A user sets nothing; empty variables count as unset."""
     assert Settings.read({}) == Settings()
     assert Settings.read({"PORT": "", "DATABASE_URL": " "}) == Settings()
 
 
 def test_every_setting_can_be_given() -> None:
-    """Somebody sets everything, with units."""
+    """A user sets everything, with units."""
     assert Settings.read(
         {
             "HOST": "0.0.0.0",
@@ -78,7 +78,7 @@ def test_every_setting_can_be_given() -> None:
     ],
 )
 def test_a_wrong_value_is_a_sentence(name: str, value: str) -> None:
-    """Somebody sets one variable wrongly and is told which, what it was and what it must be."""
+    """A user sets one variable wrongly and learns which, what it was and what it must be."""
     with pytest.raises(SettingError) as caught:
         Settings.read({name: value})
     message = str(caught.value)
@@ -91,7 +91,7 @@ def test_a_wrong_value_is_a_sentence(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "postgresql://u:secret@h:x/d", "secret"])
 def test_a_wrong_database_url_is_not_repeated(url: str) -> None:
-    """Somebody mistypes DATABASE_URL; the password in it stays out of the message."""
+    """A user mistypes DATABASE_URL; the message does not contain the password."""
     with pytest.raises(SettingError) as caught:
         Settings.read({"DATABASE_URL": url})
     assert str(caught.value).startswith("DATABASE_URL (or --database-url) is wrong: it ")

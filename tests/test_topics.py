@@ -1,4 +1,4 @@
-"""What no trigger can tell is noticed by a look at the tables, and said once."""
+"""A check of the tables notices what no trigger can capture, and reports it once."""
 
 import pytest
 
@@ -46,7 +46,7 @@ PASSED_OVER = [
 
 @pytest.fixture
 async def watched(connection: Connection) -> Connection:
-    """A connection to a database with one more watched table, with a row in it."""
+    """A connection to a database with one more watched table, which has a row."""
     await connection.execute(
         """
         CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TYPE pair AS (n int, s text);
@@ -59,13 +59,13 @@ async def watched(connection: Connection) -> Connection:
 
 
 async def look(connection: Connection) -> list[tuple[str, str | None]]:
-    """What a look at the tables finds."""
+    """Return what a check of the tables finds."""
     rows = await connection.fetch("SELECT topic, problem FROM feed.check_topics()")
     return [(row["topic"], row["problem"]) for row in rows]
 
 
 async def reloads(connection: Connection) -> int:
-    """How often clients of the table were told to load it again."""
+    """Return how often clients of the table have been asked to load it again."""
     count: int = await connection.fetchval(
         "SELECT count(*) FROM feed.change WHERE op = 'reload' AND topic = 'watched'"
     )
@@ -76,8 +76,8 @@ async def reloads(connection: Connection) -> int:
 async def test_what_changes_a_table_is_noticed_once(
     watched: Connection, ddl: str, problem: str | None
 ) -> None:
-    """After a change of the table, or of its triggers, the next look has clients load it again and
-    says what is wrong; the one after that finds nothing.
+    """After a change to the table or its triggers, the next check makes clients load it again and
+    reports what is wrong; the one after that finds nothing.
     """
     assert await look(watched) == []
     await watched.execute(ddl)
@@ -87,13 +87,13 @@ async def test_what_changes_a_table_is_noticed_once(
 
 @pytest.mark.parametrize("statement", PASSED_OVER)
 async def test_what_changes_no_row_is_passed_over(watched: Connection, statement: str) -> None:
-    """Upkeep of a table, and what triggers see, makes nobody load anything."""
+    """Maintenance of a table, and changes that triggers capture, make no client load again."""
     await watched.execute(statement)
     assert await look(watched) == [] and await reloads(watched) == 0
 
 
 async def test_lost_triggers_are_put_back(watched: Connection) -> None:
-    """Triggers that were switched off and on again fire for everybody again after a look."""
+    """Triggers that were disabled and enabled fire for every session again after a check."""
     await watched.execute("ALTER TABLE watched DISABLE TRIGGER ALL")
     await look(watched)
     await watched.execute("INSERT INTO watched VALUES (2, 'unseen')")
@@ -105,7 +105,7 @@ async def test_lost_triggers_are_put_back(watched: Connection) -> None:
 
 
 async def test_a_dropped_table_leaves_nothing(watched: Connection) -> None:
-    """With a table go its topic and its capture function."""
+    """Dropping a table removes its topic and its capture function."""
     count = """
         SELECT (SELECT count(*) FROM feed.topic),
                (SELECT count(*) FROM pg_proc WHERE proname ~ '^capture_[0-9]')
@@ -119,8 +119,8 @@ async def test_a_dropped_table_leaves_nothing(watched: Connection) -> None:
 async def test_a_lock_delays_the_capture_and_not_the_news(
     watched: Connection, database_url: str
 ) -> None:
-    """While somebody who has read the table stays in their transaction, clients are told of its
-    change all the same, once; capture follows when the lock is gone.
+    """While a transaction that has read the table stays open, clients still learn of its change,
+    once; capture follows when the lock is gone.
     """
     reader = await connect(database_url)
     await watched.execute("ALTER TABLE watched ADD w int DEFAULT 7")

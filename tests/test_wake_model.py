@@ -1,7 +1,7 @@
-"""Every interleaving of the wake protocol: writers, the leading node, a following one, a crash.
+"""Every interleaving of the wake protocol: writers, the leading node, a follower, a crash.
 
-The model is the protocol of feed.must_ring in the database and of `app/feed/feed.py`
-(`_follow`), one step for each thing another process could come between. Timers are left out: they
+The model is the protocol of feed.must_ring in the database and of `app/feed/feed.py` (`_follow`),
+with one step for each point at which another process could intervene. Timers are left out: they
 would hide a missed bell, and the point is that none is missed.
 """
 
@@ -35,7 +35,7 @@ class Node:
 
 @dataclass(frozen=True)
 class World:
-    """Everything; `leader` is None once it has crashed."""
+    """The whole state; `leader` is None once it has crashed."""
 
     writers: tuple[Writer, ...] = (Writer(),) * WRITERS
     leader: Node | None = Node()
@@ -49,13 +49,13 @@ class World:
         )
 
     def sleeper(self) -> bool:
-        """Whether somebody holds the lock exclusively."""
+        """Whether a node holds the lock exclusively."""
         return (self.leader is not None and self.leader.asleep) or self.follower.asleep
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What can be left out, to see that the model notices."""
+    """The parts that can be left out, to show that the model notices."""
 
     reads_once_more: bool = True
     lock_kept_until_visible: bool = True
@@ -106,7 +106,9 @@ def node_steps(world: World, node: Node, *, leads: bool, protocol: Protocol) -> 
         yield after
     elif node.step == "decide" and node.asleep:
         yield moved(replace(node, step="wait", rang=False))
-        yield moved(replace(node, step="read", asleep=False, rang=False))  # bells came close
+        yield moved(
+            replace(node, step="read", asleep=False, rang=False)
+        )  # the bells came close together
     elif node.step == "decide":
         yield moved(replace(node, step="read", rang=False))  # poll
         if not any(writer.shares_lock for writer in world.writers):
@@ -120,16 +122,17 @@ def steps(world: World, protocol: Protocol) -> Iterator[World]:
     yield from writer_steps(world, protocol)
     if world.leader is not None:
         yield from node_steps(world, world.leader, leads=True, protocol=protocol)
-        yield replace(world, leader=None)  # kill -9: its locks are gone with it
-    elif not world.promoted:  # the follower's next look takes the lead, and reads
+        yield replace(world, leader=None)  # kill -9: its locks are released
+    elif not world.promoted:  # at its next look the follower takes the lead and reads
         yield replace(world, promoted=True, follower=replace(world.follower, step="read"))
     yield from node_steps(world, world.follower, leads=world.promoted, protocol=protocol)
 
 
 def missed(world: World) -> bool:
-    """A node waits, no bell is on its way to it, and there is something it has not read.
+    """Return whether a node waits although it has not read everything and no bell is on its way.
 
-    A follower whose leader is awake, or has just died, is still to be told or to look.
+    A follower whose leader is awake, or has just died, does not count: it will be rung or will
+    look.
     """
     if any(writer.must_ring and writer.step == "visible" for writer in world.writers):
         return False
@@ -138,7 +141,7 @@ def missed(world: World) -> bool:
         waits = leader.step == "wait" and not leader.bell
         if waits and world.visible() - leader.seen:
             return True
-        # The leader knows it, has nothing left to do, and the follower was not told.
+        # The leader has read it and has nothing left to do, but did not ring for the follower.
         return (
             waits
             and not follower.bell
@@ -154,7 +157,7 @@ def missed(world: World) -> bool:
 
 
 def search(protocol: Protocol) -> tuple[int, World | None]:
-    """How many worlds can be reached, and one in which a bell was missed."""
+    """Return how many worlds can be reached, and one in which a bell was missed."""
     seen, new = {World()}, [World()]
     while new:
         world = new.pop()
@@ -168,7 +171,7 @@ def search(protocol: Protocol) -> tuple[int, World | None]:
 
 
 def test_no_interleaving_misses_a_bell() -> None:
-    """Two writers, two nodes and a crash, in every order: whoever waits has read everything."""
+    """Two writers, two nodes and a crash, in every order: a waiting node has read everything."""
     worlds, bad = search(Protocol())
     assert bad is None
     assert worlds > 5_000
@@ -184,5 +187,5 @@ def test_no_interleaving_misses_a_bell() -> None:
     ids=["no second read", "lock given up before the commit", "leader silent"],
 )
 def test_every_part_of_the_protocol_is_needed(without: Protocol) -> None:
-    """Somebody leaves one part out, and the model finds the missed bell."""
+    """When one part is left out, the model finds the missed bell."""
     assert search(without)[1] is not None

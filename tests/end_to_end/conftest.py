@@ -17,7 +17,7 @@ CHROMIUM_OPTIONS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# What the browser itself reports when a server says no, or is not there: not a fault of the page.
+# What the browser itself reports when a server refuses or is down: not a fault of the page.
 EXPECTED_REPORTS = ("Failed to load resource:", "WebSocket connection to")
 
 OpenPage = Callable[[str], Awaitable[Page]]
@@ -36,7 +36,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
-    """Opens an address in a window of its own; no page may report an error or a CSP violation."""
+    """Opens a URL in its own window; no page may report an error or a CSP violation."""
     reports: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:

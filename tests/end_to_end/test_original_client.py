@@ -1,4 +1,4 @@
-"""A page as the idea's first client was written, which knows nothing of offsets or of resuming."""
+"""A page as in the project's first client, which knows nothing of offsets or resuming."""
 
 from playwright.async_api import Browser, Route, expect
 
@@ -43,7 +43,7 @@ ORIGINAL = """<!doctype html>
 async def test_the_original_client_works_unchanged(
     server: RunningServer, connection: Connection, browser: Browser
 ) -> None:
-    """A client of the first hour lists, pushes what is created, and removes by name."""
+    """The original client loads the list, appends creates, and removes by name."""
     await connection.execute("INSERT INTO things (name) VALUES ('apple'), ('pear')")
     page = await browser.new_page()
     page.set_default_timeout(15_000)

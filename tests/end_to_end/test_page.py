@@ -1,4 +1,4 @@
-"""The page in a real browser: what is written anywhere appears in every window."""
+"""The page in a real browser: changes from anywhere appear in every window."""
 
 import asyncio
 import os
@@ -27,21 +27,21 @@ WATCH_LONG_TASKS = """
 
 NINE = "INSERT INTO things (name) SELECT 'n' || n FROM generate_series(1, 9) n"
 
-# Names and infos of the rows, but for those that are just fading away.
+# Names and infos of the rows, except those that are fading out.
 ROWS = """
     [...document.querySelectorAll('.thing:not([inert]) .row')]
       .map((row) => [row.children[0].textContent, row.children[1].textContent])
 """
 
-# Follows the table with the page's own module beside the page, and keeps what it is told.
+# Follows the table with a second instance of the page's own module, and records what it receives.
 FOLLOW = """
     async () => {
       const { io } = await import('/socket.io-client/socket.io.esm.min.js');
       const { Feed } = await import('/feed.js');
       const feed = new Feed({ io, list: '/api/things', topic: 'thing', timing: true });
-      window.told = [];
+      window.received = [];
       window.loads = [];
-      feed.onchange = ({ op, name }) => window.told.push(`${op} ${name}`);
+      feed.onchange = ({ op, name }) => window.received.push(`${op} ${name}`);
       feed.onload = (items) => window.loads.push(items.size);
       window.feed = feed;
       feed.start();
@@ -51,7 +51,7 @@ FOLLOW = """
 
 @pytest.fixture
 async def windows(server: RunningServer, open_page: OpenPage) -> list[Page]:
-    """Two windows that are live."""
+    """Two live windows."""
     pages = await asyncio.gather(open_page(server.url), open_page(server.url))
     for page in pages:
         await expect_state(page, "Live")
@@ -59,12 +59,12 @@ async def windows(server: RunningServer, open_page: OpenPage) -> list[Page]:
 
 
 async def expect_state(page: Page, words: str) -> None:
-    """Wait until the page says so of its connection."""
+    """Wait until the page shows this connection state."""
     await expect(page.locator("#state")).to_contain_text(words, timeout=PATIENCE_S * 1000)
 
 
 def row(page: Page, name: str) -> Locator:
-    """The row of the thing with this name, not one that is just fading away."""
+    """Return the row of the thing with this name, unless it is fading out."""
     exact = page.locator(".row .name").get_by_text(name, exact=True)
     return page.locator(".thing:not([inert])").filter(has=exact)
 
@@ -75,7 +75,7 @@ async def table(connection: Connection) -> list[list[str]]:
 
 
 async def expect_table(page: Page, connection: Connection) -> None:
-    """Wait until the page shows what the table holds, newest first."""
+    """Wait until the page shows the rows of the table, newest first."""
     await expect_value(page, ROWS, (await table(connection))[::-1])
 
 
@@ -88,7 +88,7 @@ async def expect_value(page: Page, expression: str, wanted: object) -> None:
 
 
 async def test_sql_changes_reach_every_window(windows: list[Page], connection: Connection) -> None:
-    """Somebody inserts, updates, renames, deletes and truncates by SQL; two windows follow."""
+    """SQL inserts, updates, renames, deletes and truncates; two windows follow."""
     await connection.execute(
         "INSERT INTO things (name, info) VALUES ('apple', 'red'), ('pear', '')"
     )
@@ -125,7 +125,7 @@ async def test_sql_changes_reach_every_window(windows: list[Page], connection: C
 async def test_the_line_for_a_terminal_works(
     server: RunningServer, open_page: OpenPage, database_url: str
 ) -> None:
-    """Somebody copies the page's psql line and runs it twice; two things appear."""
+    """A user copies the page's psql line and runs it twice; two things appear."""
     page = await open_page(server.url)
     await expect_state(page, "Live")
     await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -146,9 +146,9 @@ async def test_the_line_for_a_terminal_works(
 
 
 async def test_names_handed_from_row_to_row(windows: list[Page], connection: Connection) -> None:
-    """One statement hands every name to the next row, others change a key; the page stays true."""
+    """One statement passes every name to the next row, others change a key; the page is right."""
     await connection.execute(NINE)
-    # From here on the table is scanned from the highest id down, so that names can move up.
+    # From now on a scan goes from the highest id down, so that names can move up.
     for id in range(9, 0, -1):
         await connection.execute("UPDATE things SET info = '-' WHERE id = $1", id)
     await connection.execute("UPDATE things SET name = 'n' || substr(name, 2)::int + 1")
@@ -160,7 +160,7 @@ async def test_names_handed_from_row_to_row(windows: list[Page], connection: Con
 
 
 async def test_a_name_is_never_markup(windows: list[Page], connection: Connection) -> None:
-    """Somebody names a thing like an image that runs a script; both windows show its text."""
+    """A thing's name is an image tag that runs a script; both windows show it as text."""
     name = "<img src=x onerror=\"document.title='broken'\"><b>bold</b>"
     await connection.execute("INSERT INTO things (name, info) VALUES ($1, $1)", name)
     for page in windows:
@@ -171,7 +171,7 @@ async def test_a_name_is_never_markup(windows: list[Page], connection: Connectio
 
 
 async def test_a_person_adds_edits_and_deletes(windows: list[Page], connection: Connection) -> None:
-    """A person adds, edits in place and deletes in one window; the other window follows."""
+    """A user adds, edits in place and deletes in one window; the other window follows."""
     here, there = windows
     odd = "a/b ?#%41 ü 🍐"
     for name in ("fig", odd, "."):
@@ -197,10 +197,10 @@ async def test_a_person_adds_edits_and_deletes(windows: list[Page], connection: 
     await expect_table(here, connection)
 
 
-async def test_what_is_refused_is_said_where_one_typed(
+async def test_a_refusal_is_shown_next_to_the_field(
     windows: list[Page], connection: Connection
 ) -> None:
-    """A person types a taken, an empty and a too long name; a sentence stands beside it."""
+    """A user types a taken, an empty and a too long name; a sentence appears next to the field."""
     page = windows[0]
     await connection.execute("INSERT INTO things (name) VALUES ('fig'), ('date')")
     await expect(row(page, "date")).to_be_visible()
@@ -227,7 +227,7 @@ async def test_what_is_refused_is_said_where_one_typed(
 async def test_an_editor_survives_what_others_do(
     windows: list[Page], connection: Connection
 ) -> None:
-    """A person types in an editor while others change and delete that thing; no word is lost."""
+    """A user types in an editor while others change and delete that thing; no text is lost."""
     page = windows[0]
     await connection.execute("INSERT INTO things (name) VALUES ('fig'), ('date')")
     await row(page, "fig").get_by_role("button", name="Edit").click()
@@ -249,7 +249,7 @@ async def test_an_editor_survives_what_others_do(
 
 
 async def test_the_keyboard_suffices(windows: list[Page], connection: Connection) -> None:
-    """A person adds, walks the rows with arrow keys, deletes and edits without a mouse."""
+    """A user adds, moves through the rows with arrow keys, deletes and edits without a mouse."""
     page = windows[0]
     await connection.execute(NINE)
     await expect(row(page, "n9")).to_be_visible()
@@ -273,7 +273,7 @@ async def test_the_keyboard_suffices(windows: list[Page], connection: Connection
 async def test_the_page_outlives_the_server(
     server: RunningServer, windows: list[Page], connection: Connection
 ) -> None:
-    """The server is killed and started again amid writes; nothing is lost or doubled."""
+    """The server is killed and started again during writes; nothing is lost or doubled."""
     page, other = windows
     await other.evaluate(FOLLOW)
     await expect_value(other, "window.feed.state.name", "live")
@@ -295,17 +295,19 @@ async def test_the_page_outlives_the_server(
     for window in windows:
         await expect_table(window, connection)
     names = [name for name, _ in await table(connection)]
-    await expect_value(other, "window.told", [f"create {name}" for name in names])
+    await expect_value(other, "window.received", [f"create {name}" for name in names])
     assert await other.evaluate("window.loads") == [0]
     await expect_state(page, "Live")
 
 
-async def test_a_database_that_is_away_is_said_calmly(
+async def test_a_database_that_is_down_is_reported_calmly(
     private_postgres: Callable[..., Server],
     start_server: Callable[..., RunningServer],
     open_page: OpenPage,
 ) -> None:
-    """Postgres stops under an open page; it and a new one say so, and recover by themselves."""
+    """Postgres stops under an open page; this page and a new one report it, and recover by
+    themselves.
+    """
     postgres = private_postgres()
     server = start_server(database_url=postgres.url)
     page = await open_page(server.url)
@@ -326,7 +328,7 @@ async def test_a_database_that_is_away_is_said_calmly(
     await expect(row(late, "fig")).to_be_visible(timeout=PATIENCE_S * 1000)
 
 
-async def test_a_foreign_offset_is_mended_by_loading_anew(
+async def test_a_foreign_offset_makes_the_page_load_again(
     server: RunningServer, open_page: OpenPage, connection: Connection
 ) -> None:
     """The server cannot continue from the list's offset; the module loads again, with no gap."""
@@ -350,15 +352,15 @@ async def test_a_foreign_offset_is_mended_by_loading_anew(
     await page.evaluate(FOLLOW)
     await expect_value(page, "window.feed.state.name", "live")
     await connection.execute("INSERT INTO things (name) VALUES ('new')")
-    await expect_value(page, "window.told", ["create new"])
+    await expect_value(page, "window.received", ["create new"])
     assert await page.evaluate("window.loads") == [1, 2]
 
 
 async def test_an_altered_table_is_loaded_again(
     windows: list[Page], connection: Connection
 ) -> None:
-    """After ALTER TABLE has rewritten every row, which no trigger sees, both windows show the rows
-    as they are within seconds; when another table was altered they load nothing.
+    """After ALTER TABLE rewrites every row, which no trigger sees, both windows show the new rows
+    within seconds; when another table is altered they load nothing.
     """
     page, other = windows
     await connection.execute("INSERT INTO things (name, info) VALUES ('a', 'quiet'), ('b', 'calm')")
@@ -380,7 +382,7 @@ async def test_an_altered_table_is_loaded_again(
 async def test_five_thousand_things_stay_smooth(
     server: RunningServer, open_page: OpenPage, connection: Connection
 ) -> None:
-    """A thousand changes per second strike 5,000 things while a person scrolls; nothing freezes."""
+    """A thousand changes a second hit 5,000 things while a user scrolls; nothing freezes."""
     await connection.execute(
         "INSERT INTO things (name, info) SELECT 'thing ' || n, '-' FROM generate_series(1, 5000) n"
     )

@@ -1,11 +1,11 @@
-"""Compares what clients got with what the log holds. Shares no code with the product.
+"""Compares what clients received with what the log holds. Shares no code with the product.
 
 The truth is every committed row of `feed.change`. A batch is compared as soon as the client has all
-of it and the log is known that far, and then forgotten; of the log only numbers are kept.
+of it and the log has been read that far, and is then dropped; of the log only numbers are kept.
 
-An offset is read here by itself: `epoch.snapshot.signature` behind a batch,
-`epoch.snapshot.snapshot.id.signature` within one. Between two snapshots lies a batch: what the
-first could not see and the second can, by id.
+Offsets are parsed here independently: `epoch.snapshot.signature` after a batch,
+`epoch.snapshot.snapshot.id.signature` within one. A batch lies between two snapshots: what the
+second can see and the first could not, by id.
 """
 
 from array import array
@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 
-# Things of such names are waited for; the last one is written when all is over.
+# Tests wait for things with such names; the last one is written at the very end.
 MARK = "mark "
 THE_END = "mark the end"
-# The topic that lists are loaded of, and that marks are in.
+# The topic that has a REST list, and contains the marks.
 THING = "thing"
-CLOSING = -1  # instead of the id that an offset behind a batch does not tell
+CLOSING = -1  # stands for the id, which an offset after a batch does not contain
 
 
 class Snapshot(NamedTuple):
-    """Transactions below `end` had ended, but for those `open`."""
+    """Transactions below `end` had ended, except those in `open`."""
 
     end: int
     open: frozenset[int]
@@ -42,7 +42,7 @@ def snapshot(text: str) -> Snapshot:
 
 
 def place(offset: str) -> tuple[Snapshot, Snapshot | None, int]:
-    """What an offset says: behind a batch (snapshot, None, 0), or behind a change within one."""
+    """Parse an offset: after a batch (snapshot, None, 0), or after a change within one."""
     parts = offset.split(".")
     if len(parts) == 3:
         return snapshot(parts[1]), None, 0
@@ -50,12 +50,14 @@ def place(offset: str) -> tuple[Snapshot, Snapshot | None, int]:
 
 
 def key(event: str, what: Any) -> int:
-    """A number that stands for a change's content: topic and operation, and what comes with it."""
+    """Return a number that stands for a change's content: topic, operation and body."""
     return hash((event, *what.values()) if isinstance(what, dict) else (event, what))
 
 
 def logged_key(topic: str, op: str, old: Row | None, new: Row | None) -> int:
-    """The same of a row of the log: a destroy tells the name, or the whole row without one."""
+    """Return the same for a row of the log: a destroy carries the name, or the whole row if it has
+    none.
+    """
     what: Any = new
     if op == "destroy":
         assert old is not None
@@ -66,7 +68,7 @@ def logged_key(topic: str, op: str, old: Row | None, new: Row | None) -> int:
 
 
 class Log:
-    """The committed changes by transaction, as far as they are known for certain."""
+    """The committed changes by transaction, as far as they are final."""
 
     def __init__(self) -> None:
         self._changes: dict[int, array[int]] = {}  # xid -> id, key, id, key, ...
@@ -74,7 +76,7 @@ class Log:
         self.count = 0
 
     def add(self, changes: Iterable[tuple[int, int, int]]) -> None:
-        """Take (xid, id, key) of whole transactions; those already there are passed."""
+        """Add (xid, id, key) of whole transactions; skip transactions already known."""
         new: dict[int, array[int]] = {}
         for xid, id, content in changes:
             if xid not in self._changes:
@@ -86,7 +88,7 @@ class Log:
         return until.end <= self.known_below
 
     def between(self, since: Snapshot, until: Snapshot) -> list[tuple[int, int]]:
-        """The batch between two snapshots, by id."""
+        """Return the batch between two snapshots, by id."""
         later = range(since.end, until.end)
         found: list[tuple[int, int]] = []
         for xids in (since.open, later):
@@ -98,13 +100,13 @@ class Log:
         return found
 
     def contents(self) -> set[int]:
-        """What the changes say, all of them. Costly, and needed only when something is wrong."""
+        """Return the contents of all changes. Expensive, and needed only if something is wrong."""
         return {content for changes in self._changes.values() for content in changes[1::2]}
 
 
 @dataclass
 class Findings:
-    """What is wrong with what one client got, and how much it got."""
+    """What is wrong with what one client received, and how much it received."""
 
     events: int = 0
     sessions: int = 0
@@ -112,12 +114,12 @@ class Findings:
     doubled: int = 0
     disordered: int = 0
     phantom: int = 0  # never committed
-    refused: int = 0  # told to load anew, though the log holds everything
+    refused: int = 0  # `recovered: false`, although the log holds everything
     stale: int = 0  # rows that differ from their table at the end
     notes: list[str] = field(default_factory=list)
 
-    def red(self) -> int:
-        """How much is wrong, all together."""
+    def failures(self) -> int:
+        """Return how many findings there are in total."""
         return self.lost + self.doubled + self.disordered + self.phantom + self.refused + self.stale
 
     def note(self, text: str) -> None:
@@ -139,7 +141,7 @@ class Findings:
 
 
 class Fold:
-    """A table made of a list and of changes."""
+    """A table built from a list and changes."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self.rows: dict[int, Row] = {}
@@ -172,7 +174,7 @@ class Fold:
 
 @dataclass
 class Batch:
-    """The changes a client got between two positions: their contents, and the ids in their
+    """The changes a client received between two positions: their contents, and the ids in their
     offsets.
     """
 
@@ -182,7 +184,7 @@ class Batch:
     ids: "array[int]" = field(default_factory=lambda: array("q"))
 
     def add(self, content: int, offset: str) -> bool:
-        """Take a change; whether it is the last one. Those before it say where that will be."""
+        """Add a change; return whether it is the last. Earlier ones say where the batch ends."""
         at, until, id = place(offset)
         self.contents.append(content)
         self.ids.append(CLOSING if until is None else id)
@@ -191,17 +193,17 @@ class Batch:
 
 
 def differing(rows: Iterable[Row], table: Iterable[Row]) -> int:
-    """How many rows are not the same in both."""
+    """Return how many rows differ between the two."""
     held = {row["id"]: row for row in rows}
     true = {row["id"]: row for row in table}
     return sum(held.get(id) != true.get(id) for id in held.keys() | true.keys())
 
 
 class Reader:
-    """Goes through the entries of one client (watch.mjs says what they are).
+    """Processes the entries of one client (see watch.mjs).
 
-    When a client begins for the first time, all tables but that of things are empty. From a reload
-    of a topic on its fold is not known any more.
+    When a client first begins, all tables except things are empty. After a reload of a topic its
+    fold is unknown.
     """
 
     def __init__(self, name: str, log: Log) -> None:
@@ -217,7 +219,7 @@ class Reader:
         self._greeted = False
         self._told_to_reload = False
         self._state: list[Row] | None = None
-        self.marks: set[str] = set()  # the marks that came, or were in a list
+        self.marks: set[str] = set()  # the marks received so far, including those in a list
 
     def take(self, entry: list[Any]) -> None:
         match entry:
@@ -233,9 +235,9 @@ class Reader:
                     self._change(event, what, offset)
 
     def _begin(self, offset: str, things: Fold | None) -> None:
-        """From here on everything is expected."""
+        """Expect everything from here on."""
         self._leave_batch()
-        self._lists_only = self._batch is not None  # there is no list of the other tables
+        self._lists_only = self._batch is not None  # the other tables have no list
         self._offset, self._batch = offset, Batch(place(offset)[0])
         self._has_list = things is not None
         if things is not None:
@@ -247,7 +249,7 @@ class Reader:
 
     def _greet(self, recovered: bool, offset: str, session_recovered: bool | None) -> None:
         self.findings.sessions += 1
-        if self._batch is None:  # a client without a list begins where it was greeted
+        if self._batch is None:  # a client without a list begins at its hello
             self._begin(offset, None)
         elif not recovered:
             self.findings.refused += 1
@@ -258,7 +260,7 @@ class Reader:
                 self._told_to_reload = True
         elif offset != self._offset:
             self.findings.disordered += 1
-            self.findings.note(f"{self.name}: came with {self._offset}, greeted with {offset}")
+            self.findings.note(f"{self.name}: sent {self._offset}, got a hello with {offset}")
         elif self._greeted and session_recovered is False:
             self.findings.refused += 1
             self.findings.note(f"{self.name}: continues at {offset}, but socket.recovered is false")
@@ -284,11 +286,11 @@ class Reader:
             self.judge()
 
     def _is_known(self, topic: str) -> bool:
-        """Whether the client can know what the topic's table holds."""
+        """Return whether the client can know what the topic's table holds."""
         return topic not in self._unknown and (topic == THING or not self._lists_only)
 
     def judge(self) -> None:
-        """Compare every batch that the log is known for."""
+        """Compare every batch up to which the log is known."""
         while self._closed:
             batch = self._closed[0]
             assert batch.until is not None
@@ -303,7 +305,7 @@ class Reader:
         self.judge()
         if self._batch is None:
             self.findings.lost += self._log.count or 1
-            self.findings.note(f"{self.name}: it never got a list or a greeting")
+            self.findings.note(f"{self.name}: it never got a list or a hello")
             return self.findings
         got, self._batch = self._batch, Batch(now)
         self._compare(self._log.between(got.since, now), got, "the end")
@@ -312,7 +314,7 @@ class Reader:
                 fold = self._folds.get(topic, Fold())
                 self._compare_rows(topic, fold.surprises, fold.rows.values(), table)
         if self._state is not None:
-            self._compare_rows("what the page holds", 0, self._state, tables[THING])
+            self._compare_rows("the page's list", 0, self._state, tables[THING])
         return self.findings
 
     def _compare_rows(
@@ -321,11 +323,11 @@ class Reader:
         if stale := differing(rows, table):
             self.findings.note(f"{self.name}: {what}: {stale} rows differ from the table")
         if surprises:
-            self.findings.note(f"{self.name}: {what}: {surprises} changes did not fit")
+            self.findings.note(f"{self.name}: {what}: {surprises} changes did not apply")
         self.findings.stale += surprises + stale
 
     def _leave_batch(self) -> None:
-        """A client that loads anew within a batch was entitled to what it had got of it."""
+        """Compare the received part of a batch within which the client loads again."""
         batch = self._batch
         if batch is not None and batch.contents:
             assert batch.until is not None
@@ -354,6 +356,6 @@ class Reader:
         self.findings.phantom += extra.total() - doubled
         self.findings.disordered += not lost and not extra
         self.findings.note(
-            f"{self.name}: {where}: {len(expected)} expected, {len(got.contents)} came,"
+            f"{self.name}: {where}: {len(expected)} expected, {len(got.contents)} received,"
             f" {lost.total()} lost, {doubled} doubled"
         )

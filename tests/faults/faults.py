@@ -1,4 +1,4 @@
-"""What strikes: each a coroutine that does harm, waits, and mends."""
+"""The faults: each a coroutine that does damage, waits, and repairs it."""
 
 import asyncio
 import os
@@ -21,9 +21,9 @@ Fault = Callable[[], Awaitable[None]]
 
 
 class Faults:
-    """The faults by name, against a Postgres, the nodes, and the ways to the clients.
+    """The faults by name, against a Postgres, the nodes, and the connections of clients.
 
-    `spared`: nodes that are never killed, so that their memory can be watched.
+    `spared`: nodes that are never killed, so that their memory can be measured.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Faults:
             "Postgres restarted (immediate)": self.restart_postgres_immediate,
             "Postgres killed": self.kill_postgres,
             "database in a black hole": self.black_hole,
-            "database hears, is not heard": self.black_hole_back,
-            "database is heard, hears not": self.black_hole_forth,
+            "database in a black hole (replies)": self.black_hole_back,
+            "database in a black hole (requests)": self.black_hole_forth,
             "database connections cut": self.cut_database,
             "storm of foreign bells": self.storm,
         }
@@ -69,7 +69,7 @@ class Faults:
                 try:
                     await node.start()
                     break
-                except RuntimeError:  # the database was not quite there yet
+                except RuntimeError:  # the database was not ready yet
                     if attempt == STARTS - 1:
                         raise
                     await asyncio.sleep(1)
@@ -108,7 +108,7 @@ class Faults:
         try:
             await connection.execute(statement, *arguments, timeout=ADMIN_TIMEOUT_S)
         except asyncpg.OperatorInterventionError:
-            pass  # it was among those killed
+            pass  # its own backend was killed too
         finally:
             connection.terminate()
 
@@ -134,7 +134,7 @@ class Faults:
         async with asyncio.timeout(STOP_TIMEOUT_S):
             while self._postgres.pid is not None:
                 await asyncio.sleep(0.05)
-        await asyncio.to_thread(self._postgres.kill)  # only sees to what has ended
+        await asyncio.to_thread(self._postgres.kill)  # reaps the ended process
         await self._start_postgres()
 
     async def _start_postgres(self) -> None:

@@ -1,5 +1,5 @@
-"""A client that comes back by itself, a writer that goes on, and what the one must have of the
-other.
+"""A client that reconnects by itself, a writer that keeps writing, and what the client must receive
+from the writer.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ LOG = "SELECT coalesce(new, old) ->> 'name' FROM feed.change ORDER BY id"
 
 
 class Follower:
-    """Follows one server or several in turn, continuing from where it was."""
+    """Follows one server, or several in turn, continuing from where it was."""
 
     def __init__(self, *urls: str) -> None:
         self.names: list[str] = []
@@ -49,14 +49,14 @@ class Follower:
 
 
 class Writer:
-    """Writes things, one a transaction, whatever becomes of the database."""
+    """Writes things, one per transaction, whatever happens to the database."""
 
     def __init__(self, url: str) -> None:
         self.written = 0
         self._url = url
 
     async def run(self) -> None:
-        """Write until cancelled. What may or may not have been committed is written again."""
+        """Write until cancelled. A write that may or may not have been committed is repeated."""
         while True:
             try:
                 connection = await connect(self._url)
@@ -74,15 +74,15 @@ class Writer:
                 await asyncio.sleep(PAUSE_S)
 
     async def write_on(self, count: int = 20) -> None:
-        """Wait until so many more have been written."""
+        """Wait until this many more have been written."""
         wanted = self.written + count
         await eventually(lambda: self.written >= wanted)
 
 
 @asynccontextmanager
 async def followed(database_url: str, *followers: Follower) -> AsyncIterator[Writer]:
-    """Clients that follow while somebody writes; at the end each has had every change once, in
-    order, and was recovered whenever it returned.
+    """Run clients that follow a writer; at the end each must have had every change once, in order,
+    and been recovered on every return.
     """
     writer = Writer(database_url)
     following = [asyncio.create_task(follower.run()) for follower in followers]
@@ -110,14 +110,14 @@ async def followed(database_url: str, *followers: Follower) -> AsyncIterator[Wri
 
 
 async def readiness(url: str) -> tuple[int, str]:
-    """What `/readyz` answers: the status, and the reason."""
+    """Return the status and the reason that `/readyz` answers with."""
     async with httpx.AsyncClient(base_url=url, timeout=20) as http:
         answer = await http.get("/readyz")
         return answer.status_code, answer.json().get("detail", "")
 
 
 async def until_readiness(url: str, status: int, seconds: float = 20) -> str:
-    """Wait until a server is ready (200) or not (503); returns the reason."""
+    """Wait until a server is ready (200) or not (503); return the reason."""
     async with asyncio.timeout(seconds):
         while (found := await readiness(url))[0] != status:
             await asyncio.sleep(0.02)

@@ -1,6 +1,6 @@
-"""Runs `tablecast` with its arguments, watched: at SIGUSR1 it writes how many tasks it has.
+"""Runs `tablecast` with its arguments; on SIGUSR1 it writes the number of its tasks to a file.
 
-SABOTAGE in the environment names a safety to be switched off first (tests/faults/sabotage.py).
+SABOTAGE in the environment names a safeguard to disable first (tests/faults/sabotage.py).
 """
 
 import asyncio

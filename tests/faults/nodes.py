@@ -26,7 +26,7 @@ SETTINGS: dict[str, object] = {
 
 
 class Sample(NamedTuple):
-    """What a process used at a moment (seconds by the monotonic clock)."""
+    """The resources a process used at one moment (`at` in seconds of the monotonic clock)."""
 
     at: float
     memory: float
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
 
 
 class Node:
-    """One server process after the other, on one port, its database behind a proxy."""
+    """A series of server processes on one port, with their database behind a proxy."""
 
     def __init__(self, name: str, directory: Path, **settings: object) -> None:
         self.name = name
@@ -49,7 +49,7 @@ class Node:
         self._tasks = directory / f"tasks-{name}"
 
     async def run(self, database_url: str, ready: asyncio.Event) -> None:
-        """Start, and stay until cancelled."""
+        """Start, and run until cancelled."""
         async with proxied(database_url) as (self.database, url):
             self.server = RunningServer(
                 url, self._directory / f"server-{self.name}.log",
@@ -75,12 +75,12 @@ class Node:
         self._up = True
 
     async def stop(self) -> None:
-        """Ask the process to stop, and wait."""
+        """Ask the process to stop, and wait until it has."""
         self._up = False
         await asyncio.to_thread(self.server.stop, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         self._up = False
         self.server.kill()
 
@@ -88,14 +88,14 @@ class Node:
         os.kill(self.server.pid, number)
 
     def running(self) -> bool:
-        """Whether there is a process that has not ended."""
+        """Return whether there is a live process."""
         try:
             return psutil.Process(self.server.pid).status() != psutil.STATUS_ZOMBIE
         except (AssertionError, psutil.NoSuchProcess):
             return False
 
     async def ready(self) -> bool:
-        """Wait until /readyz says so; False if it does not in time."""
+        """Wait until /readyz reports ready; return False if it does not in time."""
         end = time.monotonic() + READY_TIMEOUT_S
         timeout = aiohttp.ClientTimeout(5)
         async with aiohttp.ClientSession(timeout=timeout) as http:
@@ -110,23 +110,23 @@ class Node:
         return False
 
     def sample(self) -> None:
-        """Measure the process, if there is one that has started."""
+        """Measure the process, if it has started."""
         if not self._up:
-            return  # it does not know the signal yet
+            return  # it does not handle the signal yet
         try:
             process = psutil.Process(self.server.pid)
             with process.oneshot():
                 used = process.memory_info().rss, process.num_fds()
                 connections = len(process.net_connections("tcp"))
             process.send_signal(signal.SIGUSR1)
-            tasks = int(self._tasks.read_text())  # of the last time
+            tasks = int(self._tasks.read_text())  # from the previous signal
         except (AssertionError, FileNotFoundError, psutil.Error):
             return
         self.lives[-1].append(Sample(time.monotonic(), used[0], tasks, used[1], connections))
 
 
 def slopes(samples: list[Sample]) -> dict[str, float]:
-    """The growth per hour of each measure, by least squares."""
+    """Return the growth per hour of each measure, by least squares."""
     growth = {}
     start = samples[0].at
     times = [sample.at - start for sample in samples]

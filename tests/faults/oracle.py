@@ -47,20 +47,20 @@ from tests.support.postgres import private_server
 from tests.support.proxy import Proxy
 
 HERE = Path(__file__).parent
-# Durable, as in earnest: a server that is killed must not lose what it has shown.
+# Durable, as in production: a server that is killed must not lose what it has shown.
 POSTGRES: dict[str, str | int] = {
     "max_connections": 60, "shared_buffers": "256MB", "max_wal_size": "4GB",
     "deadlock_timeout": "50ms",
 }  # fmt: skip
 SAMPLE_S = 5.0
-PEACE_TIMEOUT_S = 120.0  # a fault is let come to its end
-DELIVERY_TIMEOUT_S = 120.0  # since something came last, where all is waited for
+PEACE_TIMEOUT_S = 120.0  # for faults to finish
+DELIVERY_TIMEOUT_S = 120.0  # since the last arrival, when waiting for everything
 BACKLOG_TIMEOUT_S = 600.0  # after the planned time
 STOP_TIMEOUT_S = 30.0
-OVERLAP = 10_000  # transaction ids that a crash may have given out again
+OVERLAP = 10_000  # transaction ids that may have been reused after a crash
 LOG_ROWS = 5_000  # read at once
-NOWHERE = "127.0.0.1", 9  # nobody listens there
-# The share of the planned time in which the backlog is to be written.
+NOWHERE = "127.0.0.1", 9  # nothing listens there
+# The share of the planned time for writing the backlog.
 AWAY = 0.4
 
 WEBSOCKET, POLLING, BOTH = ["websocket"], ["polling"], ["polling", "websocket"]
@@ -69,7 +69,7 @@ CLIENTS: tuple[tuple[str, list[str]], ...] = (
     ("page", WEBSOCKET), ("page", POLLING), ("python", WEBSOCKET), ("python", POLLING),
 )  # fmt: skip
 
-# A second record of what was written, row by row, by other means than the product's.
+# A second record of what was written, row by row, made by other means than the product's.
 AUDIT = """
 CREATE TABLE audit (
     n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, xid xid8 DEFAULT pg_current_xact_id(),
@@ -102,7 +102,7 @@ CREATE TRIGGER audit_truncate AFTER TRUNCATE ON things
 FOR EACH STATEMENT EXECUTE FUNCTION audit();
 """
 
-# What one record has and the other has not: each row's changes of a transaction, in their order.
+# What only one of the records has: each row's changes of a transaction, in order.
 AUDITED = """
 WITH logged AS MATERIALIZED (
     SELECT xid, op, row ->> 'id' AS id, row ->> 'name' AS name, row ->> 'info' AS info,
@@ -130,11 +130,11 @@ FROM (SELECT topic, count(*) AS count FROM feed.change WHERE op = 'reload' GROUP
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to happen: for so many seconds, so many changes a second, faults after pauses of at
-    most so many seconds (None: no faults), on so many nodes, of which `spared` are never killed.
+    """A run: how many seconds, how many changes a second, faults after pauses of at most `pause`
+    seconds (None: no faults), on how many nodes, of which the first `spared` are never killed.
 
-    With a `backlog` the clients of the numbers `away` leave soon and return when so many changes
-    more have been logged.
+    With a `backlog`, the clients numbered in `away` soon disconnect, and return when that many more
+    changes have been logged.
     """
 
     seed: int
@@ -151,10 +151,10 @@ class Plan:
 
 @dataclass
 class Report:
-    """What came of it."""
+    """The result of a run."""
 
     changes: int = 0
-    missed: int = 0  # how many of them were logged while some clients were away
+    missed: int = 0  # of these, how many were logged while some clients were away
     faults: Counter[str] = field(default_factory=Counter)
     clients: dict[str, Findings] = field(default_factory=dict)
     miscaptured: int = 0
@@ -164,8 +164,8 @@ class Report:
     def total(self) -> Findings:
         return sum(self.clients.values(), Findings())
 
-    def red(self) -> int:
-        return self.total.red() + self.miscaptured + len(self.problems)
+    def failures(self) -> int:
+        return self.total.failures() + self.miscaptured + len(self.problems)
 
     def __str__(self) -> str:
         lines = [f"{self.changes} changes; miscaptured {self.miscaptured}; {self.total}"]
@@ -178,9 +178,9 @@ class Report:
 
 
 class Oracle:
-    """One run on a migrated, empty database. `async with` it, `run` it, then ask for the `verdict`.
+    """A run on a migrated, empty database. `async with` it, `run` it, then ask for the `verdict`.
 
-    `sabotage` names a safety of the product that is switched off (sabotage.py).
+    `sabotage` names a safeguard of the product to disable (sabotage.py).
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Oracle:
         self._readers: list[Reader] = []
         self._files: list[Any] = []
         self.fronts: list[Proxy] = []
-        self._exposed: list[Proxy] = []  # those of them that faults may strike
+        self._exposed: list[Proxy] = []  # those that faults may strike
         self._sabotage = sabotage
         self._watchers: list[asyncio.subprocess.Process] = []
         self._writing: list[asyncio.Task[None]] = []
@@ -238,7 +238,7 @@ class Oracle:
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Connection]:
-        """A session with the database."""
+        """Yield a session with the database."""
         connection = await connect(self.url, command_timeout=300)
         try:
             yield connection
@@ -293,7 +293,7 @@ class Oracle:
     # The run
 
     async def run(self) -> None:
-        """Let them all loose for the planned time."""
+        """Let everything loose for the planned time."""
         self.start_writers()
         self._measuring = [asyncio.create_task(self._measure(), name="measure")]
         if self.plan.pause is not None:
@@ -326,7 +326,7 @@ class Oracle:
         self._writing.append(asyncio.create_task(self._write_nested(nested), name="writer"))
 
     async def _write_nested(self, writers: Sequence[NestedWriter]) -> None:
-        """Write the other tables, which every client has seen empty."""
+        """Write the other tables, once every client has seen them empty."""
         await self._greeted()
         await asyncio.gather(*(writer.run() for writer in writers))
 
@@ -334,7 +334,7 @@ class Oracle:
         await self.until(lambda: min(self.sessions()) > 0)
 
     async def _stay_away(self) -> None:
-        """Keep some clients away until the backlog is written."""
+        """Keep some clients disconnected until the backlog is written."""
         await self._greeted()
         before = await self._logged()
         fronts = [self.fronts[number] for number in self.plan.away]
@@ -360,10 +360,10 @@ class Oracle:
             self._exposed.append(front)
 
     async def _logged(self) -> int:
-        """About how many changes were logged so far."""
+        """Return about how many changes have been logged so far."""
         async with asyncio.timeout(DELIVERY_TIMEOUT_S):
             while True:
-                with contextlib.suppress(*EXPECTED):  # Postgres is away just now
+                with contextlib.suppress(*EXPECTED):  # Postgres is down at the moment
                     async with self.session() as connection:
                         count: int = await connection.fetchval("SELECT count(*) FROM feed.change")
                         return count
@@ -389,7 +389,9 @@ class Oracle:
             await asyncio.sleep(SAMPLE_S)
 
     async def check(self) -> None:
-        """Compare what came so far. Raises OSError or asyncpg's own if Postgres is away."""
+        """Compare what has been received so far. Raises OSError or asyncpg's errors if Postgres is
+        down.
+        """
         await self._read_clients()
         async with self.session() as connection:
             await self._read_log(connection)
@@ -397,7 +399,7 @@ class Oracle:
             reader.judge()
 
     async def _read_log(self, connection: Connection) -> Snapshot:
-        """Read what is certain: transactions that had ended, and so had all before them."""
+        """Read what is final: transactions below which all others have ended."""
         since = max(self._log.known_below - OVERLAP, 0)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             now = snapshot(await connection.fetchval("SELECT pg_current_snapshot()::text"))
@@ -426,7 +428,7 @@ class Oracle:
         self._log.add(pending)
 
     async def _read_clients(self) -> bool:
-        """Read what the clients have written down since the last time; whether there was any."""
+        """Read what the clients have written since the last time; return whether there was any."""
         async with self._reading:
             return await self._read_files()
 
@@ -447,9 +449,9 @@ class Oracle:
     # The end
 
     async def verdict(self) -> Report:
-        """Mend everything, let the clients catch up, and compare all of it."""
+        """Repair everything, let the clients catch up, and compare it all."""
         await end([*self._writing, *self._measuring])
-        await self._mend()
+        await self._repair()
         async with self.session() as connection:
             await self._all_ended(connection)
             await connection.execute("INSERT INTO things (name) VALUES ($1)", THE_END)
@@ -462,7 +464,7 @@ class Oracle:
             self.report.miscaptured = await connection.fetchval(AUDITED)
             self.report.miscaptured += await miscaptured(connection)
             if reloads := await connection.fetchval(RELOADS):
-                self.report.problems.append(f"not followed, but to be loaded again: {reloads}")
+                self.report.problems.append(f"unexpected reloads: {reloads}")
         for reader in self._readers:
             self.report.clients[reader.name] = reader.finish(now, tables)
         for node in self.nodes:
@@ -478,26 +480,27 @@ class Oracle:
         return now
 
     def sessions(self) -> list[int]:
-        """How often each client was greeted so far."""
+        """Return how many hellos each client has received so far."""
         return [reader.findings.sessions for reader in self._readers]
 
     def events(self) -> int:
-        """How many changes the clients got so far, all together."""
+        """Return how many changes the clients have received so far in total."""
         return sum(reader.findings.events for reader in self._readers)
 
     def marks(self) -> list[set[str]]:
-        """The marks each client has got so far."""
+        """Return the marks each client has received so far."""
         return [set(reader.marks) for reader in self._readers]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until this is true of what the clients got. Raises TimeoutError."""
+        """Wait until a condition on what the clients received holds. Raises TimeoutError."""
         async with asyncio.timeout(DELIVERY_TIMEOUT_S):
             while not condition():
                 await self._read_clients()
                 await asyncio.sleep(0.05)
 
     async def seen(self, name: str, by: int | None = None) -> None:
-        """Wait until every client, or that of a number, has got the thing of this name.
+        """Wait until every client, or the client numbered `by`, has received the thing with this
+        name.
 
         Raises TimeoutError.
         """
@@ -506,7 +509,7 @@ class Oracle:
 
     @contextlib.asynccontextmanager
     async def bounded_memory(self, most_mib: float) -> AsyncIterator[None]:
-        """Find fault with a server that grows by more than this during the block."""
+        """Report a server that grows by more than this during the block."""
         pids = [node.server.pid for node in self.nodes]
         before = [memory_mib(pid) for pid in pids]
         peaks = before[:]
@@ -525,7 +528,7 @@ class Oracle:
             if high - low > most_mib:
                 self.report.problems.append(f"{node.name} grew by {high - low:.0f} MiB")
 
-    async def _mend(self) -> None:
+    async def _repair(self) -> None:
         for proxy in [*self.fronts, *(node.database for node in self.nodes)]:
             proxy.pass_on()
         if self.postgres.pid is None:
@@ -534,10 +537,10 @@ class Oracle:
             if not node.running():
                 await node.start()
             if not await node.ready():
-                self.report.problems.append(f"{node.name} does not get ready")
+                self.report.problems.append(f"{node.name} did not become ready")
 
     async def _let_clients_finish(self, connection: Connection) -> None:
-        """Wait until each has read to the end, tell them to stop, and read the rest."""
+        """Wait until each has read to the end, stop them, and read the rest."""
         late = list(self._readers)
         heard = time.monotonic()
         while late and time.monotonic() < heard + DELIVERY_TIMEOUT_S:
@@ -547,32 +550,34 @@ class Oracle:
             await asyncio.sleep(0.05)
         if late:
             names = ", ".join(reader.name for reader in late)
-            self.report.problems.append(f"did not come to the end: {names}")
+            self.report.problems.append(f"did not reach the end: {names}")
         for watcher in self._watchers:
             assert watcher.stdin is not None
             watcher.stdin.close()
         for watcher in self._watchers:
             if code := await asyncio.wait_for(watcher.wait(), STOP_TIMEOUT_S):
-                self.report.problems.append(f"a client ended with {code}")
+                self.report.problems.append(f"a client exited with {code}")
         await self._read_clients()
 
 
 def node_program() -> str:
-    """Node.js: the machine's, or the one that `make setup` brought. RuntimeError without any."""
-    beside = Path(sys.executable).parent
-    found = shutil.which("node") or shutil.which("node", path=beside)
+    """Return the path of Node.js: the system's, or the one `make setup` installed. Raises
+    RuntimeError.
+    """
+    installed = Path(sys.executable).parent
+    found = shutil.which("node") or shutil.which("node", path=installed)
     if found is None:
         raise RuntimeError("The oracle needs node: run `make setup`.")
     return found
 
 
 def memory_mib(pid: int) -> float:
-    """The resident memory of a process."""
+    """Return the resident memory of a process."""
     return float(psutil.Process(pid).memory_info().rss) / 2**20
 
 
 async def first(*awaitables: Any) -> None:
-    """Wait for one of them, and raise what it raises."""
+    """Wait for the first of these, and raise what it raises."""
     tasks = [asyncio.ensure_future(each) for each in awaitables]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
@@ -580,7 +585,7 @@ async def first(*awaitables: Any) -> None:
 
 
 async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they are gone."""
+    """Cancel tasks and wait until they have ended."""
     for task in tasks:
         task.cancel()
     if tasks:
@@ -589,7 +594,7 @@ async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 @contextlib.asynccontextmanager
 async def private_oracle(plan: Plan, directory: Path) -> AsyncIterator[Oracle]:
-    """An oracle with a Postgres of its own, which faults may stop and kill."""
+    """Yield an oracle with its own Postgres, which faults may stop and kill."""
     with contextlib.ExitStack() as stack:
         postgres = await asyncio.to_thread(stack.enter_context, private_server(**POSTGRES))
         await asyncio.to_thread(migrate, postgres.url)

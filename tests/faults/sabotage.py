@@ -1,4 +1,4 @@
-"""Ways to switch off one safety of the product, in a server process that is to be tested, or in its
+"""Ways to disable one safeguard of the product, in the server process under test or in its
 database.
 """
 
@@ -17,7 +17,7 @@ from app.live.subscriber import UNLIMITED, Subscriber
 
 
 def fence() -> None:
-    """A position forgets which transactions were running, and is but a number."""
+    """A position forgets which transactions were running, and becomes a mere number."""
     whole = Position.parse
 
     def only_the_number(text: str) -> Position:
@@ -27,13 +27,13 @@ def fence() -> None:
 
 
 def joining_early() -> None:
-    """A client gets what is live while its replay is still under way."""
+    """A client gets live changes while its replay is still under way."""
     replay = Broadcast.catch_up
 
     async def join_and_replay(self: Broadcast, subscriber: Subscriber, offset: Offset) -> None:
         self.go_live(subscriber)
         reached = self.feed.reached
-        while self.feed.reached == reached:  # so that something live comes for certain
+        while self.feed.reached == reached:  # so that at least one live page arrives
             await asyncio.sleep(0.01)
         await replay(self, subscriber, offset)
 
@@ -41,7 +41,7 @@ def joining_early() -> None:
 
 
 def joining_blindly() -> None:
-    """A client goes live after its replay, whether or not the live ones are further by then."""
+    """A client goes live after its replay, even if the live clients are further ahead."""
 
     async def catch_up(self: Broadcast, subscriber: Subscriber, offset: Offset) -> None:
         page = (await self.replay.pages_after(offset))[0]
@@ -63,7 +63,7 @@ def bound() -> None:
 
 
 def catch_up() -> None:
-    """After a reconnect the feed goes on from now."""
+    """After a reconnect the feed continues from now."""
     begin = Feed.begin
 
     async def begin_now(
@@ -76,7 +76,7 @@ def catch_up() -> None:
 
 
 def epoch() -> None:
-    """An offset is taken from whatever history it comes."""
+    """An offset of any history is accepted."""
 
     def parse(self: Epoch, text: str) -> Offset:
         match text.split(".")[1:-1]:
@@ -95,7 +95,7 @@ KINDS: dict[str, Callable[[], None]] = {
 
 
 def unsettled() -> None:
-    """What statements inside others have changed stays in the order it was logged (below)."""
+    """Changes of nested statements stay in the order they were logged (below)."""
 
 
 KINDS |= {unsettled.__name__: unsettled}

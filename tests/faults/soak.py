@@ -1,9 +1,9 @@
-"""`make soak`: the oracle for as long as asked.
+"""`make soak`: runs the oracle for as long as asked.
 
-MINUTES (30), RATE (changes a second, 700), SEED (drawn) and BACKLOG (how many changes some
-clients miss before they return: 2,000,000 from ten minutes on) are environment variables. Every
-minute it prints what was found so far, and at the end how the first server, which is never killed,
-has grown. Exit code 1 if anything was lost, doubled, out of order, or otherwise wrong.
+MINUTES (30), RATE (changes a second, 700), SEED (random) and BACKLOG (how many changes some clients
+miss before they return: 2,000,000 from ten minutes on) are environment variables. Every minute it
+prints the findings so far, and at the end how much the first server, which is never killed, has
+grown. Exits with 1 if anything was lost, doubled, out of order or otherwise wrong.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ CHECKS = 10
 CHECK_S, REPORT_S = 10, 60
 LONG_MINUTES, LONG_BACKLOG, SHORT_BACKLOG = 10, 2_000_000, 20_000
 LEAST_SPAN_S = 300
-WARM_UP = 1 / 3  # of the samples: caches fill
+WARM_UP = 1 / 3  # share of the samples: caches fill
 
 
 def progress(oracle: Oracle, started: float) -> str:
-    """One line: how it stands."""
+    """Return the state of the run in one line."""
     total = oracle.report.total
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
     return (
@@ -42,10 +42,10 @@ def progress(oracle: Oracle, started: float) -> str:
 
 
 def growth(samples: list[Sample]) -> str:
-    """How much a process held at the end, and what it gains an hour."""
+    """Return how much a process held at the end, and how much it gains per hour."""
     settled = samples[int(len(samples) * WARM_UP) :]
     if not settled or settled[-1].at - settled[0].at < LEAST_SPAN_S:
-        return "too short to tell how it grows"
+        return "too short to tell"
     last, gain = settled[-1], slopes(settled)
     units = {"memory": 2**20}
     return ", ".join(
@@ -59,7 +59,7 @@ async def report_each_minute(oracle: Oracle, started: float) -> None:
     for second in itertools.count(CHECK_S, CHECK_S):
         await asyncio.sleep(CHECK_S)
         for _ in range(CHECKS):
-            with contextlib.suppress(*EXPECTED):  # Postgres is away just now
+            with contextlib.suppress(*EXPECTED):  # Postgres is down at the moment
                 await oracle.check()
                 break
             await asyncio.sleep(1)
@@ -71,7 +71,7 @@ async def soak(seed: int, minutes: float, rate: float, backlog: int) -> int:
     directory = Path(tempfile.mkdtemp(prefix="tablecast-soak-"))
     print(
         f"SEED={seed} MINUTES={minutes:g} RATE={rate:g} BACKLOG={backlog};"
-        f" what everybody saw is in {directory}",
+        f" what the clients saw is in {directory}",
         flush=True,
     )
     started = time.monotonic()
@@ -94,10 +94,10 @@ async def soak(seed: int, minutes: float, rate: float, backlog: int) -> int:
             f"{node.name}, {len(node.lives)} processes; the longest-lived, memory in MiB:"
             f" {growth(life)}"
         )
-    if report.red():
-        print("RED")
+    if report.failures():
+        print("FAILED")
         return 1
-    print("GREEN")
+    print("PASSED")
     shutil.rmtree(directory)
     return 0
 

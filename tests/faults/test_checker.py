@@ -1,4 +1,4 @@
-"""The checker itself, on made-up logs: what is whole passes, and each kind of damage is named."""
+"""The checker itself, on made-up logs: intact logs pass, and each kind of damage is reported."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ EVENTS: list[list[Any]] = [
 
 
 def findings(*entries: list[Any]) -> Findings:
-    """What the checker says to these entries of a client."""
+    """Return what the checker reports for these entries of a client."""
     log = Log()
     log.add(
         [
@@ -45,10 +45,10 @@ def findings(*entries: list[Any]) -> Findings:
 
 
 def test_a_whole_list_of_events_passes() -> None:
-    """A client got every change once, and was cut off within a batch."""
+    """A client that received every change once, even if disconnected within a batch, passes."""
     resumed = ["hello", True, EVENTS[0][2], True]
-    assert not findings(LIST, HELLO, *EVENTS).red()
-    assert not findings(LIST, HELLO, EVENTS[0], resumed, *EVENTS[1:]).red()
+    assert not findings(LIST, HELLO, *EVENTS).failures()
+    assert not findings(LIST, HELLO, EVENTS[0], resumed, *EVENTS[1:]).failures()
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_whole_list_of_events_passes() -> None:
     ],
 )
 def test_damage_is_found(events: list[list[Any]], damage: str) -> None:
-    """A client lost a change, got one twice, or otherwise what it should not."""
+    """A client that lost a change, received one twice, or got something wrong is reported."""
     assert getattr(findings(LIST, HELLO, *events), damage)
 
 
@@ -79,7 +79,7 @@ SLOTS: list[tuple[str, dict[str, int]]] = [
 
 
 def slot_findings(order: list[int]) -> Findings:
-    """What the checker says where log and client have the changes of a slot in this order."""
+    """Return what the checker reports if log and client have a slot's changes in this order."""
     log = Log()
     changes = [SLOTS[place] for place in order]
     log.add(
@@ -98,15 +98,15 @@ def slot_findings(order: list[int]) -> Findings:
 
 
 def test_changes_of_a_row_in_another_order_than_made_are_found() -> None:
-    """The log itself has them in an order in which they do not lead to what the table holds."""
-    assert not slot_findings([0, 1, 2, 3]).red()
+    """A log whose order of changes does not lead to the rows of the table is reported."""
+    assert not slot_findings([0, 1, 2, 3]).failures()
     assert slot_findings([0, 2, 1, 3]).stale
     assert slot_findings([3, 0, 1, 2]).stale
     assert slot_findings([0, 1, 2]).stale
 
 
 def test_a_reload_is_a_change_like_others_and_ends_what_is_known_of_its_topic() -> None:
-    """A client is sent a reload where the log has one; its table is not compared from then on."""
+    """A client receives a reload when the log has one; from then on its table is not compared."""
     log = Log()
     log.add([(10, 1, logged_key("slot", "reload", None, None))])
     log.known_below = 13
@@ -116,4 +116,4 @@ def test_a_reload_is_a_change_like_others_and_ends_what_is_known_of_its_topic() 
             reader.take(entry)
         table = [{"id": 1, "n": 1}] if events else []
         found = reader.finish(Snapshot(13, frozenset()), {"thing": [], "slot": table})
-        assert (found.red(), found.lost) == (lost, lost)
+        assert (found.failures(), found.lost) == (lost, lost)

@@ -1,5 +1,5 @@
-"""What the database does to the server, one fault a test: nothing is lost, and readiness and REST
-tell the truth meanwhile.
+"""What the database does to the server, one fault per test: nothing is lost, and readiness and REST
+report the truth.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ LISTENER = f"{OURS} AND query LIKE '%pg_notify%' OR query LIKE 'LISTEN%'"
 
 
 async def ask_rest(url: str, seconds: float) -> int:
-    """The status of a REST answer, which must come within so many seconds."""
+    """Return the status of a REST response, which must arrive within `seconds`."""
     async with httpx.AsyncClient(base_url=url, timeout=seconds) as http:
         answer = await http.get("/api/things?limit=1")
         kind = answer.headers["Content-Type"]
@@ -39,12 +39,12 @@ async def ask_rest(url: str, seconds: float) -> int:
 
 
 def no_fault_shows(server: RunningServer) -> None:
-    """The log tells of no fault of ours."""
+    """Check that the log shows no fault of ours."""
     assert "Traceback" not in server.log
 
 
 def immediate(postgres: Server) -> None:
-    """Stop as `pg_ctl stop -m immediate` does: without a checkpoint, clients cut off."""
+    """Stop like `pg_ctl stop -m immediate`: without a checkpoint, cutting clients off."""
     assert postgres.pid is not None
     os.kill(postgres.pid, signal.SIGQUIT)
     deadline = time.monotonic() + 20
@@ -56,8 +56,8 @@ def immediate(postgres: Server) -> None:
 async def test_postgres_goes_and_returns(
     private_postgres: StartPostgres, start_server: StartServer, end: Callable[[Server], None]
 ) -> None:
-    """Postgres is stopped fast, at once, or killed, and stays away for a while: REST says 503 at
-    once, readiness says why, and all goes on by itself when it is back.
+    """Postgres is stopped fast, stopped immediately, or killed, and stays down for a while: REST
+    answers 503 at once, readiness says why, and everything resumes by itself when it is back.
     """
     postgres = private_postgres(fsync="off")
     server = start_server(database_url=postgres.url)
@@ -79,7 +79,7 @@ async def test_postgres_goes_and_returns(
 async def test_postgres_is_restarted_again_and_again(
     private_postgres: StartPostgres, start_server: StartServer
 ) -> None:
-    """Postgres is restarted before everybody is back from the last time."""
+    """Postgres is restarted before all clients have recovered from the last restart."""
     postgres = private_postgres(fsync="off")
     server = start_server(database_url=postgres.url)
     async with followed(postgres.url, Follower(server.url)) as writer:
@@ -94,7 +94,7 @@ async def test_postgres_is_restarted_again_and_again(
 async def test_killed_backends(
     server: RunningServer, database_url: str, connection: Connection, whom: str
 ) -> None:
-    """The listener's backend, or every backend, the writer's too, is killed again and again."""
+    """The listener's backend, or every backend including the writer's, is killed repeatedly."""
     async with followed(database_url, Follower(server.url)) as writer:
         until = time.monotonic() + scaled(2, 20)
         while time.monotonic() < until:
@@ -108,8 +108,8 @@ async def test_killed_backends(
 async def test_a_black_hole_before_the_database(
     database_url: str, start_server: StartServer
 ) -> None:
-    """Nothing comes through from, to, or between database and server: readiness and REST notice
-    within seconds, and all goes on when the way is open again.
+    """Packets to the database, from it, or both are lost: readiness and REST notice within seconds,
+    and everything resumes when they get through again.
     """
 
     async with AsyncExitStack() as stack:
@@ -139,8 +139,8 @@ async def test_a_black_hole_before_the_database(
 async def test_commits_out_of_order(
     server: RunningServer, database_url: str, connection: Connection
 ) -> None:
-    """Ten writers draw their ids in one order and commit in the other, each let through by an
-    advisory lock; a client has every change once, in the order of the commits.
+    """Ten writers draw their ids in one order and commit in another, each released by an advisory
+    lock; a client receives every change once, in the order of the commits.
     """
     await until_ready(server.url)
     writers = [await connect(database_url) for _ in range(10)]
@@ -166,8 +166,8 @@ async def test_commits_out_of_order(
 async def test_a_serializable_transaction_that_fails_after_its_bell(
     server: RunningServer, database_url: str, connection: Connection
 ) -> None:
-    """Of two serializable transactions that cannot both be, one is refused at its commit, after it
-    rang: what it wrote is never sent, what the other wrote is.
+    """Of two conflicting serializable transactions, one fails at commit, after it rang: its changes
+    are never sent, the other's are.
     """
     await until_ready(server.url)
     async with joined(server.url) as client:
@@ -187,8 +187,8 @@ async def test_a_serializable_transaction_that_fails_after_its_bell(
 async def test_a_prepared_transaction_left_open(
     private_postgres: StartPostgres, start_server: StartServer
 ) -> None:
-    """A prepared transaction that nobody ends holds only its own changes back, and the log says
-    so; when it is committed they come.
+    """A prepared transaction that is left open holds back only its own changes, and the log says
+    so; when it is committed they are sent.
     """
     postgres = private_postgres(fsync="off", max_prepared_transactions=2)
     connection = await connect(postgres.url)
@@ -211,7 +211,7 @@ async def test_a_prepared_transaction_left_open(
 def test_no_database_at_the_start(
     private_postgres: StartPostgres, start_server: StartServer
 ) -> None:
-    """A server that finds no database says so in a sentence and ends."""
+    """A server that finds no database exits with a sentence that says so."""
     postgres = private_postgres(fsync="off")
     postgres.stop()
     with pytest.raises(RuntimeError, match="The database cannot be reached") as failure:

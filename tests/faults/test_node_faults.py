@@ -1,4 +1,4 @@
-"""What happens to nodes that share a database: stopped, frozen, restarted one after the other."""
+"""What happens to nodes that share a database: stopped, frozen, restarted in turn."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ StartServer = Callable[..., RunningServer]
 
 @contextmanager
 def frozen(server: RunningServer) -> Iterator[None]:
-    """A node that gets no time, and holds all it holds."""
+    """Freeze a node: it gets no CPU time, and keeps its connections and locks."""
     os.kill(server.pid, signal.SIGSTOP)
     try:
         yield
@@ -31,8 +31,8 @@ def frozen(server: RunningServer) -> Iterator[None]:
 
 @pytest.mark.parametrize("whom", [0, 1], ids=["who leads", "who follows"])
 async def test_a_frozen_node(start_server: StartServer, database_url: str, whom: int) -> None:
-    """Of two nodes one is frozen for a while: the other's clients do not notice, and its own have
-    everything when it goes on.
+    """One of two nodes is frozen for a while: the other's clients do not notice, and its own get
+    everything when it resumes.
     """
     nodes = [await asyncio.to_thread(start_server) for _ in range(2)]
     for node in nodes:
@@ -51,8 +51,8 @@ async def test_a_frozen_node(start_server: StartServer, database_url: str, whom:
 
 
 async def test_rolling_restarts(start_server: StartServer, database_url: str) -> None:
-    """Two nodes are restarted one after the other, under load; clients of each, and some that go
-    to the other when theirs is gone, have everything once.
+    """Two nodes are restarted in turn under load; clients of each, and some that move to the other
+    node, receive everything once.
     """
     nodes = [await asyncio.to_thread(start_server) for _ in range(2)]
     urls = [node.url for node in nodes]
@@ -66,7 +66,7 @@ async def test_rolling_restarts(start_server: StartServer, database_url: str) ->
 
 
 async def test_killed_nodes(start_server: StartServer, database_url: str) -> None:
-    """The node that leads is killed, again and again; whoever is left leads, and nobody misses
+    """The leading node is killed repeatedly; the one that remains leads, and no client misses
     anything.
     """
     nodes = [await asyncio.to_thread(start_server) for _ in range(2)]
@@ -81,7 +81,7 @@ async def test_killed_nodes(start_server: StartServer, database_url: str) -> Non
 async def test_steps_of_the_clock(
     connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The machine's clock jumps a day ahead and back: no client is cut off, nothing waits."""
+    """The clock jumps a day ahead and back: no client is disconnected, and nothing stalls."""
     real = time.time
     offset = 0.0
     monkeypatch.setattr(time, "time", lambda: real() + offset)
@@ -94,5 +94,5 @@ async def test_steps_of_the_clock(
             for part in range(5):
                 await connection.execute(f"INSERT INTO things (name) VALUES ('{number} {part}')")
                 assert (await client.event(timeout=5))[1]["name"] == f"{number} {part}"
-                await asyncio.sleep(0.1)  # heartbeats go to and fro under each clock
+                await asyncio.sleep(0.1)  # heartbeats are exchanged under each clock
         assert app.broadcast.stats().subscribers == 1

@@ -1,4 +1,4 @@
-"""A polling client whose answer was lost on the way must not go on as if nothing had happened."""
+"""A polling client whose response was lost must not continue as if nothing had happened."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ TIMEOUT_S = 10
 
 
 async def open_session(http: httpx.AsyncClient) -> str:
-    """Open a polling session, join, and take what comes at once; returns its path."""
+    """Open a polling session, join, and read the first response; return the session's path."""
     answer = await http.get("/socket.io/?EIO=4&transport=polling&t=0")
     path = f"/socket.io/?EIO=4&transport=polling&sid={json.loads(answer.text[1:])['sid']}"
     await http.post(path, content="40")
@@ -28,7 +28,7 @@ async def open_session(http: httpx.AsyncClient) -> str:
 
 
 async def test_a_poll_that_comes_twice_ends_the_session(server: RunningServer) -> None:
-    """An HTTP client repeats a GET by itself, because its connection broke under the answer."""
+    """An HTTP client repeats a GET by itself, because its connection broke during the response."""
     async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S) as http:
         path = await open_session(http)
         await http.post("/api/things", json={"name": "one"})
@@ -37,8 +37,8 @@ async def test_a_poll_that_comes_twice_ends_the_session(server: RunningServer) -
         assert (await http.get(f"{path}&t=3")).status_code == 400
 
 
-async def test_a_poll_beside_another_ends_the_session(server: RunningServer) -> None:
-    """A client polls anew while the server still holds a poll of which the client gave up hope."""
+async def test_a_second_concurrent_poll_ends_the_session(server: RunningServer) -> None:
+    """A client polls again while the server still holds a poll that the client has given up on."""
     async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S) as http:
         path = await open_session(http)
         polls = [http.get(f"{path}&t={number}") for number in (2, 3)]
@@ -48,7 +48,7 @@ async def test_a_poll_beside_another_ends_the_session(server: RunningServer) -> 
 
 
 async def test_a_poll_whose_connection_ends_ends_the_session(server: RunningServer) -> None:
-    """A client hangs up while it waits for the answer to its poll."""
+    """A client disconnects while it waits for the response to its poll."""
     async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S) as http:
         path = await open_session(http)
         address = urlsplit(server.url)
@@ -64,7 +64,7 @@ async def test_a_poll_whose_connection_ends_ends_the_session(server: RunningServ
 async def test_the_end_of_a_session_comes_without_events(
     app: App, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session is closed in the very moment it was written to, while its client waits in a poll.
+    """A session is closed just as it is written to, while its client waits in a poll.
 
     socket.io-client notes the offset of an event a moment after it has it. Events in one answer
     with the end would be noted after the next connect, and come twice.

@@ -1,14 +1,14 @@
 /**
- * Watches a server with JavaScript clients and writes down all they get, a JSON line each:
+ * Watches a server with JavaScript clients and writes down everything they receive, one JSON line each:
  *
  *   ["list", offset, rows]                            a list loaded from REST
  *   ["hello", recovered, offset, socket.recovered]    a connection was accepted
  *   [event, what, offset]                             a change, as in ["thing:create", {...}, ...]; `topic:reload`
- *                                                     where a topic must be loaded again
- *   ["state", rows]                                   what a page's feed.js holds at the end
+ *                                                     if a topic must be loaded again
+ *   ["state", rows]                                   the items of a page's feed.js at the end
  *
  * Argument: a JSON array of {kind, url, transports, file}; kind is `official` (list, then stream),
- * `bare` (a plain io(), without any list) or `page` (static/feed.js). Ends when standard input does.
+ * `bare` (a plain io(), without a list) or `page` (static/feed.js). Stops when standard input ends.
  */
 
 import { createWriteStream } from 'node:fs';
@@ -63,7 +63,7 @@ function official(options, write) {
 function page({ url, transports }, write) {
   const watched = (address, options) => {
     const socket = io(address, { ...options, ...RECONNECTION, transports });
-    note(socket, write, (event) => !event.startsWith('thing:')); // those come by way of feed.js
+    note(socket, write, (event) => !event.startsWith('thing:')); // feed.js reports those
     return socket;
   };
   const feed = new Feed({ io: watched, list: '/api/things', topic: 'thing', server: url });

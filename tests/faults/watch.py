@@ -1,6 +1,6 @@
-"""Watches a server with Python clients and writes down all they get, as watch.mjs does.
+"""Watches a server with Python clients and writes down everything they receive, like watch.mjs.
 
-Argument: a JSON array of {url, transports, file}. Ends when standard input does.
+Argument: a JSON array of {url, transports, file}. Stops when standard input ends.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from tests.support.python_client import Thing, Things
 
 
 class Watcher(Things):
-    """Writes down every event before it is folded."""
+    """Writes down every event before applying it."""
 
     def __init__(self, url: str, transports: list[str], file: str) -> None:
         super().__init__(url, transports)

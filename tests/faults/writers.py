@@ -29,9 +29,9 @@ ODD = [
     "</script>",
     "%41",
 ]
-# What asyncpg raises when it is cut off, refused by a constraint, or in a deadlock.
+# What asyncpg raises if it is disconnected, refused by a constraint, or in a deadlock.
 EXPECTED = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-# A row must look the same whoever wrote it.
+# A row must look the same whatever session wrote it.
 SESSIONS = [
     {},
     {"TimeZone": "Asia/Tokyo", "DateStyle": "German"},
@@ -42,7 +42,7 @@ SESSIONS = [
 
 
 class Pace:
-    """Lets so many changes a second through, all writers together."""
+    """Lets `rate` changes a second through, for all writers together."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -63,11 +63,11 @@ class Pace:
 
 
 class Rollback(Exception):
-    """The writer has thought better of it."""
+    """The writer has changed its mind."""
 
 
 class SqlWriter:
-    """One session after the other, one transaction after the other."""
+    """Runs one session after another, and in each one transaction after another."""
 
     def __init__(self, number: int, url: str, chance: random.Random, pace: Pace) -> None:
         self.number = number
@@ -77,7 +77,7 @@ class SqlWriter:
         self._counter = 0
 
     async def run(self) -> None:
-        """Write until cancelled; what the faults break is begun anew."""
+        """Write until cancelled; start again with what faults interrupt."""
         while True:
             with contextlib.suppress(*EXPECTED):
                 await self._session()
@@ -131,7 +131,7 @@ class SqlWriter:
         return await kind(connection)
 
     async def _do(self, connection: Connection, statement: str, *arguments: object) -> int:
-        """Run a statement; returns how many rows it changed."""
+        """Run a statement; return how many rows it changed."""
         return changed(await connection.execute(statement, *arguments))
 
     def _name(self) -> str:
@@ -202,7 +202,7 @@ class SqlWriter:
         )  # fmt: skip
 
     async def _swap_names(self, connection: Connection) -> int:
-        """Hand names from row to row within one transaction."""
+        """Swap the names of two rows within one transaction."""
         found = await connection.fetch(
             "SELECT id, name FROM public.things WHERE id % 53 = $1 ORDER BY id LIMIT 2 FOR UPDATE",
             self._chance.randrange(53),
@@ -224,7 +224,7 @@ class SqlWriter:
         )  # fmt: skip
 
     async def _again(self, connection: Connection) -> int:
-        """Delete rows and insert others of the same names."""
+        """Delete rows and insert others with the same names."""
         gone = await connection.fetch(
             "DELETE FROM public.things WHERE id % 101 = $1 RETURNING name",
             self._chance.randrange(101),
@@ -252,7 +252,7 @@ class SqlWriter:
 
     async def _truncate_or_thin(self, connection: Connection) -> int:
         if self._chance.random() < 0.2:
-            # It waits for the slow writers, and everybody behind it.
+            # TRUNCATE waits for the slow writers, and everybody else then waits for it.
             await connection.execute("SET LOCAL lock_timeout = '100ms'")
             return await self._do(connection, "TRUNCATE public.things")
         return await self._do(
@@ -264,7 +264,7 @@ class SqlWriter:
 
 
 def changed(done: str) -> int:
-    """How many rows a statement changed, by what it answers; a truncate is one change."""
+    """Return how many rows a statement changed, from its status; a truncate is one change."""
     count = done.split()[-1]
     return int(count) if count.isdecimal() else 1
 
@@ -285,7 +285,7 @@ class SlowWriter(SqlWriter):
 
 
 class RestWriter:
-    """Writes through the API of one node or another."""
+    """Writes through the API of random nodes."""
 
     def __init__(self, urls: list[str], chance: random.Random, pace: Pace) -> None:
         self._urls = urls

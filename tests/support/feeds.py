@@ -1,4 +1,4 @@
-"""A feed without sockets: what it publishes is kept and judged."""
+"""A feed without sockets: what it publishes is recorded and checked."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +19,7 @@ async def eventually(true: Callable[[], object], seconds: float = WAIT_S) -> Non
 
 
 class Recorder:
-    """A publisher that keeps what it is told; a page that does not continue the last one fails."""
+    """A publisher that records what it receives; each page must continue the last one."""
 
     def __init__(self, keep: bool = True) -> None:
         self.histories: list[Epoch] = []
@@ -47,16 +47,16 @@ class Recorder:
 
     @property
     def bodies(self) -> list[str | None]:
-        """What the events would carry."""
+        """The bodies the events would carry."""
         return [change.body for page in self.pages for change in page.changes]
 
     @property
     def ids(self) -> list[int]:
-        """The changes' places in the log, as published."""
+        """The ids of the changes, in the order they were published."""
         return [change.id for page in self.pages for change in page.changes]
 
     async def until(self, changes: int) -> None:
-        """Wait until so many changes were published."""
+        """Wait until this many changes have been published."""
         await eventually(lambda: self.published >= changes)
 
 

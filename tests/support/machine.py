@@ -1,4 +1,4 @@
-"""What a test needs of the machine beyond Python."""
+"""What a test needs on the machine besides Python."""
 
 import os
 import shutil
@@ -8,16 +8,16 @@ import pytest
 
 
 def missing(reason: str) -> NoReturn:
-    """Skip the test for want of something that CI is meant to have: there (CI=true) it fails."""
+    """Skip the test because something is missing; fail it in CI (CI=true), which must have it."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
 
 
 def require(*programs: str) -> str:
-    """The path of the first of these programs that is installed.
+    """Return the path of the first of these programs that is installed.
 
-    Without any the test is skipped, except in CI, where it fails.
+    If none is, the test is skipped; in CI it fails.
     """
     for program in programs:
         found = shutil.which(program)

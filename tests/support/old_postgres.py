@@ -1,4 +1,4 @@
-"""A socket that greets like a Postgres of another version, for versions no longer to be had."""
+"""A socket that greets like a Postgres of another version, for versions we cannot install."""
 
 import socket
 import socketserver
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 
 def message(kind: bytes, body: bytes) -> bytes:
-    """A message of the Postgres protocol."""
+    """Return a message of the Postgres protocol."""
     return kind + struct.pack("!I", len(body) + 4) + body
 
 
 @contextmanager
 def server_of_version(version: str) -> Iterator[str]:
-    """The URL of a server that lets everybody in, says its version and nothing more."""
+    """Yield the URL of a server that accepts everybody, reports its version and does no more."""
     greeting = (
         message(b"R", struct.pack("!I", 0))
         + message(b"S", b"server_version\0" + version.encode() + b"\0")

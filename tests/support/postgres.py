@@ -1,4 +1,4 @@
-"""The Postgres that tests share, and private ones that a test may stop, kill and restart."""
+"""The Postgres that all tests share, and private ones that a test may stop, kill and restart."""
 
 import asyncio
 import contextlib
@@ -22,25 +22,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 IMAGE = "postgres:18"
-# Nothing in the shared server outlives the tests, so nothing need reach the disk.
+# Nothing in the shared server outlives the tests, so nothing needs to reach the disk.
 CARELESS = {"fsync": "off", "full_page_writes": "off"}
 SHARED_SETTINGS: dict[str, str | int] = {**CARELESS, "max_connections": 300}
 TEMPLATE_LOCK = 8_140_263
 
 
 def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that starts an event loop, from where one may be running already."""
+    """Call a function that starts an event loop, even if one is already running."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(function, *args, **kwargs).result()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end in an event loop of its own."""
+    """Run a coroutine to completion in a new event loop."""
     return in_thread(asyncio.run, work)
 
 
 def with_database(url: str, name: str) -> str:
-    """The URL of another database of the same server."""
+    """Return the URL of another database on the same server."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
@@ -56,14 +56,14 @@ async def execute(url: str, *statements: str) -> None:
 
 @contextlib.contextmanager
 def shared_server() -> Iterator[tuple[str, str]]:
-    """A server for all tests: its URL, and what it is. DATABASE_URL, or Docker, or embedded.
+    """Yield the URL and a description of a server for all tests: DATABASE_URL, Docker or embedded.
 
-    TABLECAST_TEST_POSTGRES names a Docker image that must be used.
+    TABLECAST_TEST_POSTGRES is the Docker image to use, if set.
     """
     image = os.environ.get("TABLECAST_TEST_POSTGRES")
     given = os.environ.get("DATABASE_URL")
     if image is None and given:
-        yield given, "the one of DATABASE_URL"
+        yield given, "the one in DATABASE_URL"
         return
     with contextlib.ExitStack() as stack:
         if image is not None:
@@ -73,7 +73,7 @@ def shared_server() -> Iterator[tuple[str, str]]:
         if docker_answers():
             try:
                 url = stack.enter_context(container(IMAGE))
-            except Exception as error:  # no such image here, and none to be pulled
+            except Exception as error:  # the image is not here and cannot be pulled
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 note = f"embedded (Docker has no {IMAGE}: {reason:.80})"
             else:
@@ -86,10 +86,10 @@ def shared_server() -> Iterator[tuple[str, str]]:
 
 
 def docker_answers() -> bool:
-    """Whether there is a Docker engine."""
+    """Return whether there is a Docker engine."""
     if shutil.which("docker") is None and not Path("/var/run/docker.sock").exists():
         return False
-    import docker  # slow to import, and of no use without an engine
+    import docker  # slow to import, and useless without an engine
     from docker.errors import DockerException
 
     try:
@@ -106,8 +106,8 @@ def docker_answers() -> bool:
 
 @contextlib.contextmanager
 def container(image: str) -> Iterator[str]:
-    """The URL of a Postgres in a container of this image."""
-    # The reaper is one more image to pull; the block below removes the container.
+    """Yield the URL of a Postgres in a container of this image."""
+    # The reaper would be another image to pull; the block below removes the container.
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
     from testcontainers.community.postgres import PostgresContainer
 
@@ -118,7 +118,7 @@ def container(image: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def private_server(**options: str | int) -> Iterator[Server]:
-    """A running server of one's own, removed at the end."""
+    """Yield a running private server, removed at the end."""
     directory = Path(tempfile.mkdtemp(prefix="tablecast-postgres-"))
     server = Server(directory, **options)
     try:
@@ -130,7 +130,7 @@ def private_server(**options: str | int) -> Iterator[Server]:
 
 
 def template(server_url: str, name: str) -> str:
-    """Make the migrated database `name` unless it is there; whoever comes second waits."""
+    """Create the migrated database `name` unless it exists; concurrent callers wait."""
 
     async def make() -> None:
         admin = await connect(server_url)
@@ -149,11 +149,11 @@ def template(server_url: str, name: str) -> str:
 
 @contextlib.contextmanager
 def clone(server_url: str, template: str) -> Iterator[str]:
-    """The URL of a fresh copy of the template, dropped at the end."""
+    """Yield the URL of a fresh copy of the template, dropped at the end."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     run(execute(server_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
     try:
         yield with_database(server_url, name)
     finally:
-        with contextlib.suppress(OSError, asyncpg.InterfaceError):  # the test run is being ended
+        with contextlib.suppress(OSError, asyncpg.InterfaceError):  # the test run is being aborted
             run(execute(server_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))

@@ -1,4 +1,4 @@
-"""A TCP proxy to put between two parties, and to make a bad network of."""
+"""A TCP proxy between two parties that can simulate a bad network."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,9 +10,9 @@ PIECE_BYTES = 64 * 1024
 
 
 class Proxy:
-    """Carries bytes to and from `host:port`, until told otherwise.
+    """Carries bytes to and from `host:port` until stopped.
 
-    `forth` is the way from who connects to the target, `back` the other one.
+    `forth` is the direction from the client to the target, `back` the opposite one.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -40,17 +40,17 @@ class Proxy:
             await asyncio.wait(tasks, timeout=5)
 
     def __len__(self) -> int:
-        """How many connections there are now."""
+        """The number of open connections."""
         return len(self._connections)
 
     def pass_on(self) -> None:
-        """Carry everything, also what was held back."""
+        """Carry everything, including what was held."""
         self._forth.set()
         self._back.set()
 
     def hold(self, *, forth: bool = True, back: bool = True) -> None:
-        """Be a black hole, in one direction or in both: nothing comes through, not even an end.
-        New connections are accepted, and hear nothing.
+        """Become a black hole, in one direction or in both: nothing gets through, not even a close.
+        New connections are accepted but get no answer.
         """
         for way, held in ((self._forth, forth), (self._back, back)):
             if held:
@@ -59,7 +59,7 @@ class Proxy:
                 way.set()
 
     def cut(self) -> None:
-        """Reset every connection there is; new ones are carried as before."""
+        """Reset every open connection; new ones are carried as before."""
         for task, writers in list(self._connections.items()):
             for writer in writers:
                 writer.transport.abort()
@@ -85,10 +85,10 @@ class Proxy:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
         except (OSError, asyncio.CancelledError):
-            pass  # cut, or nobody there
+            pass  # cut, or the target does not listen
         finally:
             for each in writers:
-                each.close()  # sends what was read before
+                each.close()  # sends what was already read
             del self._connections[task]
 
     async def _carry(
@@ -100,13 +100,13 @@ class Proxy:
                 writer.write(piece)
                 await writer.drain()
         except OSError:
-            pass  # the end of one side is the end of the other
+            pass  # when one side ends, so does the other
         await way.wait()
 
 
 @asynccontextmanager
 async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    """A proxy before the server that `url` names, and the URL that leads through it."""
+    """Yield a proxy in front of the server at `url`, and the URL that leads through it."""
     parts = urlsplit(url)
     assert parts.hostname and parts.port
     async with Proxy(parts.hostname, parts.port) as proxy:

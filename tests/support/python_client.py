@@ -1,7 +1,7 @@
-"""A Python client that keeps a table in memory true.
+"""A Python client that keeps an up-to-date copy of a table in memory.
 
-python-socketio's client does not resume by itself. So this one keeps the offset, and says at each
-connection where it wants to continue.
+python-socketio's client does not resume by itself. So this one keeps the offset and sends it on
+each connection.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ Thing = dict[str, Any]
 
 
 class Things:
-    """The things by id, as they were at `offset`."""
+    """The things by id, as of `offset`."""
 
     def __init__(self, url: str, transports: list[str] | None = None) -> None:
         self.url = url
@@ -33,7 +33,7 @@ class Things:
                     await self._load()
                 await self._listen()
             except (OSError, aiohttp.ClientError, socketio.exceptions.ConnectionError):
-                pass  # the server is away
+                pass  # the server is down
             await asyncio.sleep(RETRY_S)
 
     async def _load(self) -> None:
@@ -43,11 +43,11 @@ class Things:
             self.on_list(await answer.json(), answer.headers["Feed-Offset"])
 
     async def _listen(self) -> None:
-        """Follow one connection to its end."""
-        # A client for every connection, so that nothing of the last one lingers.
+        """Follow one connection until it ends."""
+        # A new client for every connection, so that nothing of the last one remains.
         client = socketio.AsyncClient(reconnection=False)
 
-        # It may wait only at the end: handlers that wait overtake each other.
+        # It may await only at the end: otherwise handlers run out of order.
         async def on_event(event: str, *arguments: Any) -> None:
             if self.offset is None:
                 return
@@ -66,22 +66,24 @@ class Things:
             await client.disconnect()
 
     def on_list(self, things: list[Thing], offset: str) -> None:
-        """Begin with a whole list."""
+        """Start from a whole list."""
         self.items = {thing["id"]: thing for thing in things}
         self._ids = {thing["name"]: thing["id"] for thing in things}
         self.offset = offset
 
     def on_event(self, event: str, *arguments: Any) -> None:
-        """Fold one event. The last argument is the offset, what comes before is the event's."""
+        """Apply one event. The last argument is the offset; the others are the event's."""
         *what, offset = arguments
         match event, what:
             case "feed:hello", [{"recovered": False}]:
-                offset = None  # the server cannot continue: load the list anew
+                offset = None  # the server cannot continue: load the list again
             case "thing:create", [thing]:
                 self._put(thing)
             case "thing:update", [thing]:
                 before = self.items[thing["id"]]
-                if self._ids[before["name"]] == thing["id"]:  # else another took the name over
+                if (
+                    self._ids[before["name"]] == thing["id"]
+                ):  # else another thing has taken the name
                     del self._ids[before["name"]]
                 self._put(thing)
             case "thing:destroy", [name]:

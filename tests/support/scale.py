@@ -1,4 +1,4 @@
-"""How long tests that could go on for ever do: short, or as the guarantee says."""
+"""How long open-ended tests run: briefly, or as long as the guarantees say."""
 
 import os
 from typing import TypeVar
@@ -9,5 +9,5 @@ LONG = os.environ.get("TABLECAST_TEST_LONG") == "1"
 
 
 def scaled(short: T, full: T) -> T:
-    """The short one; the full one with TABLECAST_TEST_LONG=1."""
+    """Return `short`, or `full` with TABLECAST_TEST_LONG=1."""
     return full if LONG else short

@@ -1,4 +1,4 @@
-"""The real server in a process of its own, as `tablecast serve` starts it."""
+"""The real server in its own process, as `tablecast serve` starts it."""
 
 import os
 import signal
@@ -32,16 +32,16 @@ class RunningServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on, the same after a restart."""
+        """The port it listens on; a restart keeps it."""
         return urlsplit(self.url).port or 80
 
     @property
     def log(self) -> str:
-        """All that the server has logged so far."""
+        """Everything the server has logged so far."""
         return self.log_path.read_text(errors="replace")
 
     def start(self) -> None:
-        """Start, and return when requests are answered. Raises RuntimeError with the log."""
+        """Start, and return once requests are answered. Raises RuntimeError with the log."""
         with self.log_path.open("a") as log:
             process = subprocess.Popen(
                 self.command, env=self.env, stdout=subprocess.PIPE, stderr=log, text=True
@@ -77,7 +77,7 @@ class RunningServer:
             self.kill()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -86,6 +86,6 @@ class RunningServer:
             self._process = None
 
     def restart(self) -> None:
-        """Stop and start again, on the same port."""
+        """Stop the server and start it again, on the same port."""
         self.stop()
         self.start()
