@@ -9,7 +9,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 from app.database.connections import Connection, connect
-from app.database.migration import configuration, migrate
+from app.database.migration import configuration, migrate, newest_revision
 from app.feed import log
 from tests.support.catalog import catalog, digest
 from tests.support.postgres import execute
@@ -212,3 +212,9 @@ async def test_an_upgraded_database_is_like_a_new_one(
     await install(empty_database_url, installation)
     await asyncio.to_thread(migrate, empty_database_url)
     assert await catalog(empty_database_url) == await catalog(database_url)
+
+
+def test_the_newest_revision_is_alembics() -> None:
+    """A server that starts reads the newest revision from the files, and sees what alembic sees."""
+    head = ScriptDirectory.from_config(configuration("")).get_current_head()
+    assert newest_revision() == head

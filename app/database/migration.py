@@ -1,20 +1,21 @@
 """Migrates a database, and checks whether it is up to date."""
 
 import asyncio
+import re
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy.exc import DBAPIError
 
 from app.database.connections import OLDEST_SUPPORTED, UNAVAILABLE, Refusal, connect
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 ALEMBIC = threading.Lock()  # alembic keeps its state in globals
 ROOT = Path(__file__).parent.parent.parent
+REVISION = re.compile(r'^(revision|down_revision) = "(\w+)"$', re.MULTILINE)
 FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
 
 
@@ -24,6 +25,11 @@ def migrate(url: str) -> str | None:
     Returns the revision the database was at, None if it was new. Must not be called from a
     coroutine: alembic starts its own event loop. Raises Refusal.
     """
+    # Importing alembic takes longer than everything else a server does to start.
+    from alembic import command
+    from alembic.util import CommandError
+    from sqlalchemy.exc import DBAPIError
+
     before = asyncio.run(revision(url))
     try:
         with ALEMBIC:
@@ -73,13 +79,21 @@ async def revision(url: str) -> str | None:
         connection.terminate()
 
 
-def newest_revision() -> str | None:
-    """Return the revision this version of Tablecast works with."""
-    return ScriptDirectory.from_config(configuration("")).get_current_head()
+def newest_revision() -> str:
+    """The revision this version of Tablecast works with: the one that no other builds on."""
+    revisions: set[str] = set()
+    built_on: set[str] = set()
+    for file in (ROOT / "migrations" / "versions").glob("*.py"):
+        for kind, name in REVISION.findall(file.read_text()):
+            (revisions if kind == "revision" else built_on).add(name)
+    [newest] = revisions - built_on
+    return newest
 
 
-def configuration(url: str) -> Config:
-    """Return alembic's configuration for the database at `url`."""
+def configuration(url: str) -> "Config":
+    """Alembic's configuration for the database at `url`."""
+    from alembic.config import Config
+
     config = Config(ROOT / "alembic.ini")
     config.attributes["url"] = url
     return config
