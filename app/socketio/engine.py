@@ -41,6 +41,7 @@ logger = logging.getLogger("tablecast.socketio")
 # How long a client may take to CONNECT, to go through with an upgrade, and to read a close frame.
 PATIENCE_S = 10.0
 SID_BYTES = 15
+ANY_SID = "ANY_SID"
 NO_STORE = {"Cache-Control": "no-store"}
 SWITCHING = (
     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -96,6 +97,7 @@ class Engine:
             "pingTimeout": round(ping_timeout * 1000),
             "maxPayload": INBOUND_BYTES,
         }
+        self._open_packets: dict[Sequence[str], str] = {}
 
     def stats(self) -> EngineStats:
         """Who is here, and why others went."""
@@ -140,8 +142,12 @@ class Engine:
         self.pings.add(session)
         self.waiting.add(session)
 
-    def _open_packet(self, sid: str, upgrades: Sequence[str]) -> str:
-        return codec.encode(codec.OPEN, {"sid": sid, "upgrades": upgrades} | self._opening)
+    def _open_packet(self, sid: str, upgrades: tuple[str, ...]) -> str:
+        packet = self._open_packets.get(upgrades)
+        if packet is None:
+            opening = {"sid": ANY_SID, "upgrades": list(upgrades)} | self._opening
+            packet = self._open_packets[upgrades] = codec.encode(codec.OPEN, opening)
+        return packet.replace(ANY_SID, sid)
 
     # Requests
 
@@ -214,7 +220,7 @@ class Engine:
         if session is None:
             opened = QueuedSession(self, secrets.token_urlsafe(SID_BYTES))
             self._add(opened)
-            return text(self._open_packet(opened.sid, ["websocket"]))
+            return text(self._open_packet(opened.sid, ("websocket",)))
         assert isinstance(session, QueuedSession)
         if request.method == "GET":
             address = http.scope["query_string"].decode("latin-1")

@@ -1,15 +1,19 @@
 """What goes out, encoded once: Socket.IO packets as text for polling, as bytes for WebSockets."""
 
-import json
 from collections.abc import Iterable
-from functools import cached_property, partial
+from functools import cached_property
+from typing import Any
+
+import msgspec
 
 from app.feed.log import Change, Page
 from app.feed.offset import Epoch
 from app.socketio.codec import CONNECT, CONNECT_ERROR, EVENT, MESSAGE
 from app.socketio.rfc6455 import text_frame
 
-_json = partial(json.dumps, separators=(",", ":"))
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 class Frames:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -13,7 +15,9 @@ MOST_PARAMETERS = 50
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n")
-HEADER = re.compile(rb"(%s):[ \t]*([\t -~\x80-\xff]*?)[ \t]*\r\n" % TOKEN)
+VALUE = rb"[\t -~\x80-\xff]*"
+HEADER = re.compile(rb"(%s):[ \t]*(%s?)[ \t]*\r\n" % (TOKEN, VALUE))
+HEADERS = re.compile(rb"(?:%s:%s\r\n)*\r\n" % (TOKEN, VALUE))
 # A request with one of these is more than a plain upgrade.
 NOT_PLAIN = frozenset({"content-length", "transfer-encoding", "expect"})
 
@@ -71,10 +75,12 @@ def unsupported_version() -> RequestRefused:
     return RequestRefused(400, 5, "Unsupported protocol version")
 
 
-def parse_query(query: bytes) -> dict[str, str]:
+@lru_cache(maxsize=64)  # WebSocket clients all send the same
+def parse_query(query: bytes) -> Mapping[str, str]:
     """The parameters of a query; of a repeated one, the last. Raises RequestRefused."""
     try:
-        return dict(parse_qsl(query.decode("ascii"), True, max_num_fields=MOST_PARAMETERS))
+        found = parse_qsl(query.decode("ascii"), True, max_num_fields=MOST_PARAMETERS)
+        return MappingProxyType(dict(found))
     except ValueError:
         raise bad_request() from None
 
@@ -102,18 +108,11 @@ def parse_upgrade(head: bytes, paths: Sequence[str]) -> EngineRequest | None:
     path, _, query = line[1].partition(b"?")
     if path.decode() not in paths:
         return None
-    headers: dict[str, str] = {}
-    at = line.end()
-    while not head.startswith(b"\r\n", at):
-        header = HEADER.match(head, at)
-        if header is None:
-            return None
-        name = header[1].decode().lower()
-        if name in headers or name in NOT_PLAIN:
-            return None
-        headers[name] = header[2].decode("latin-1")
-        at = header.end()
-    if len(head) != at + 2 or not is_upgrade(headers):
+    if HEADERS.fullmatch(head, line.end()) is None:
+        return None
+    found = HEADER.findall(head, line.end())
+    headers = {name.decode().lower(): value.decode("latin-1") for name, value in found}
+    if len(headers) < len(found) or not NOT_PLAIN.isdisjoint(headers) or not is_upgrade(headers):
         return None
     try:
         return EngineRequest("GET", parse_query(query), headers)
