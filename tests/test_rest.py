@@ -11,7 +11,7 @@ import pytest
 
 from app.database.connections import Connection, connect
 from app.feed.log import current_epoch
-from app.rest.things import BODY_LIMIT_BYTES
+from app.rest.requests import BODY_LIMIT_BYTES
 from tests.support.postgres import clone
 from tests.support.server import RunningServer
 

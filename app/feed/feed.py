@@ -96,6 +96,8 @@ class Feed:
                     self._listener = listener
                     failures = 0
                     await self._follow(listener, reader, publisher)
+            except ValueError:
+                raise  # an argument of the wrong type, say: our mistake, not the database's absence
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 reason = f"the database cannot be reached: {error or type(error).__name__}"
                 self._set_trouble(reason)

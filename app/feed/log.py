@@ -26,10 +26,10 @@ UNREADABLE = (asyncpg.PostgresError, UnicodeDecodeError)
 # The beginning (BOUNDS) and the end (PAGE) of both reads.
 #
 # `unread` holds the changes, up to one more than the limit, which shows that there are more. The
-# first row, with id 0, is the header: the snapshot up to which the log was read, whether the log
-# continues from $1, how many changes are in `unread`, the newest transaction among them, and
-# whether any was committed without waiting for the disk. Then comes the page, at most $4 rows and
-# about $5 bytes; without $6 it has no bodies.
+# first row, without an id, is the header: when and up to which snapshot the log was read, whether
+# the log continues from $1, how many changes are in `unread`, the newest transaction among them,
+# and whether any was committed without waiting for the disk. Then comes the page, at most $4 rows
+# and about $5 bytes; without $6 it has no bodies.
 #
 # A feed that keeps up runs this some fifty times a second, on the writers' server: sums and times
 # are float8, because numeric takes several times as long.
@@ -64,17 +64,17 @@ page AS (
         ORDER BY id LIMIT $4
     ) AS sized
 )
-SELECT 0 AS id, NULL AS topic, NULL AS op, NULL AS body,
-       date_part('epoch', clock_timestamp()) AS at,
+SELECT NULL::bigint AS id, NULL AS topic, NULL AS op, NULL AS body, NULL::float8 AS written_at,
+       date_part('epoch', clock_timestamp()) AS read_at,
        until::text AS until, feed.continues(since) AS continues, found, newest, async
 FROM bounds,
      (SELECT count(*) AS found, max(xid) AS newest, bool_or(async) AS async FROM unread) AS total
 UNION ALL
 SELECT id, topic, op, CASE WHEN $6 THEN body END, date_part('epoch', at),
-       NULL, NULL, NULL, NULL, NULL
+       NULL, NULL, NULL, NULL, NULL, NULL
 FROM page
 WHERE bytes - size < $5
-ORDER BY id
+ORDER BY id NULLS FIRST
 """
 
 # The changes visible in $2 (NULL: now) that were not visible in $1, unless there are more than $3.
@@ -329,8 +329,8 @@ async def _page(
         until = Offset(target)
     else:
         until = Offset(since.position, target, rows[-1]["id"])
-    now = header["at"]
-    written = rows[-1]["at"] if rows else now
+    now = header["read_at"]
+    written = rows[-1]["written_at"] if rows else now
     changes = [_change(*row[:4]) for row in rows]
     return Page(since, until, changes, round(written * 1000), round(now * 1000), is_latest)
 

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.rest.problems import PROBLEM_JSON, ProblemDetails
+from app.rest.requests import JSON
 from app.rest.resource import resource
 from app.rest.things import (
     COLLECTION,
     HIGHEST_ID,
-    JSON,
     LOWEST_ID,
     PAGE_LIMIT,
     Name,

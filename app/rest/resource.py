@@ -1,6 +1,7 @@
 """One path of the API and its methods, as a Starlette route."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.rest.problems import Problem
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request[Any]], Awaitable[Response]]
 
 
 class Resource:

@@ -1,0 +1,165 @@
+"""What any resource does with a request: read its parameters and body, run a statement, answer."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from typing import TypeAlias, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import asyncpg
+import msgspec
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.datastructures import State
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.database.connections import UNAVAILABLE, Pool
+from app.feed.feed import Feed
+from app.rest.problems import Problem, Unavailable
+
+logger = logging.getLogger("tablecast.rest")
+
+JSON = "application/json"
+NO_STORE = {"Cache-Control": "no-store"}
+BODY_LIMIT_BYTES = 1024 * 1024
+POOL_TIMEOUT_S = 2.0
+
+T = TypeVar("T")
+
+
+class RestState(State):
+    """What the lifespan gives to every request, as far as resources use it."""
+
+    pool: Pool
+    feed: Feed
+
+
+RestRequest: TypeAlias = Request[RestState]
+
+
+class RestOfPath(Convertor[str]):
+    """The rest of a path, line breaks included; Starlette's `path` stops at a line break."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("rest", RestOfPath())
+
+
+def text_of(request: RestRequest, parameter: str) -> str | None:
+    """Return what the path, or else the query, gives for a parameter.
+
+    Raises ValueError if that cannot be Postgres text.
+    """
+    text: str = request.path_params.get(parameter) or single(request, parameter) or ""
+    if "\ufffd" in text:
+        # Servers replace bytes that are not UTF-8 with U+FFFD; only the raw URL shows whether the
+        # client sent that character itself.
+        unquote_to_bytes(request.scope["raw_path"] + request.scope["query_string"]).decode()
+    if "\0" in text:
+        raise ValueError("U+0000")
+    return text
+
+
+def single(request: RestRequest, parameter: str) -> str | None:
+    """Return a query parameter, or None if absent. Raises the 422 if it is given twice."""
+    values = request.query_params.getlist(parameter)
+    if len(values) > 1:
+        raise Problem(422, f"Give {parameter} only once.", field=parameter)
+    return values[0] if values else None
+
+
+def integer(request: RestRequest, parameter: str, low: int, high: int) -> int | None:
+    """Return a query parameter as an integer, or None if absent. Raises the 422 if invalid."""
+    value = single(request, parameter)
+    if value is None:
+        return None
+    if not re.fullmatch("-?[0-9]{1,19}", value) or not low <= int(value) <= high:
+        detail = f"{parameter} must be a whole number from {low} to {high}."
+        raise Problem(422, detail, field=parameter)
+    return int(value)
+
+
+async def decode_body(
+    request: RestRequest, decoder: msgspec.json.Decoder[T], rules: Mapping[str, str]
+) -> T:
+    """Decode the request's JSON body. Raises the 400, 413, 415 or 422.
+
+    `rules` has a sentence for each field, which the 422 quotes. A missing Content-Type is refused
+    too: browsers let any site send such a request.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != JSON:
+        raise Problem(415, f"Send JSON, with Content-Type: {JSON}.", headers={"Accept": JSON})
+    if int(request.headers.get("content-length", "0")) > BODY_LIMIT_BYTES:
+        raise too_large()
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_LIMIT_BYTES:
+            raise too_large()
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise unfit(str(error), rules) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, f"The body is not JSON in UTF-8: {error}.") from error
+
+
+def unfit(message: str, rules: Mapping[str, str]) -> Problem:
+    """Return the 422 for msgspec's message, which ends with the name of the field."""
+    fields = " and ".join(rules)
+    found = re.search(r"(?:field `|at `\$\.)(.*)`$", message, re.DOTALL)
+    if found is None:
+        return Problem(422, f"Send a JSON object with the fields {fields}.")
+    field = found[1]
+    if field in rules:
+        return Problem(422, rules[field], field=field)
+    return Problem(422, f"Remove {field[:50]!r}: the only fields are {fields}.")
+
+
+def too_large() -> Problem:
+    """Return the 413."""
+    return Problem(413, f"Send at most {BODY_LIMIT_BYTES} bytes.")
+
+
+async def fetch_row(
+    request: RestRequest, statement: str, *arguments: object
+) -> asyncpg.Record | None:
+    """Return the first row of a statement, or None.
+
+    Raises `Unavailable` if the database is down, busy or too slow; the 409 if it rejects what the
+    statement writes, but UniqueViolationError if a key is taken.
+    """
+    pool = request.state.pool
+    try:
+        async with asyncio.timeout(POOL_TIMEOUT_S):
+            connection = await pool.acquire()
+        try:
+            return await connection.fetchrow(statement, *arguments)
+        finally:
+            await pool.release(connection, timeout=POOL_TIMEOUT_S)
+    except ValueError:
+        raise  # an argument of the wrong type: our mistake, though an InterfaceError of asyncpg
+    except UNAVAILABLE as error:
+        logger.warning("the database does not answer: %r", error)
+        raise Unavailable("The database is not answering; try again soon.") from error
+    except asyncpg.UniqueViolationError:
+        raise
+    except (asyncpg.IntegrityConstraintViolationError, asyncpg.RaiseError) as error:
+        # Not from our schema: a constraint, foreign key or trigger that a user has added.
+        raise Problem(409, f"The database rejected this: {error}.") from error
+
+
+def json_response(
+    text: str, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a response with JSON that Postgres has rendered."""
+    return Response(text, status, NO_STORE | dict(headers or {}), JSON)
