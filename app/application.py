@@ -48,6 +48,8 @@ class State(TypedDict):
 
     pool: Pool
     feed: Feed
+    retention: Retention
+    inspection: Inspection
     replay: Replay
     broadcast: Broadcast
     socketio: SocketIO
@@ -90,6 +92,7 @@ async def lifespan(
         replay = Replay(feed, reading_pool)
         broadcast = Broadcast(feed, replay, settings.client_buffer, settings.client_stall)
         retention = Retention(feed, pool, settings.feed_retention, settings.feed_max_changes)
+        inspection = Inspection(feed, pool)
         socketio = SocketIO(
             broadcast,
             ping_interval=settings.ping_interval,
@@ -99,12 +102,20 @@ async def lifespan(
         tasks = [
             asyncio.create_task(feed.run(broadcast), name="feed"),
             asyncio.create_task(retention.run(), name="retention"),
-            asyncio.create_task(Inspection(feed, pool).run(), name="inspection"),
+            asyncio.create_task(inspection.run(), name="inspection"),
         ]
         for task in tasks:
             task.add_done_callback(partial(report_end, failed))
         try:
-            yield State(pool=pool, feed=feed, replay=replay, broadcast=broadcast, socketio=socketio)
+            yield State(
+                pool=pool,
+                feed=feed,
+                retention=retention,
+                inspection=inspection,
+                replay=replay,
+                broadcast=broadcast,
+                socketio=socketio,
+            )
         finally:
             socketio.close()
             for task in tasks:

@@ -567,7 +567,8 @@ async def test_no_more_changes_are_kept_than_allowed(
         await connection.execute(
             "INSERT INTO things (name) SELECT i FROM generate_series(1, 1500) i"
         )
-        retention = asyncio.create_task(Retention(feed, pool, 3600, 1000).run())
+        retention = Retention(feed, pool, 3600, 1000)
+        pruning = asyncio.create_task(retention.run())
         longest = 0.0
         async with asyncio.timeout(20):
             while await connection.fetchval("SELECT count(*) FROM feed.change") > 1000:
@@ -576,5 +577,6 @@ async def test_no_more_changes_are_kept_than_allowed(
                 longest = max(longest, time.monotonic() - began)
                 await asyncio.sleep(0.01)
         assert longest < 1
-        retention.cancel()
-        await asyncio.wait([retention])
+        assert retention.stats().pruned >= 500
+        pruning.cancel()
+        await asyncio.wait([pruning])

@@ -122,7 +122,7 @@ def test_foreign_and_forged_offsets_are_refused(offset: Offset) -> None:
 def test_a_good_signature_does_not_make_nonsense_an_offset(body: str) -> None:
     """Even with a valid signature, text that is not an offset raises InvalidOffset."""
     with pytest.raises(InvalidOffset):
-        EPOCH.parse(EPOCH._signed(body.encode()))
+        EPOCH.parse(EPOCH.sign(body.encode()))
 
 
 def test_an_endless_text_is_refused_at_once() -> None:

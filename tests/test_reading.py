@@ -274,6 +274,7 @@ async def test_clients_load_an_altered_table_again(app: App, connection: Connect
             await insert(connection, f"after {client.offset}")
             name, hello, _ = await client.event()
         assert (name, hello["extra"]) == ("thing:create", 7)
+        assert app.inspection.stats().reloads >= 1
     async with joined(app.url, {"since": since}) as returning:
         assert returning.recovered
         assert (await returning.event())[:2] == [

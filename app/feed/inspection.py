@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 import asyncpg
 
@@ -14,12 +15,24 @@ logger = logging.getLogger("tablecast.feed")
 PAUSE_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class InspectionStats:
+    """`reloads`: how often this node has had the clients of a topic load it again."""
+
+    reloads: int
+
+
 class Inspection:
     """Checks whether the watched tables were altered, on one node at a time."""
 
     def __init__(self, feed: Feed, pool: asyncpg.Pool) -> None:
         self._feed = feed
         self._pool = pool
+        self._reloads = 0
+
+    def stats(self) -> InspectionStats:
+        """What has been counted."""
+        return InspectionStats(self._reloads)
 
     async def run(self) -> None:
         """Check forever, whenever this node leads."""
@@ -27,7 +40,9 @@ class Inspection:
             if self._feed.leading:
                 try:
                     async with self._pool.acquire(timeout=PAUSE_S) as connection:
-                        report(await log.check_topics(connection))
+                        changed = await log.check_topics(connection)
+                    self._reloads += len(changed)
+                    report(changed)
                 except UNAVAILABLE as error:
                     logger.info("the tables were not inspected: %s", error or type(error).__name__)
                 except asyncpg.PostgresError as error:

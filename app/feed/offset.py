@@ -3,6 +3,7 @@
 import hashlib
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
+from hmac import compare_digest
 from typing import Self
 
 # 64-bit transaction ids have at most 20 digits; a snapshot lists at most one per connection.
@@ -101,7 +102,7 @@ class Epoch:
     def format(self, offset: Offset) -> str:
         """Format an offset: only letters, digits and `.:,_-`, so it needs no escaping anywhere."""
         if offset.until is None:
-            return self._signed(f"{self.name}.{offset.position}".encode())
+            return self.sign(f"{self.name}.{offset.position}".encode())
         return self.writer(offset.position, offset.until)(offset.id)
 
     def writer(self, position: Position, until: Position) -> "BatchOffsets":
@@ -114,7 +115,7 @@ class Epoch:
             raise InvalidOffset("not an offset")
         body, _, _ = text.rpartition(".")
         name, *parts = body.split(".")
-        if name != self.name or self._signed(body.encode()) != text:
+        if name != self.name or not compare_digest(self.sign(body.encode()), text):
             raise InvalidOffset("of another epoch, or not issued by this feed")
         match parts:
             case [position]:
@@ -123,7 +124,8 @@ class Epoch:
                 return Offset(Position.parse(position), Position.parse(until), int(id))
         raise InvalidOffset("not an offset")
 
-    def _signed(self, body: bytes) -> str:
+    def sign(self, body: bytes) -> str:
+        """Add the signature, which makes an offset of what it says."""
         signer = self._signer.copy()
         signer.update(body)
         return f"{body.decode()}.{signature(signer.digest())}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 import asyncpg
 
@@ -17,6 +18,13 @@ PAUSE_S = 1.0
 SHORT_PAUSE_S = 0.05
 
 
+@dataclass(frozen=True, slots=True)
+class RetentionStats:
+    """`pruned`: changes that this node has deleted so far."""
+
+    pruned: int
+
+
 class Retention:
     """Keeps the changes of the last `seconds`, and at most `changes` of them."""
 
@@ -25,6 +33,11 @@ class Retention:
         self._pool = pool
         self._seconds = seconds
         self._changes = changes
+        self._pruned = 0
+
+    def stats(self) -> RetentionStats:
+        """What has been counted."""
+        return RetentionStats(self._pruned)
 
     async def run(self) -> None:
         """Prune forever, whenever this node leads."""
@@ -36,6 +49,7 @@ class Retention:
                         deleted = await log.prune(
                             connection, self._seconds, self._changes, STEP_ROWS
                         )
+                        self._pruned += deleted
                 except UNAVAILABLE as error:
                     logger.info("the log was not pruned: %s", error or type(error).__name__)
                 except asyncpg.PostgresError as error:

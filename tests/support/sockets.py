@@ -192,6 +192,7 @@ class App:
     def __init__(self, state: State, url: str) -> None:
         self.url = url
         self.feed = state["feed"]
+        self.inspection = state["inspection"]
         self.replay = state["replay"]
         self.broadcast = state["broadcast"]
         self.socketio = state["socketio"]
