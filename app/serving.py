@@ -131,7 +131,7 @@ class HttpServer(uvicorn.Server):
 
 async def settle() -> None:
     """Do what the first answers need not wait for."""
-    await asyncio.to_thread(codec.load)
+    await asyncio.to_thread(codec.libraries)
     # Objects alive now live forever; freeze them, or each full collection pauses every client for
     # 50 ms.
     gc.collect()

@@ -462,6 +462,23 @@ async def test_other_origins(database_url: str) -> None:
                 pass
 
 
+async def test_origins_by_polling(database_url: str) -> None:
+    """A page polls from an origin that is allowed, with exactly one CORS header, and the server's
+    own page polls as ever; a page of another origin is refused.
+    """
+    async with (
+        serving_here(database_url, allowed_origins=("https://ours.example",)) as app,
+        httpx.AsyncClient(base_url=app.url) as http,
+    ):
+        address = f"{PATH}{QUERY}polling"
+        allowed = await http.get(address, headers={"Origin": "https://ours.example"})
+        assert allowed.status_code == 200
+        assert allowed.headers.get_list("Access-Control-Allow-Origin") == ["https://ours.example"]
+        assert (await http.get(address, headers={"Origin": app.url})).status_code == 200
+        refused = await http.get(address, headers={"Origin": "https://other.example"})
+        assert refused.status_code == 403 and "ALLOWED_ORIGINS" in refused.json()["message"]
+
+
 # The end of a connection
 
 

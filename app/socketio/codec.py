@@ -1,12 +1,14 @@
 """Engine.IO and Socket.IO packets as text, by the codecs of python-engineio and python-socketio.
 
 Importing either package imports its clients, and with them every HTTP library that is installed:
-half of the time a server takes to start. So they are imported when the first packet needs them, or
-by `load`, once the server has started.
+half of the time a server takes to start. So `libraries` imports them when the first packet needs
+them, or when the server has started.
 """
 
+import threading
 from collections.abc import Iterable
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 # Packet types of Engine.IO 4.
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = range(7)
@@ -17,29 +19,43 @@ POLL_PACKETS = 16
 """Packets in one answer to a poll: python-engineio's client refuses more."""
 
 
+IMPORTING = threading.Lock()
+
+
 class ProtocolError(Exception):
     """The client sent what the protocol or this server does not allow."""
 
 
-def load() -> None:
-    """Import the libraries now."""
-    import socketio.packet  # noqa: F401
+class Libraries(NamedTuple):
+    """What is taken from python-engineio and python-socketio."""
+
+    engine_packet: Any
+    payload: Any
+    socket_packet: Any
+
+
+@cache
+def libraries() -> Libraries:
+    """Import the libraries, once: two threads that import circular modules can fail each other."""
+    with IMPORTING:
+        from engineio.packet import Packet as EnginePacket
+        from engineio.payload import Payload
+        from socketio.packet import Packet as SocketPacket
+
+        return Libraries(EnginePacket, Payload, SocketPacket)
 
 
 def encode(packet_type: int, data: Any = None) -> str:
     """The text of an Engine.IO packet."""
-    from engineio.packet import Packet
-
-    text: str = Packet(packet_type, data).encode(b64=True)
+    text: str = libraries().engine_packet(packet_type, data).encode(b64=True)
     return text
 
 
 def decode(message: str | bytes) -> tuple[int, Any]:
     """An Engine.IO packet's type and data. Raises ProtocolError."""
-    from engineio.packet import Packet
-
+    packet_class = libraries().engine_packet
     try:
-        packet = Packet(encoded_packet=message)
+        packet = packet_class(encoded_packet=message)
     except Exception as error:  # its decoder raises whatever the text leads it to
         raise ProtocolError(f"not an Engine.IO packet: {error}") from error
     return packet.packet_type, packet.data
@@ -52,15 +68,14 @@ def encode_payload(packets: Iterable[str]) -> str:
 
 def decode_payload(body: bytes) -> list[tuple[int, Any]]:
     """The packets in the body of a POST. Raises ProtocolError."""
-    from engineio.payload import Payload
-
+    payload_class = libraries().payload
     try:
         text = body.decode()
         if not text:
             raise ValueError("it is empty")
         if text.startswith("d="):
             raise ValueError("JSONP is not served")
-        payload = Payload(encoded_payload=text)
+        payload = payload_class(encoded_payload=text)
     except Exception as error:  # as above
         raise ProtocolError(f"not an Engine.IO payload: {error}") from error
     return [(packet.packet_type, packet.data) for packet in payload.packets]
@@ -68,11 +83,10 @@ def decode_payload(body: bytes) -> list[tuple[int, Any]]:
 
 def decode_message(text: str) -> Any:
     """A python-socketio `Packet`. Raises ProtocolError."""
-    from socketio.packet import Packet
-
+    packet_class = libraries().socket_packet
     try:
         if not text:
             raise ValueError("it is empty")
-        return Packet(encoded_packet=text)
+        return packet_class(encoded_packet=text)
     except Exception as error:  # as above
         raise ProtocolError(f"not a Socket.IO packet: {error}") from error
