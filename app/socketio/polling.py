@@ -3,6 +3,7 @@ server is not ours.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
@@ -14,6 +15,8 @@ from app.socketio.frames import Frames
 from app.socketio.handshake import bad_request, unknown_session
 from app.socketio.session import Keeper, Session
 
+logger = logging.getLogger("tablecast.socketio")
+
 QUEUED_PACKETS = 10_000
 PROBE_TIMEOUT_S = 10.0
 
@@ -24,11 +27,11 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class QueuedSession(Session):
     """Packets wait until a poll, or the task that serves a WebSocket, takes them.
 
-    `upgraded`: a WebSocket takes them. `probing`: one is about to.
+    `upgraded`: a WebSocket takes them. `prober`: the one that is about to.
     """
 
     __slots__ = ("_last_poll", "_polling", "_queue", "_reason", "_unsent_bytes",
-                 "_waiters", "probing", "upgraded")  # fmt: skip
+                 "_waiters", "prober", "upgraded")  # fmt: skip
 
     def __init__(self, keeper: Keeper, sid: str) -> None:
         super().__init__(keeper, sid)
@@ -38,7 +41,8 @@ class QueuedSession(Session):
         self._polling = False
         self._last_poll = ""
         self._reason: CloseReason | None = None
-        self.probing = self.upgraded = False
+        self.upgraded = False
+        self.prober: object | None = None
 
     # Going out
 
@@ -101,7 +105,7 @@ class QueuedSession(Session):
         return self.take(POLL_PACKETS) or [str(NOOP)]
 
     async def _ready_for_poll(self) -> None:
-        while not (self._queue or self.closed or self.probing or self.upgraded):
+        while not (self._queue or self.closed or self.prober or self.upgraded):
             await self._change()
 
     def _last_answer(self) -> list[str]:
@@ -116,10 +120,20 @@ class QueuedSession(Session):
             return [str(CLOSE)]
         raise unknown_session()
 
-    def begin_probe(self) -> None:
-        """A WebSocket is being probed: release the poll that waits, and answer others at once."""
-        self.probing = True
+    def begin_probe(self, prober: object) -> bool:
+        """Let a WebSocket be probed: release the poll that waits, and answer others at once. Return
+        False if that is not possible now.
+        """
+        if self.closed or self.upgraded or self.prober is not None:
+            return False
+        self.prober = prober
         self._wake()
+        return True
+
+    def end_probe(self, prober: object) -> None:
+        """Give up an upgrade; polling goes on."""
+        if self.prober is prober:
+            self.prober = None
 
     # A WebSocket of any ASGI server
 
@@ -129,16 +143,15 @@ class QueuedSession(Session):
         """
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                if await received_text(receive) != "2probe":
+                if await received_text(receive) != "2probe" or not self.begin_probe(receive):
                     return
-                self.begin_probe()
                 await send({"type": "websocket.send", "text": "3probe"})
                 if await received_text(receive) != "5" or self.closed:
                     return
         except TimeoutError:
             return
         finally:
-            self.probing = False
+            self.end_probe(receive)
         self.upgraded = True
         self._wake()
         await self.serve(receive, send)
@@ -153,7 +166,9 @@ class QueuedSession(Session):
             self.close(CloseReason.CONNECTION_LOST)
             sending.cancel()
             receiving.cancel()
-            await asyncio.wait([sending, receiving])
+            for ended in await asyncio.gather(sending, receiving, return_exceptions=True):
+                if isinstance(ended, Exception) and not isinstance(ended, OSError):
+                    logger.error("%s: serving it has failed", self, exc_info=ended)
 
     async def _send_queue(self, send: Send) -> None:
         while True:

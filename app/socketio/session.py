@@ -96,13 +96,15 @@ class Session:
 
     def receive_packet(self, packet_type: int, data: Any) -> None:
         """Take a packet; disconnects a client that breaks the protocol."""
-        if self.closed or not self.count_inbound():
+        if self.closed:
+            return
+        if packet_type == PONG and self.keeper.pongs.remove(self):
+            self.keeper.pings.add(self)
+            return
+        if not self.count_inbound() or packet_type == PONG:
             return
         try:
-            if packet_type == PONG:
-                if self.keeper.pongs.remove(self):
-                    self.keeper.pings.add(self)
-            elif packet_type == MESSAGE:
+            if packet_type == MESSAGE:
                 self.keeper.received(self, data)
             elif packet_type == CLOSE:
                 self.close(CloseReason.CLIENT_CLOSED)

@@ -160,12 +160,9 @@ class WebSocketSession(Session, asyncio.Protocol):
         """Take a step of the upgrade: the probe is answered, then the client says that it goes
         through with it (Engine.IO protocol, section "Upgrade").
         """
-        if old.closed or old.upgraded:
-            self.close(CloseReason.PROTOCOL_ERROR)
-        elif text == "2probe" and not old.probing:
-            old.begin_probe()
+        if text == "2probe" and old.begin_probe(self):
             self.write_packet("3probe")
-        elif text == "5" and old.probing:
+        elif text == "5" and old.prober is self and not old.closed:
             self._upgraded_from = None
             packets = old.hand_over()
             for packet in packets:
@@ -203,7 +200,7 @@ class WebSocketSession(Session, asyncio.Protocol):
         self._unparsed = self._fragments = None
         self._wake()
         if self._upgraded_from is not None:
-            self._upgraded_from.probing = False
+            self._upgraded_from.end_probe(self)
             self._upgraded_from = None
             self.keeper.waiting.remove(self)
         else:
