@@ -1,5 +1,7 @@
 """Requests on the Socket.IO paths, as values: what a plain upgrade is, and which pages may come."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,6 +77,15 @@ def test_what_is_taken_is_what_a_websocket_library_takes(line: bytes, headers: l
         request.headers.keys()
     )
     assert event.headers["Sec-WebSocket-Key"] == request.headers["sec-websocket-key"]
+
+
+@pytest.mark.parametrize("inside", [b" ", b"\t", b"x ", b"a:"])
+def test_long_headers_take_linear_time(inside: bytes) -> None:
+    """A header of the greatest length costs as little as any of that length, whatever is in it."""
+    head = head_of(b"GET " + TARGET + b" HTTP/1.1", [*PLAIN, b"X: a" + inside * 5000 + b"b"])
+    began = time.perf_counter()
+    assert parse_upgrade(head, PATHS) is not None
+    assert time.perf_counter() - began < 0.05
 
 
 ORIGINS = [

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from typing import Any
@@ -21,6 +22,7 @@ from app.live import broadcast as broadcast_module
 from app.live.replay import Replay
 from app.live.subscriber import CloseReason
 from app.socketio import engine as engine_module
+from app.socketio import frames
 from app.socketio.codec import POLL_PACKETS
 from app.socketio.server import RESERVED_EVENTS
 from app.socketio.session import INBOUND_BYTES, INBOUND_MESSAGES
@@ -317,6 +319,28 @@ async def test_an_exception_while_joining(
     )
 
 
+async def test_an_exception_while_welcoming(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of ours in the moment a client joins closes its connection, is logged, and leaves
+    nothing, by either transport.
+    """
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(frames, "welcome", fail)
+    async with opened(app.url) as client, httpx.AsyncClient(base_url=app.url) as http:
+        await client.send("40")
+        assert await client.closed() == []
+        polling = PollingClient(http)
+        await polling.open()
+        assert (await polling.post("40")).status_code == 400
+    await eventually(lambda: app.empty)
+    assert app.socketio.stats().closed[CloseReason.INTERNAL_ERROR] == 2
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_leaving_and_joining_again(app: App, connection: Connection) -> None:
     """A client may leave the namespace on its connection, hears nothing then, and may return."""
     async with joined(app.url) as client:
@@ -411,6 +435,7 @@ async def test_odd_credentials(app: App) -> None:
     odd: list[Any] = [
         None, [], "text", 7, {"pid": 1}, {"offset": []}, {"pid": "p", "offset": 5}, {"since": {}},
         {"timing": "yes", "pid": None}, {"pid": "p" * 50_000},
+        {"pid": "\ud800", "offset": "\ud800"},
     ]  # fmt: skip
     for auth in odd:
         async with joined(app.url, auth) as client:
@@ -590,7 +615,10 @@ FUZZING = settings(
 def no_fault_shows(server: RunningServer) -> None:
     """The log tells of no fault of ours, and the server is ready."""
     assert "Traceback" not in server.log
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    deadline = time.monotonic() + 10
+    while httpx.get(f"{server.url}/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_fuzzed_requests(server: RunningServer) -> None:

@@ -105,12 +105,16 @@ class Broadcast:
         """
         subscriber = Subscriber(transport, encode)
         self._subscribers.add(subscriber)
-        judged, offset = self.replay.judge_at_once(since)
-        if not judged:
-            self._start(subscriber, self._join, since, welcome)
-        elif not self._admit(subscriber, offset, welcome):
-            assert offset is not None
-            self._start(subscriber, self.catch_up, offset)
+        try:
+            judged, offset = self.replay.judge_at_once(since)
+            if not judged:
+                self._start(subscriber, self._join, since, welcome)
+            elif not self._admit(subscriber, offset, welcome):
+                assert offset is not None
+                self._start(subscriber, self.catch_up, offset)
+        except BaseException:
+            self.leave(subscriber)
+            raise
         return subscriber
 
     def move(self, subscriber: Subscriber, transport: Transport) -> None:

@@ -16,7 +16,7 @@ MOST_PARAMETERS = 50
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n")
 VALUE = rb"[\t -~\x80-\xff]*"
-HEADER = re.compile(rb"(%s):[ \t]*(%s?)[ \t]*\r\n" % (TOKEN, VALUE))
+HEADER = re.compile(rb"(%s):(%s)\r\n" % (TOKEN, VALUE))
 HEADERS = re.compile(rb"(?:%s:%s\r\n)*\r\n" % (TOKEN, VALUE))
 # A request with one of these is more than a plain upgrade.
 NOT_PLAIN = frozenset({"content-length", "transfer-encoding", "expect"})
@@ -111,7 +111,9 @@ def parse_upgrade(head: bytes, paths: Sequence[str]) -> EngineRequest | None:
     if HEADERS.fullmatch(head, line.end()) is None:
         return None
     found = HEADER.findall(head, line.end())
-    headers = {name.decode().lower(): value.decode("latin-1") for name, value in found}
+    headers = {
+        name.decode().lower(): value.strip(b" \t").decode("latin-1") for name, value in found
+    }
     if len(headers) < len(found) or not NOT_PLAIN.isdisjoint(headers) or not is_upgrade(headers):
         return None
     try:

@@ -6,6 +6,7 @@ is written to and leaves here, in an order that leaves no gap in what it gets.
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from app.socketio.session import Session
 logger = logging.getLogger("tablecast.socketio")
 
 ID_BYTES = 12
+PID = re.compile(r"[A-Za-z0-9_.~-]{1,100}")
 RESERVED_EVENTS = frozenset(
     {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
@@ -47,7 +49,7 @@ class ConnectPayload:
         given = payload if isinstance(payload, dict) else {}
         pid, offset, since = given.get("pid"), given.get("offset"), given.get("since")
         timing = given.get("timing") is True
-        if isinstance(pid, str) and isinstance(offset, str):
+        if isinstance(pid, str) and PID.fullmatch(pid) and isinstance(offset, str):
             return cls(pid, offset, timing)
         return cls(None, since if isinstance(since, str) else None, timing)
 

@@ -112,6 +112,9 @@ class Session:
                 raise ProtocolError("not a packet that a client sends")
         except ProtocolError as error:
             self.blame(error)
+        except Exception:
+            logger.exception("%s: a packet could not be handled", self.sid)
+            self.close(CloseReason.INTERNAL_ERROR)
 
     def count_inbound(self) -> bool:
         """Count what a client sends; return False, and disconnect it, if that is too much."""
