@@ -212,9 +212,9 @@ async def test_an_upgrade_that_is_given_up(
     await client.post("40")
     await client.poll()
     address = app.url.replace("http", "ws") + client.address.replace("polling", "websocket")
-    for frames in ([], ["nonsense"], ["2probe"], ["2probe", "nonsense"]):
+    for sent in ([], ["nonsense"], ["2probe"], ["2probe", "nonsense"]):
         async with open_websocket(address, proxy=None) as websocket:
-            for frame in frames:
+            for frame in sent:
                 await websocket.send(frame)
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.05)
