@@ -205,21 +205,21 @@ async def test_handshake_polling_opens_a_session(pinging: App) -> None:
 
 @pytest.mark.parametrize("query", WRONG_VERSION)
 async def test_handshake_polling_fails_with_an_invalid_eio(app: App, query: str) -> None:
-    """A client that does not say it speaks protocol 4 is told that it is not supported."""
+    """A client that does not speak protocol 4 learns that its version is not supported."""
     async with httpx.AsyncClient(base_url=app.url) as http:
         assert_refused(await http.get(PATH + query.format("polling")), UNSUPPORTED_VERSION)
 
 
 @pytest.mark.parametrize("query", WRONG_TRANSPORT)
 async def test_handshake_polling_fails_with_an_invalid_transport(app: App, query: str) -> None:
-    """A client that names no transport, or one that does not exist, is told so."""
+    """A client that names no transport, or an unknown one, is refused."""
     async with httpx.AsyncClient(base_url=app.url) as http:
         assert_refused(await http.get(PATH + query), TRANSPORT_UNKNOWN)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 async def test_handshake_polling_fails_with_an_invalid_method(app: App, method: str) -> None:
-    """A client that tries to open a session by anything but GET is told so."""
+    """A client that tries to open a session by anything but GET is refused."""
     async with httpx.AsyncClient(base_url=app.url) as http:
         assert_refused(await http.request(method, PATH + "?EIO=4&transport=polling"), BAD_METHOD)
 
@@ -458,7 +458,7 @@ async def test_upgrade_ignores_a_websocket_with_the_same_sid(
 
 
 async def test_an_unknown_session_is_refused(app: App, plain: bool) -> None:
-    """A client whose session does not exist (any more) is told so, whatever it asks."""
+    """A client whose session does not exist (any more) learns that, whatever it asks."""
     async with httpx.AsyncClient(base_url=app.url) as http:
         polling = PollingClient(http)
         polling.sid = "nobody"

@@ -116,7 +116,7 @@ async def test_every_client_gets_every_change_once(app: App, connection: Connect
 
 @pytest.mark.parametrize("timing", [True, False])
 async def test_timing_is_for_those_who_ask(app: App, connection: Connection, timing: bool) -> None:
-    """Who asks for timing is told when what comes next was written; nobody else is."""
+    """A client that asks for timing learns when the next events were written; others do not."""
     async with joined(app.url, {"timing": timing}) as client:
         await insert(connection, "a", "b")
         if timing:
@@ -420,7 +420,7 @@ async def test_protocol_errors_close(
 
 
 async def test_another_namespace(app: App, connection: Connection) -> None:
-    """Who asks for another namespace is refused it in a sentence, and may join the one there is."""
+    """A client that asks for an unknown namespace is refused, and can still join the main one."""
     async with opened(app.url) as client:
         await client.send('40/admin,{"token":"x"}')
         frame = await client.frame()

@@ -58,7 +58,7 @@ class RawClient:
         return event
 
     async def take(self, count: int) -> list[Event]:
-        """The next so many events."""
+        """The next `count` events."""
         taken = [await self.event() for _ in range(count)]
         self.events += taken
         return taken
@@ -84,7 +84,7 @@ class RawClient:
             return frames
 
     async def silent(self, seconds: float = 0.3) -> bool:
-        """Whether nothing comes for so long."""
+        """Whether nothing comes for a while."""
         try:
             await self.frame(seconds)
         except TimeoutError:
