@@ -72,8 +72,10 @@ class SocketPath:
         self._files = StaticFiles(directory=CLIENT_FILES, check_dir=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != self._path:
+        if scope["path"] != self._path and scope["type"] == "http":
             await self._files(scope, receive, send)
+        elif scope["path"] != self._path:
+            await send({"type": "websocket.close"})
         else:
             state: State = scope["state"]
             await state["socketio"].handle_request(scope, receive, send)

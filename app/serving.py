@@ -21,7 +21,7 @@ from app.application import SOCKET_PATHS, create_app
 from app.database.connections import Refusal
 from app.settings import Settings
 from app.socketio import codec
-from app.socketio.handshake import parse_upgrade
+from app.socketio.handshake import EngineRequest, RequestRefused, parse_upgrade
 from app.socketio.session import INBOUND_BYTES
 
 BACKLOG = 4096
@@ -49,17 +49,26 @@ class Doorway(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         head = self._head = self._head + data
-        if not any(head.startswith(opening[: len(head)]) for opening in OPENINGS):
+        if (
+            not any(head.startswith(opening[: len(head)]) for opening in OPENINGS)
+            or len(head) > HEAD_BYTES
+            or b"\n\n" in head  # not HTTP, but uvicorn has an answer to it
+        ):
             self._pass_on(head)
-        elif head.endswith(b"\r\n\r\n"):
+        elif b"\r\n\r\n" in head:
             request = parse_upgrade(head, SOCKET_PATHS)
-            socketio = self._arguments["app_state"]["socketio"]
-            if request is None or socketio.accept(self._transport, request) is None:
+            if request is None:
                 self._pass_on(head)
             else:
-                self._leave()
-        elif b"\r\n\r\n" in head or len(head) > HEAD_BYTES:
-            self._pass_on(head)
+                self._accept(request)
+
+    def _accept(self, request: EngineRequest) -> None:
+        self._leave()
+        try:
+            self._arguments["app_state"]["socketio"].accept(self._transport, request)
+        except RequestRefused as refused:
+            self._transport.write(refused.as_http())
+            self._transport.close()
 
     def _pass_on(self, head: bytes) -> None:
         self._leave()
@@ -106,6 +115,10 @@ class HttpServer(uvicorn.Server):
             self._announce()
             self._settling = asyncio.create_task(settle())
 
+    def stop(self) -> None:
+        """Stop; asked twice, no faster: it takes a second at most."""
+        self.should_exit = True
+
     def fail(self) -> None:
         """Stop, for a reason that the log tells."""
         self.failed = self.should_exit = True
@@ -115,7 +128,7 @@ class HttpServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)
         for number in signals:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, self.stop)
         try:
             yield
         finally:

@@ -30,6 +30,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.database.connections import Connection
 from app.socketio import engine as engine_module
+from tests.support.feeds import eventually
 from tests.support.server import RunningServer
 from tests.support.sockets import (
     FRAME_TIMEOUT_S,
@@ -421,6 +422,27 @@ async def test_upgrade_goes_from_polling_to_websocket(
         assert created(await client.frame()) == "a"
         await insert(connection, "b")
         assert created(await client.frame()) == "b"
+
+
+@pytest.mark.parametrize("frames", [["2probe"], ["5"], []])
+async def test_upgrade_by_one_websocket_at_a_time(
+    app: App, polling: PollingClient, connection: Connection, frames: list[str]
+) -> None:
+    """While one WebSocket is being probed another one for the same session gets nowhere, whatever
+    it sends, and the first one's upgrade succeeds.
+    """
+    await polling.post("40")
+    await get(polling)
+    async with probed(polling) as first:
+        async with websocket_of(polling) as second:
+            for frame in frames:
+                await second.send(frame)
+            if frames:
+                assert await second.closed() == []
+        await first.send("5")
+        await insert(connection, "a")
+        assert created(await first.frame()) == "a"
+    await eventually(lambda: app.empty)
 
 
 async def test_upgrade_ignores_requests_with_the_same_sid(

@@ -96,6 +96,7 @@ ORIGINS = [
     ("https://allowed.example", {}, True),
     ("https://allowed.example.evil", {}, False),
     ("https://ours:8000", {"x-forwarded-proto": "https"}, True),
+    ("http://ours:8000", {"x-forwarded-proto": "https"}, False),
     ("https://public.example", {"x-forwarded-proto": "https, http",
                                 "x-forwarded-host": "public.example"}, True),
 ]  # fmt: skip

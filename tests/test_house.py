@@ -61,7 +61,7 @@ def test_what_serving_takes_from_uvicorn_is_there() -> None:
         assert issubclass(protocol, object) and hasattr(protocol, "shutdown")
     assert ServerState().connections == set()
     assert uvicorn.Config("app", http=HttpToolsProtocol).http is HttpToolsProtocol
-    for method in ("startup", "shutdown", "capture_signals", "handle_exit", "serve"):
+    for method in ("startup", "shutdown", "capture_signals", "serve"):
         assert callable(getattr(uvicorn.Server, method))
     server = uvicorn.Server(uvicorn.Config("app"))
     assert (server.started, server.should_exit) == (False, False)

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -502,6 +503,43 @@ async def test_origins_by_polling(database_url: str) -> None:
         assert (await http.get(address, headers={"Origin": app.url})).status_code == 200
         refused = await http.get(address, headers={"Origin": "https://other.example"})
         assert refused.status_code == 403 and "ALLOWED_ORIGINS" in refused.json()["message"]
+
+
+async def test_text_that_is_not_unicode(app: App, http: httpx.AsyncClient) -> None:
+    """A client that smuggles half a surrogate into a packet is disconnected."""
+    async with opened(app.url) as client:
+        await client.send('4"0/\\ud800,"')
+        assert await client.closed() == []
+    polling = PollingClient(http)
+    await polling.open()
+    assert (await polling.post('4"0/\\ud800,"')).status_code == 400
+    await eventually(lambda: app.empty)
+
+
+async def test_a_refused_websocket_is_no_error(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    """Clients with sessions of another node, or of another version, are refused without a line in
+    the log that would alarm anybody.
+    """
+    for query in ("?EIO=3&transport=websocket", "?EIO=4&transport=websocket&sid=elsewhere"):
+        with pytest.raises(InvalidStatus) as refused:
+            async with open_websocket(app.url.replace("http", "ws") + PATH + query, proxy=None):
+                pass
+        assert refused.value.response.status_code == 400
+        assert json.loads(refused.value.response.body)["code"] in (1, 5)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("glue", [b"\r\n" * 2, b"\n" * 2])
+async def test_odd_requests_on_our_paths_are_answered(app: App, glue: bytes) -> None:
+    """A request on a Socket.IO path that is very long, or not HTTP, still gets an answer."""
+    address = urlsplit(app.url)
+    long = b"X: " + b"x" * 20_000 if glue == b"\r\n" * 2 else b"X: y"
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    line = f"GET {PATH}{QUERY}polling HTTP/1.1\r\nHost: {address.netloc}\r\n".encode()
+    writer.write(line + long + glue)
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 ")
+    writer.close()
 
 
 # The end of a connection

@@ -1,7 +1,7 @@
 """Things that are due, all after the same time: a queue, so that one timer serves them all."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -25,8 +25,8 @@ class Deadlines(Generic[T]):
     def __contains__(self, thing: T) -> bool:
         return thing in self._times
 
-    def __len__(self) -> int:
-        return len(self._times)
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._times)
 
     def add(self, thing: T) -> None:
         """Let a thing be due `seconds` from now, whenever it was due before."""
@@ -38,13 +38,6 @@ class Deadlines(Generic[T]):
     def remove(self, thing: T) -> bool:
         """Let a thing not be due any more; return whether it was to be."""
         return self._times.pop(thing, None) is not None
-
-    def close(self) -> None:
-        """Forget everything."""
-        self._times.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _expire(self) -> None:
         self._timer = None

@@ -91,7 +91,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self.pings: Deadlines[Session] = Deadlines(ping_interval, Session.ping)
         self.pongs: Deadlines[Session] = Deadlines(ping_timeout, miss_heartbeat)
-        self.waiting: Deadlines[Session] = Deadlines(PATIENCE_S, Session.overdue)
+        self.waiting: Deadlines[Session] = Deadlines(PATIENCE_S, lambda session: session.overdue())
         self._opening = {
             "pingInterval": round(ping_interval * 1000),
             "pingTimeout": round(ping_timeout * 1000),
@@ -107,6 +107,8 @@ class Engine:
         """End every session by closing its transport: the clients come back."""
         for session in list(self._sessions.values()):
             session.close(CloseReason.SERVER_STOPS)
+        for session in list(self.waiting):  # about to upgrade, or parting
+            session.overdue()
 
     # Sessions
 
@@ -172,16 +174,12 @@ class Engine:
             raise bad_request()
         return session
 
-    def accept(
-        self, transport: asyncio.Transport, request: EngineRequest
-    ) -> WebSocketSession | None:
-        """Answer a plain, good upgrade, and return the protocol that owns the connection from now
-        on; None, with nothing done, if it must be refused.
+    def accept(self, transport: asyncio.Transport, request: EngineRequest) -> None:
+        """Answer a plain, good upgrade; from now on a session owns the connection.
+
+        Raises RequestRefused, with nothing done.
         """
-        try:
-            old = self._judge(request, websocket=True)
-        except RequestRefused:
-            return None
+        old = self._judge(request, websocket=True)
         switching = SWITCHING.format(rfc6455.accept(request.headers["sec-websocket-key"])).encode()
         if isinstance(old, QueuedSession):
             session = WebSocketSession(self, old.sid, transport, old)
@@ -192,7 +190,6 @@ class Engine:
             switching += rfc6455.text_frame(self._open_packet(session.sid, ()).encode())
         transport.set_protocol(session)
         transport.write(switching)
-        return session
 
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request over ASGI: a poll, a POST or a WebSocket."""

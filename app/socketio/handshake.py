@@ -1,9 +1,11 @@
 """Requests to open or continue an Engine.IO session, as values. No I/O."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,7 +21,8 @@ VALUE = rb"[\t -~\x80-\xff]*"
 HEADER = re.compile(rb"(%s):(%s)\r\n" % (TOKEN, VALUE))
 HEADERS = re.compile(rb"(?:%s:%s\r\n)*\r\n" % (TOKEN, VALUE))
 # A request with one of these is more than a plain upgrade.
-NOT_PLAIN = frozenset({"content-length", "transfer-encoding", "expect"})
+NOT_PLAIN = frozenset({"content-length", "transfer-encoding", "expect", "sec-websocket-protocol"})
+MOST_HEADERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,15 @@ class RequestRefused(Exception):
         super().__init__(message)
         self.status = status
         self.body = {"code": code, "message": message}
+
+    def as_http(self) -> bytes:
+        """The whole answer, after which the connection is closed."""
+        body = json.dumps(self.body, separators=(",", ":"))
+        return (
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"Cache-Control: no-store\r\nConnection: close\r\n\r\n{body}"
+        ).encode()
 
 
 def unknown_transport() -> RequestRefused:
@@ -114,7 +126,9 @@ def parse_upgrade(head: bytes, paths: Sequence[str]) -> EngineRequest | None:
     headers = {
         name.decode().lower(): value.strip(b" \t").decode("latin-1") for name, value in found
     }
-    if len(headers) < len(found) or not NOT_PLAIN.isdisjoint(headers) or not is_upgrade(headers):
+    if len(found) > MOST_HEADERS or len(headers) < len(found):
+        return None
+    if not NOT_PLAIN.isdisjoint(headers) or not is_upgrade(headers):
         return None
     try:
         return EngineRequest("GET", parse_query(query), headers)
@@ -146,4 +160,4 @@ def is_allowed_origin(request: EngineRequest, allowed: Sequence[str]) -> bool:
     host = headers.get("host", "")
     forwarded_scheme = headers.get("x-forwarded-proto", request.scheme).split(",")[0].strip()
     forwarded_host = headers.get("x-forwarded-host", host).split(",")[0].strip()
-    return origin in (f"{request.scheme}://{host}", f"{forwarded_scheme}://{forwarded_host}")
+    return origin == f"{forwarded_scheme}://{forwarded_host}"

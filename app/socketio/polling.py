@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import Any
 
 from app.live.subscriber import UNLIMITED, CloseReason
-from app.socketio.codec import CLOSE, NOOP, POLL_PACKETS
+from app.socketio.codec import CLOSE, NOOP, POLL_PACKETS, ProtocolError
 from app.socketio.frames import Frames
 from app.socketio.handshake import bad_request, unknown_session
-from app.socketio.session import Keeper, Session
+from app.socketio.session import INBOUND_BYTES, Keeper, Session
 
 logger = logging.getLogger("tablecast.socketio")
 
@@ -185,7 +185,11 @@ class QueuedSession(Session):
             if event["type"] != "websocket.receive":
                 return
             text = event.get("text")
-            self.receive(event["bytes"] if text is None else text)
+            message = event["bytes"] if text is None else text
+            if len(message) > INBOUND_BYTES:
+                self.blame(ProtocolError("a message that is too long"))
+            else:
+                self.receive(message)
 
     # The end
 

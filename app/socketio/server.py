@@ -25,6 +25,7 @@ from app.socketio.session import Session
 logger = logging.getLogger("tablecast.socketio")
 
 ID_BYTES = 12
+HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 PID = re.compile(r"[A-Za-z0-9_.~-]{1,100}")
 RESERVED_EVENTS = frozenset(
     {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
@@ -81,11 +82,9 @@ class SocketIO:
         """Answer a request over ASGI on a Socket.IO path."""
         await self._engine.handle_request(scope, receive, send)
 
-    def accept(
-        self, transport: asyncio.Transport, request: EngineRequest
-    ) -> asyncio.Protocol | None:
-        """Take over the connection of a plain, good upgrade; None if it must be refused."""
-        return self._engine.accept(transport, request)
+    def accept(self, transport: asyncio.Transport, request: EngineRequest) -> None:
+        """Take over the connection of a plain, good upgrade. Raises RequestRefused."""
+        self._engine.accept(transport, request)
 
     def close(self) -> None:
         """End every session by closing its transport. A Socket.IO DISCONNECT would keep the clients
@@ -99,6 +98,8 @@ class SocketIO:
         """Take one Socket.IO packet. Raises ProtocolError for what a client may not send."""
         if not isinstance(data, str):
             raise ProtocolError("binary messages are refused")
+        if HALF_SURROGATE.search(data):
+            raise ProtocolError("a text that is not Unicode")
         packet = codec.decode_message(data)
         namespace = packet.namespace or "/"
         if packet.packet_type == codec.CONNECT and namespace != "/":
