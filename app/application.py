@@ -85,7 +85,7 @@ class SocketPath:
 async def lifespan(
     settings: Settings, failed: Callable[[], None], _: Starlette
 ) -> AsyncIterator[State]:
-    """Open what the application lives on, and close it in reverse."""
+    """Open everything the application needs, and close it in reverse."""
     assert settings.database_url is not None
     pool = await create_pool(settings)
     reading_pool = await create_reading_pool(settings, READS_AT_ONCE + JUDGED_AT_ONCE)
@@ -125,11 +125,11 @@ async def lifespan(
             await asyncio.wait(tasks)
     finally:
         for each in (pool, reading_pool):
-            each.terminate()  # nobody is left to take the answers of what is under way
+            each.terminate()  # nobody is waiting for pending queries
 
 
 def report_end(failed: Callable[[], None], task: asyncio.Task[None]) -> None:
-    """A task that must never end has ended: log why, and end the process."""
+    """Log why a background task ended, and stop the process."""
     if not task.cancelled():
         logger.critical("the task %s has failed", task.get_name(), exc_info=task.exception())
         failed()

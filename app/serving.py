@@ -33,8 +33,8 @@ BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: clo
 
 
 class Doorway(asyncio.Protocol):
-    """Reads the head of a connection's first request, and hands the connection to whom it concerns:
-    to the Socket.IO server, or to uvicorn, with every byte read so far.
+    """Reads the head of a connection's first request and hands the connection to the Socket.IO
+    server or to uvicorn, with every byte read so far.
     """
 
     __slots__ = ("_arguments", "_head", "_transport")
@@ -81,7 +81,7 @@ class Doorway(asyncio.Protocol):
         self._leave()
 
     def shutdown(self) -> None:
-        """uvicorn stops: nothing has been asked yet."""
+        """uvicorn is shutting down; no request is pending."""
         self._transport.close()
 
     def _leave(self) -> None:
@@ -89,8 +89,8 @@ class Doorway(asyncio.Protocol):
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Answers what is no WebSocket handshake at all, a request with a body say: uvicorn would leave
-    it unanswered.
+    """Answers 400 to what is not a WebSocket handshake (a request with a body, say); uvicorn would
+    not answer.
     """
 
     def data_received(self, data: bytes) -> None:
@@ -101,7 +101,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 class HttpServer(uvicorn.Server):
-    """Says when it is there; stops at SIGINT and SIGTERM, and then lets the clients go first."""
+    """Announces when it is ready. Disconnects clients before it shuts down on SIGINT or SIGTERM."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -116,11 +116,11 @@ class HttpServer(uvicorn.Server):
             self._settling = asyncio.create_task(settle())
 
     def stop(self) -> None:
-        """Stop; asked twice, no faster: it takes a second at most."""
+        """Stop, within about a second; asking twice does not make it faster."""
         self.should_exit = True
 
     def fail(self) -> None:
-        """Stop, for a reason that the log tells."""
+        """Stop because of an error that has been logged."""
         self.failed = self.should_exit = True
 
     @contextmanager
@@ -143,7 +143,7 @@ class HttpServer(uvicorn.Server):
 
 
 async def settle() -> None:
-    """Do what the first answers need not wait for."""
+    """Do the work the first responses need not wait for."""
     await asyncio.to_thread(codec.libraries)
     # Objects alive now live forever; freeze them, or each full collection pauses every client for
     # 50 ms.
@@ -170,14 +170,14 @@ def configure(app: Any) -> uvicorn.Config:
 
 
 def allow_many_clients() -> None:
-    """Every client takes a file descriptor: take as many as the system gives."""
+    """Raise the limit on open files to the maximum: each client needs one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS may show more than it gives
+    with suppress(ValueError, OSError):  # macOS may report a limit that it does not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; OSError where the address cannot be had."""
+    """A listening socket. Raises OSError if the address is unavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
@@ -186,8 +186,8 @@ async def serve(settings: Settings, started: Callable[[str], None]) -> None:
     """Serve until a signal says stop. `started` is called with the address once requests are
     answered.
 
-    Raises OSError if the address is taken or cannot be had, and Refusal if the server stopped
-    because something in it has failed.
+    Raises OSError if the address is unavailable, and Refusal if the server stopped because of an
+    internal error.
     """
     allow_many_clients()
     with listen(settings.host, settings.port) as listening:
@@ -197,6 +197,4 @@ async def serve(settings: Settings, started: Callable[[str], None]) -> None:
         server = HttpServer(configure(app), lambda: started(address))
         await server.serve(sockets=[listening])
         if server.failed:
-            raise Refusal(
-                "The server has stopped because of an internal error; the log says which."
-            )
+            raise Refusal("The server stopped because of an internal error; see its log.")

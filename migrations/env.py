@@ -11,7 +11,7 @@ from app.database.connections import connect
 from app.database.schema import metadata
 
 # Two nodes that start at the same time migrate one after the other (the lock's first number is
-# Tablecast's, as in sql/capture.sql).
+# Tablecast's, as in sql/0003_capture.sql).
 MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(1413563213, 4)"
 
 

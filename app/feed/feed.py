@@ -21,7 +21,10 @@ logger = logging.getLogger("tablecast.feed")
 HELD_BACK_S = 10.0
 READ_TIMEOUT_S = 15.0
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-DEAF = "notifications do not reach the listening connection (a transaction-mode pooler between?)"
+DEAF = (
+    "notifications do not reach the listening connection"
+    " (is there a transaction-mode pooler in between?)"
+)
 # Not ready when the last complete read is older.
 BEHIND_S = 5.0
 
@@ -158,7 +161,7 @@ class Feed:
             await log.disown(reader, self.reached.position)
         epoch, reached = await log.current_epoch(reader), await log.current_position(reader)
         await flush(reader)  # the position may have seen commits that a crash would take back
-        # Not earlier: whatever fails up to here is tried again, and the publisher must hear of it.
+        # Not earlier: a failure up to here is retried, and the publisher must still be called.
         self.epoch = epoch
         self._reach(Offset(reached))
         publisher.started(epoch, Offset(reached))

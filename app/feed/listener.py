@@ -21,7 +21,7 @@ from app.database.connections import connect
 
 CHANNEL = "feed"
 
-# Advisory locks; the first number is Tablecast's, as in migrations/sql/capture.sql.
+# Advisory locks; the first number is Tablecast's, as in migrations/sql/0003_capture.sql.
 LOCKS = 1413563213
 SLEEPING = 1
 LEADING = 2

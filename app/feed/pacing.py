@@ -3,9 +3,8 @@
 Times are seconds of one monotonic clock. Nothing here waits.
 """
 
-# Awake, the feed reads on and on, and rests when it finds nothing; the longer nothing has come,
-# the longer the rest. Up to a few thousand changes a second, what counts is how soon they arrive;
-# beyond that, every change found earns the writers a rest from being read.
+# While awake the feed polls; the longer nothing arrives, the longer it waits. Up to a few thousand
+# changes a second latency matters; beyond that, longer waits spare the writers.
 SHORTEST_REST_S = 0.001
 LONGEST_REST_S = 0.020
 REST_PER_CHANGE_S = 0.00015
@@ -38,7 +37,7 @@ class Pacing:
             self._owes_ring = self._owes_ring or not self._others_know
 
     def woke(self, rung_by_writer: bool) -> None:
-        """Note the end of a wait. A writer that rings, rings for every node."""
+        """Note the end of a wait. A writer's bell reaches every node."""
         self._others_know = rung_by_writer
 
     def stay_awake(self, now: float) -> None:
@@ -46,21 +45,21 @@ class Pacing:
         self._last_found = now
 
     def should_ring(self, asleep: bool, now: float) -> bool:
-        """Return whether to ring for the other nodes now; if so, it counts as done."""
+        """Return whether it is time to ring for the other nodes; if so, it counts as done."""
         if not self._owes_ring or not (asleep or now >= self._next_ring):
             return False
         self._owes_ring, self._next_ring = False, now + RING_S
         return True
 
     def should_look(self, now: float) -> bool:
-        """Return whether to see who leads now; if so, it counts as done."""
+        """Return whether it is time to check which node leads; if so, it counts as done."""
         if now < self._next_look:
             return False
         self._next_look = now + LOOK_S
         return True
 
     def should_probe(self, now: float) -> bool:
-        """Return whether to test the bell now; if so, it counts as done."""
+        """Return whether it is time to test the bell; if so, it counts as done."""
         if now < self._next_probe:
             return False
         self._next_probe = now + PROBE_S

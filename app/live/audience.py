@@ -1,4 +1,4 @@
-"""The subscribers that are where the log is, and the loop that sends them a page."""
+"""The live subscribers, and the loop that sends each page to them."""
 
 from app.live.buffer import EncodedPage
 from app.live.subscriber import Encoder, Subscriber, Transport

@@ -1,4 +1,4 @@
-"""A page to all live subscribers, and everybody else to where those are.
+"""Sends each page to the live subscribers, and brings the others up to date.
 
 A subscriber is either *live*, and gets every page as it is published, or *catching up*: it gets
 the pages after its offset at its own pace, until that offset is the one the live ones have.
@@ -49,7 +49,7 @@ class BroadcastStats:
 
 
 class Broadcast:
-    """The feed's publisher.
+    """The feed's publisher: everybody who is sent changes.
 
     `buffer_bytes`: how much may be unsent to a live subscriber. `stall_s`: how long one may read
     nothing, in seconds.
@@ -65,7 +65,7 @@ class Broadcast:
         self._has_started = False
 
     def stats(self) -> BroadcastStats:
-        """Who is here."""
+        """Count the subscribers."""
         return BroadcastStats(len(self._subscribers), len(self._audience))
 
     # The feed's side
@@ -98,7 +98,7 @@ class Broadcast:
     def subscribe(
         self, transport: Transport, encode: Encoder, since: Any, welcome: Welcome
     ) -> Subscriber:
-        """Take in a subscriber: call `welcome`, then write what it missed and whatever comes.
+        """Add a subscriber: call `welcome`, send what it missed, then every new page.
 
         `since` is the offset it says it has. If judging that takes a read of the log, all of this
         happens later, in a task; if it cannot be judged, the transport is closed.

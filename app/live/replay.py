@@ -41,7 +41,7 @@ class ReplayStats:
 
 
 class Replay:
-    """Everything about the past of the log. `pool` reads it."""
+    """Judges offsets and replays the log, using connections from `pool`."""
 
     def __init__(self, feed: Feed, pool: asyncpg.Pool) -> None:
         self._feed = feed

@@ -16,7 +16,7 @@ Encoder: TypeAlias = Callable[[Page, Epoch], Message]
 
 
 UNLIMITED = 2**63
-"""More than can be unsent: write at any rate."""
+"""No limit."""
 
 
 class CloseReason(StrEnum):
@@ -41,9 +41,9 @@ class Transport(Protocol):
     """A way to a subscriber. Only `drained` waits."""
 
     def try_write(self, message: Message, limit_bytes: int) -> bool:
-        """Write unless more than `limit_bytes` are unsent; return whether it was written.
+        """Write unless more than `limit_bytes` are unsent; return whether the subscriber kept up.
 
-        Once closed, nothing is written, and the result is True.
+        Once closed, nothing is written and the result is True.
         """
 
     def unsent_bytes(self) -> int:

@@ -1,4 +1,6 @@
-"""The REST resource `/api/things`: reads and writes the table, and knows nothing of the feed."""
+"""The REST resource `/api/things`. It reads and writes the table like any other client; only the
+list asks the feed for its offset.
+"""
 
 from typing import Annotated
 from urllib.parse import quote

@@ -15,6 +15,9 @@ OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = range(7)
 # Packet types of Socket.IO 5.
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = range(7)
 
+# The three steps of an upgrade (Engine.IO protocol, section "Upgrade").
+PROBE, PROBE_ANSWER, CONFIRM = f"{PING}probe", f"{PONG}probe", str(UPGRADE)
+
 POLL_PACKETS = 16
 """Packets in one answer to a poll: python-engineio's client refuses more."""
 
@@ -56,7 +59,7 @@ def decode(message: str | bytes) -> tuple[int, Any]:
     packet_class = libraries().engine_packet
     try:
         packet = packet_class(encoded_packet=message)
-    except Exception as error:  # its decoder raises whatever the text leads it to
+    except Exception as error:  # the decoder may raise anything
         raise ProtocolError(f"not an Engine.IO packet: {error}") from error
     return packet.packet_type, packet.data
 

@@ -1,4 +1,4 @@
-"""Things that are due, all after the same time: a queue, so that one timer serves them all."""
+"""A queue of deadlines that share one delay, and so one timer."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -29,14 +29,14 @@ class Deadlines(Generic[T]):
         return iter(self._times)
 
     def add(self, thing: T) -> None:
-        """Let a thing be due `seconds` from now, whenever it was due before."""
+        """Make a thing due `seconds` from now, replacing any earlier deadline."""
         self._times.pop(thing, None)
         self._times[thing] = time = self._loop.time() + self._seconds
         if self._timer is None:
             self._timer = self._loop.call_at(time + self._slack, self._expire)
 
     def remove(self, thing: T) -> bool:
-        """Let a thing not be due any more; return whether it was to be."""
+        """Cancel a deadline; return whether there was one."""
         return self._times.pop(thing, None) is not None
 
     def _expire(self) -> None:

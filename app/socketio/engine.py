@@ -32,13 +32,13 @@ from app.socketio.handshake import (
     unknown_transport,
     unsupported_version,
 )
-from app.socketio.polling import QueuedSession, answer_websocket_close
+from app.socketio.queued import QueuedSession, answer_websocket_close
 from app.socketio.session import INBOUND_BYTES, INBOUND_WINDOW_S, Session
 from app.socketio.websocket import WebSocketSession
 
 logger = logging.getLogger("tablecast.socketio")
 
-# How long a client may take to CONNECT, to go through with an upgrade, and to read a close frame.
+# Time allowed to CONNECT, to complete an upgrade, or to read a close frame.
 PATIENCE_S = 10.0
 SID_BYTES = 15
 ANY_SID = "ANY_SID"
@@ -50,7 +50,7 @@ SWITCHING = (
 
 
 class Receiver(Protocol):
-    """Who takes the messages of the sessions. All methods return at once."""
+    """Receives the sessions' messages. All methods return at once."""
 
     def received(self, session: Session, data: Any) -> None:
         """Take a message. Raises ProtocolError."""
@@ -100,11 +100,11 @@ class Engine:
         self._open_packets: dict[Sequence[str], str] = {}
 
     def stats(self) -> EngineStats:
-        """Who is here, and why others went."""
+        """Count open sessions, and closed ones by reason."""
         return EngineStats(len(self._sessions), self._closed.copy())
 
     def close(self) -> None:
-        """End every session by closing its transport: the clients come back."""
+        """Close every transport, without a DISCONNECT, so that clients reconnect."""
         for session in list(self._sessions.values()):
             session.close(CloseReason.SERVER_STOPS)
         for session in list(self.waiting):  # about to upgrade, or parting
@@ -113,7 +113,7 @@ class Engine:
     # Sessions
 
     def window(self) -> int:
-        """The number of the present inbound window."""
+        """The number of the current inbound window."""
         return int(self._loop.time() / INBOUND_WINDOW_S)
 
     def received(self, session: Session, data: Any) -> None:
@@ -175,7 +175,7 @@ class Engine:
         return session
 
     def accept(self, transport: asyncio.Transport, request: EngineRequest) -> None:
-        """Answer a plain, good upgrade; from now on a session owns the connection.
+        """Answer a plain, valid upgrade; from now on a session owns the connection.
 
         Raises RequestRefused, with nothing done.
         """

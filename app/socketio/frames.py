@@ -37,7 +37,7 @@ class Frames:
 
 def welcome(sid: str, pid: str, recovered: bool, offset: str) -> Frames:
     """The answer to CONNECT, and `feed:hello`: from here on the client has an offset. A client that
-    gets back the `pid` it sent takes itself for recovered.
+    gets its own `pid` back considers itself recovered.
     """
     return Frames(
         [
@@ -78,7 +78,7 @@ def changes(page: Page, epoch: Epoch) -> Frames:
 
 
 def without_body(change: Change, offset: str) -> str:
-    """A truncate; or `feed:hello` again, for one topic: the client's rows of it are void."""
+    """A truncate; or `feed:hello` for one topic: the client must load its rows again."""
     if change.op == "reload":
         hello = ["feed:hello", {"recovered": False, "topic": change.topic}, offset]
         return f"{EVENT}{_json(hello)}"

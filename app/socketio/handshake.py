@@ -20,7 +20,7 @@ REQUEST_LINE = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n")
 VALUE = rb"[\t -~\x80-\xff]*"
 HEADER = re.compile(rb"(%s):(%s)\r\n" % (TOKEN, VALUE))
 HEADERS = re.compile(rb"(?:%s:%s\r\n)*\r\n" % (TOKEN, VALUE))
-# A request with one of these is more than a plain upgrade.
+# A request with one of these has a body, or expects an answer to it.
 NOT_PLAIN = frozenset({"content-length", "transfer-encoding", "expect", "sec-websocket-protocol"})
 MOST_HEADERS = 100
 

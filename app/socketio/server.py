@@ -1,7 +1,7 @@
 """Socket.IO 5: one namespace, CONNECT and its answer; a client sends nothing else.
 
-Packets are encoded and decoded by python-socketio's codec. Its server is not used: a client joins,
-is written to and leaves here, in an order that leaves no gap in what it gets.
+python-socketio's server is not used: joining, writing and leaving happen here, in an order that
+leaves no gap.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class SocketIO:
         )
 
     def stats(self) -> EngineStats:
-        """Who is connected, and why others went."""
+        """Count open sessions, and closed ones by reason."""
         return self._engine.stats()
 
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,14 +112,14 @@ class SocketIO:
             raise ProtocolError("a packet for a namespace that was not joined")
         elif packet.packet_type == codec.DISCONNECT:
             self.ended(session)
-            session.keeper.waiting.add(session)
+            session.await_connect(True)
         elif packet.packet_type == codec.EVENT:
             ignore_event(packet.data)
         else:
             raise ProtocolError("binary packets and acknowledgements are refused")
 
     def replaced(self, old: Session, new: Session) -> None:
-        """Go on by the new session."""
+        """Continue on the new session."""
         old.subscriber = None
         if new.subscriber is not None:
             self._broadcast.move(new.subscriber, new)
@@ -131,7 +131,7 @@ class SocketIO:
             session.subscriber = None
 
     def _join(self, session: Session, payload: ConnectPayload) -> None:
-        session.keeper.waiting.remove(session)
+        session.await_connect(False)
         encode = frames.timed_changes if payload.timing else frames.changes
         welcome = partial(greet, payload.pid)
         session.subscriber = self._broadcast.subscribe(session, encode, payload.since, welcome)
@@ -146,8 +146,8 @@ def greet(pid: str | None, session: Session, recovered: bool, offset: str) -> No
 
 
 def ignore_event(data: Any) -> None:
-    """Clients have no events to send: REST and SQL are the way. A well-formed one is ignored, one
-    with a name of the library's own is an error.
+    """Clients have no events to send; they write through REST or SQL. Events are ignored, but
+    reserved names are an error.
     """
     if not isinstance(data, list) or not data or not isinstance(data[0], str):
         raise ProtocolError("an event without a name")

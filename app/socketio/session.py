@@ -10,22 +10,22 @@ from app.socketio.frames import Frames
 
 logger = logging.getLogger("tablecast.socketio")
 
-# Messages a client may send in a window; it has little to say besides CONNECT and heartbeats.
+# Messages a client may send in a window; a client only sends CONNECT and heartbeats.
 INBOUND_MESSAGES = 50
 INBOUND_WINDOW_S = 10.0
-# CONNECT with an offset is the longest a client has to say.
+# The longest message is a CONNECT with an offset.
 INBOUND_BYTES = 100_000
 
 
 class Keeper(Protocol):
-    """Who keeps the sessions: the engine."""
+    """Owns the sessions: the engine."""
 
     pings: Deadlines["Session"]
     pongs: Deadlines["Session"]
     waiting: Deadlines["Session"]
 
     def window(self) -> int:
-        """The number of the present inbound window."""
+        """The number of the current inbound window."""
 
     def received(self, session: "Session", data: Any) -> None:
         """Take an Engine.IO message. Raises ProtocolError."""
@@ -56,9 +56,9 @@ class Session:
     # Going out
 
     def try_write(self, message: Frames, limit_bytes: int) -> bool:
-        """Write unless more than `limit_bytes` are unsent; return False if not.
+        """Write unless more than `limit_bytes` are unsent; return whether the client kept up.
 
-        Nothing is written once the session is closed, and the result is True.
+        Once closed, nothing is written and the result is True.
         """
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ class Session:
         raise NotImplementedError
 
     def write(self, message: Frames) -> None:
-        """Write at any rate."""
+        """Write regardless of how much is unsent."""
         self.try_write(message, UNLIMITED)
 
     def ping(self) -> None:
@@ -117,7 +117,7 @@ class Session:
             self.close(CloseReason.INTERNAL_ERROR)
 
     def count_inbound(self) -> bool:
-        """Count what a client sends; return False, and disconnect it, if that is too much."""
+        """Count an inbound message; disconnect a client that sends too many and return False."""
         window = self.keeper.window()
         if window != self._window:
             self._inbound, self._window = 0, window
@@ -134,8 +134,15 @@ class Session:
 
     # The end
 
+    def await_connect(self, awaited: bool) -> None:
+        """Expect CONNECT within a while, or no longer."""
+        if awaited:
+            self.keeper.waiting.add(self)
+        else:
+            self.keeper.waiting.remove(self)
+
     def overdue(self) -> None:
-        """The client has not done in time what it is waited for."""
+        """The client missed a deadline."""
         self.close(CloseReason.NO_CONNECT)
 
     def close(self, reason: CloseReason) -> None:

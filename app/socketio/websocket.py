@@ -6,8 +6,9 @@ That is all an idle client costs. Nothing here is a coroutine but `drained`.
 import asyncio
 
 from app.live.subscriber import CloseReason
+from app.socketio.codec import CONFIRM, PROBE, PROBE_ANSWER
 from app.socketio.frames import Frames
-from app.socketio.polling import QueuedSession
+from app.socketio.queued import QueuedSession
 from app.socketio.rfc6455 import (
     CloseCode,
     Opcode,
@@ -20,8 +21,8 @@ from app.socketio.rfc6455 import (
 )
 from app.socketio.session import INBOUND_BYTES, Keeper, Session
 
-# A client that closes, or is to read why it is closed, has little unsent. To any other the
-# connection is aborted.
+# A client that closes, or is told why, usually has little unsent; otherwise the connection is
+# aborted.
 PARTING_BYTES = 64 * 1024
 PARTING_CODES = {
     CloseReason.CLIENT_CLOSED: CloseCode.NORMAL,
@@ -160,9 +161,9 @@ class WebSocketSession(Session, asyncio.Protocol):
         """Take a step of the upgrade: the probe is answered, then the client says that it goes
         through with it (Engine.IO protocol, section "Upgrade").
         """
-        if text == "2probe" and old.begin_probe(self):
-            self.write_packet("3probe")
-        elif text == "5" and old.prober is self and not old.closed:
+        if text == PROBE and old.begin_probe(self):
+            self.write_packet(PROBE_ANSWER)
+        elif text == CONFIRM and old.prober is self and not old.closed:
             self._upgraded_from = None
             packets = old.hand_over()
             for packet in packets:
@@ -184,7 +185,7 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._part(code, reason)
 
     def _part(self, code: int, reason: CloseReason) -> None:
-        """Close with a close frame. The transport goes at the latest when it is overdue."""
+        """Send a close frame and close; abort if the client takes too long."""
         transport = self._transport
         if transport.get_write_buffer_size() > PARTING_BYTES:
             self._end(reason)

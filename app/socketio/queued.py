@@ -5,12 +5,20 @@ server is not ours.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import Any
+
+from starlette.types import Receive, Send
 
 from app.live.subscriber import UNLIMITED, CloseReason
-from app.socketio.codec import CLOSE, NOOP, POLL_PACKETS, ProtocolError
+from app.socketio.codec import (
+    CLOSE,
+    CONFIRM,
+    NOOP,
+    POLL_PACKETS,
+    PROBE,
+    PROBE_ANSWER,
+    ProtocolError,
+)
 from app.socketio.frames import Frames
 from app.socketio.handshake import bad_request, unknown_session
 from app.socketio.session import INBOUND_BYTES, Keeper, Session
@@ -19,9 +27,6 @@ logger = logging.getLogger("tablecast.socketio")
 
 QUEUED_PACKETS = 10_000
 PROBE_TIMEOUT_S = 10.0
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class QueuedSession(Session):
@@ -80,9 +85,9 @@ class QueuedSession(Session):
     async def poll(self, address: str, receive: Receive) -> list[str]:
         """Return the packets that answer a poll, or raise RequestRefused.
 
-        A poll whose answer may not have arrived ends the session, because what it held would be
-        missing: when its connection ends first, and when the same poll comes again. (HTTP clients,
-        browsers too, repeat a GET by themselves if a kept connection breaks under it.)
+        A response that may have been lost ends the session, because its packets would be missing:
+        when the connection closes first, or when the same poll is repeated. (HTTP clients,
+        including browsers, repeat a GET by themselves if a kept connection breaks.)
         """
         if self._polling or ("&t=" in address and address == self._last_poll):
             self.close(CloseReason.POLLED_TWICE)
@@ -109,10 +114,10 @@ class QueuedSession(Session):
             await self._change()
 
     def _last_answer(self) -> list[str]:
-        """What the poll gets that waits when the session is closed.
+        """What a waiting poll gets when the session closes.
 
-        CLOSE only where the protocol's own tests want it: python-engineio's client takes it as the
-        server's wish, and does not come back.
+        CLOSE only where the protocol's tests require it: python-engineio's client takes it as final
+        and never reconnects.
         """
         if self._reason is CloseReason.CLIENT_CLOSED:
             return [str(NOOP)]
@@ -121,8 +126,8 @@ class QueuedSession(Session):
         raise unknown_session()
 
     def begin_probe(self, prober: object) -> bool:
-        """Let a WebSocket be probed: release the poll that waits, and answer others at once. Return
-        False if that is not possible now.
+        """Let a WebSocket be probed: from now on polls are answered at once. Return False if that
+        is not possible now.
         """
         if self.closed or self.upgraded or self.prober is not None:
             return False
@@ -138,15 +143,13 @@ class QueuedSession(Session):
     # A WebSocket of any ASGI server
 
     async def upgrade(self, receive: Receive, send: Send) -> None:
-        """Change from polling to an accepted WebSocket, and serve it, once the client has probed
-        it and says so.
-        """
+        """Once the client has probed an accepted WebSocket and confirmed, switch to it."""
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                if await received_text(receive) != "2probe" or not self.begin_probe(receive):
+                if await received_text(receive) != PROBE or not self.begin_probe(receive):
                     return
-                await send({"type": "websocket.send", "text": "3probe"})
-                if await received_text(receive) != "5" or self.closed:
+                await send({"type": "websocket.send", "text": PROBE_ANSWER})
+                if await received_text(receive) != CONFIRM or self.closed:
                     return
         except TimeoutError:
             return
@@ -194,11 +197,11 @@ class QueuedSession(Session):
     # The end
 
     def closed_by_fault(self) -> bool:
-        """Whether it ended otherwise than by the client's own CLOSE."""
+        """Whether it was closed for any reason but the client's own CLOSE."""
         return self.closed and self._reason is not CloseReason.CLIENT_CLOSED
 
     def hand_over(self) -> list[str]:
-        """End in favour of another session, and return what it has to send."""
+        """Yield to another session, and return the unsent packets."""
         packets = self.take()
         self.closed = self.upgraded = True
         self._wake()
