@@ -672,8 +672,9 @@ def test_fuzzed_requests(server: RunningServer) -> None:
             if well_formed:
                 query = query | {"EIO": "4", "transport": "polling"}
             if in_session:
-                opening = http.get(f"{PATH}{QUERY}polling").text
-                query = query | {"sid": json.loads(opening[1:])["sid"]}
+                opening = http.get(f"{PATH}{QUERY}polling")
+                assert opening.status_code == 200, opening.text
+                query = query | {"sid": json.loads(opening.text[1:])["sid"]}
                 if method == "GET":  # else it would wait for something to come
                     http.post(f"{PATH}{QUERY}polling&sid={query['sid']}", content="40")
             answer = http.request(method, PATH, params=query, headers=headers, content=body)
