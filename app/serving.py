@@ -50,7 +50,7 @@ class Doorway(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         head = self._head = self._head + data
         if (
-            not any(head.startswith(opening[: len(head)]) for opening in OPENINGS)
+            not (head.startswith(OPENINGS) or could_be_an_opening(head))
             or len(head) > HEAD_BYTES
             or b"\n\n" in head  # not HTTP, but uvicorn has an answer to it
         ):
@@ -86,6 +86,11 @@ class Doorway(asyncio.Protocol):
 
     def _leave(self) -> None:
         self._arguments["server_state"].connections.discard(self)
+
+
+def could_be_an_opening(head: bytes) -> bool:
+    """Whether the few bytes of a request so far may become one on a Socket.IO path."""
+    return any(opening.startswith(head) for opening in OPENINGS)
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):

@@ -63,6 +63,7 @@ class Broadcast:
         self._subscribers: set[Subscriber] = set()
         self._audience = Audience()
         self._has_started = False
+        self._formatted: tuple[Offset | None, str] = (None, "")
 
     def stats(self) -> BroadcastStats:
         """Count the subscribers."""
@@ -136,11 +137,20 @@ class Broadcast:
         """Welcome a subscriber with its offset; return whether it is live with that."""
         epoch, reached = self.feed.epoch, self.feed.reached
         assert epoch is not None and reached is not None
-        welcome(subscriber.transport, offset is not None, epoch.format(offset or reached))
+        if offset is not None:
+            welcome(subscriber.transport, True, epoch.format(offset))
+        else:
+            welcome(subscriber.transport, False, self._format(epoch, reached))
         if offset is not None and offset != reached:
             return False
         self.go_live(subscriber)
         return True
+
+    def _format(self, epoch: Epoch, reached: Offset) -> str:
+        """Format the offset of the live subscribers, once for all who join meanwhile."""
+        if self._formatted[0] is not reached:
+            self._formatted = (reached, epoch.format(reached))
+        return self._formatted[1]
 
     def go_live(self, subscriber: Subscriber) -> None:
         """From now on a subscriber gets every page."""

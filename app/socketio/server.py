@@ -139,10 +139,11 @@ class SocketIO:
 
 def greet(pid: str | None, session: Session, recovered: bool, offset: str) -> None:
     """Answer CONNECT. A client that continues gets back the `pid` it came with."""
+    # Not the session's own id: anyone who knows that one can poll for the session.
+    sid = secrets.token_urlsafe(ID_BYTES)
     if pid is None or not recovered:
-        pid = secrets.token_urlsafe(ID_BYTES)
-    # Not the session's own id: that one lets its bearer poll for the session.
-    session.write(frames.welcome(secrets.token_urlsafe(ID_BYTES), pid, recovered, offset))
+        pid = sid
+    session.write(frames.welcome(sid, pid, recovered, offset))
 
 
 def ignore_event(data: Any) -> None:
