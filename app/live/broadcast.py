@@ -49,7 +49,7 @@ class BroadcastStats:
 
 
 class Broadcast:
-    """The feed's publisher: everybody who is sent changes.
+    """The feed's publisher: sends its pages to the subscribers.
 
     `buffer_bytes`: how much may be unsent to a live subscriber. `stall_s`: how long one may read
     nothing, in seconds.

@@ -21,16 +21,11 @@ from app.socketio import codec, rfc6455
 from app.socketio.deadlines import Deadlines
 from app.socketio.handshake import (
     VERSION,
+    EngineError,
     EngineRequest,
     RequestRefused,
-    bad_method,
-    bad_request,
-    foreign_origin,
     is_allowed_origin,
     request_of,
-    unknown_session,
-    unknown_transport,
-    unsupported_version,
 )
 from app.socketio.queued import QueuedSession, answer_websocket_close
 from app.socketio.session import INBOUND_BYTES, INBOUND_WINDOW_S, Session
@@ -156,22 +151,22 @@ class Engine:
     def _judge(self, request: EngineRequest, websocket: bool) -> Session | None:
         """The session a request belongs to, None if it opens one. Raises RequestRefused."""
         if request.query.get("EIO") != VERSION:
-            raise unsupported_version()
+            raise RequestRefused(EngineError.UNSUPPORTED_VERSION)
         if request.transport not in ("polling", "websocket"):
-            raise unknown_transport()
+            raise RequestRefused(EngineError.UNKNOWN_TRANSPORT)
         if not is_allowed_origin(request, self._allowed_origins):
-            raise foreign_origin()
+            raise RequestRefused(EngineError.FOREIGN_ORIGIN)
         if websocket != (request.transport == "websocket"):
-            raise bad_request()
+            raise RequestRefused(EngineError.BAD_REQUEST)
         if request.sid is None:
             if request.method != "GET":
-                raise bad_method()
+                raise RequestRefused(EngineError.BAD_METHOD)
             return None
         session = self._sessions.get(request.sid)
         if session is None:
-            raise unknown_session()
+            raise RequestRefused(EngineError.UNKNOWN_SESSION)
         if not isinstance(session, QueuedSession) or session.upgraded:
-            raise bad_request()
+            raise RequestRefused(EngineError.BAD_REQUEST)
         return session
 
     def accept(self, transport: asyncio.Transport, request: EngineRequest) -> None:
@@ -224,7 +219,7 @@ class Engine:
             return text(codec.encode_payload(await session.poll(address, http.receive)))
         if request.method == "POST":
             return await self._post(session, http)
-        raise bad_request()
+        raise RequestRefused(EngineError.BAD_REQUEST)
 
     async def _post(self, session: QueuedSession, http: Request) -> Response:
         body = bytearray()
@@ -234,16 +229,16 @@ class Engine:
                 session.close(CloseReason.PROTOCOL_ERROR)
                 return text("The body is too large.", 413)
         if session.upgraded:
-            raise bad_request()
+            raise RequestRefused(EngineError.BAD_REQUEST)
         try:
             packets = codec.decode_payload(bytes(body))
         except codec.ProtocolError as error:
             session.blame(error)
-            raise bad_request() from error
+            raise RequestRefused(EngineError.BAD_REQUEST) from error
         for packet_type, data in packets:
             session.receive_packet(packet_type, data)
         if session.closed_by_fault():
-            raise bad_request()
+            raise RequestRefused(EngineError.BAD_REQUEST)
         return text("ok")
 
     async def _serve_websocket(self, old: Session | None, receive: Receive, send: Send) -> None:

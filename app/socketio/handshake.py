@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
 from types import MappingProxyType
@@ -45,12 +46,23 @@ class EngineRequest:
         return self.query.get("transport")
 
 
-class RequestRefused(Exception):
-    """The request is answered with a status and one of Engine.IO's errors."""
+class EngineError(Enum):
+    """Engine.IO's reasons to refuse a request: HTTP status, code and message."""
 
-    def __init__(self, status: int, code: int, message: str) -> None:
+    UNKNOWN_TRANSPORT = (400, 0, "Transport unknown")
+    UNKNOWN_SESSION = (400, 1, "Session ID unknown")
+    BAD_METHOD = (400, 2, "Bad handshake method")
+    BAD_REQUEST = (400, 3, "Bad request")
+    FOREIGN_ORIGIN = (403, 4, "Forbidden: this origin may not connect; see ALLOWED_ORIGINS")
+    UNSUPPORTED_VERSION = (400, 5, "Unsupported protocol version")
+
+
+class RequestRefused(Exception):
+    """The request is answered with one of Engine.IO's errors."""
+
+    def __init__(self, error: EngineError) -> None:
+        self.status, code, message = error.value
         super().__init__(message)
-        self.status = status
         self.body = {"code": code, "message": message}
 
     def as_http(self) -> bytes:
@@ -63,30 +75,6 @@ class RequestRefused(Exception):
         ).encode()
 
 
-def unknown_transport() -> RequestRefused:
-    return RequestRefused(400, 0, "Transport unknown")
-
-
-def unknown_session() -> RequestRefused:
-    return RequestRefused(400, 1, "Session ID unknown")
-
-
-def bad_method() -> RequestRefused:
-    return RequestRefused(400, 2, "Bad handshake method")
-
-
-def bad_request() -> RequestRefused:
-    return RequestRefused(400, 3, "Bad request")
-
-
-def foreign_origin() -> RequestRefused:
-    return RequestRefused(403, 4, "Forbidden: this origin may not connect; see ALLOWED_ORIGINS")
-
-
-def unsupported_version() -> RequestRefused:
-    return RequestRefused(400, 5, "Unsupported protocol version")
-
-
 @lru_cache(maxsize=64)  # WebSocket clients all send the same
 def parse_query(query: bytes) -> Mapping[str, str]:
     """The parameters of a query; of a repeated one, the last. Raises RequestRefused."""
@@ -94,7 +82,7 @@ def parse_query(query: bytes) -> Mapping[str, str]:
         found = parse_qsl(query.decode("ascii"), True, max_num_fields=MOST_PARAMETERS)
         return MappingProxyType(dict(found))
     except ValueError:
-        raise bad_request() from None
+        raise RequestRefused(EngineError.BAD_REQUEST) from None
 
 
 def request_of(scope: Mapping[str, Any]) -> EngineRequest:

@@ -20,7 +20,7 @@ from app.socketio.codec import (
     ProtocolError,
 )
 from app.socketio.frames import Frames
-from app.socketio.handshake import bad_request, unknown_session
+from app.socketio.handshake import EngineError, RequestRefused
 from app.socketio.session import INBOUND_BYTES, Keeper, Session
 
 logger = logging.getLogger("tablecast.socketio")
@@ -91,7 +91,7 @@ class QueuedSession(Session):
         """
         if self._polling or ("&t=" in address and address == self._last_poll):
             self.close(CloseReason.POLLED_TWICE)
-            raise bad_request()
+            raise RequestRefused(EngineError.BAD_REQUEST)
         self._last_poll, self._polling = address, True
         ready = asyncio.ensure_future(self._ready_for_poll())
         gone = asyncio.ensure_future(disconnected(receive))
@@ -123,7 +123,7 @@ class QueuedSession(Session):
             return [str(NOOP)]
         if self._reason is CloseReason.POLLED_TWICE:
             return [str(CLOSE)]
-        raise unknown_session()
+        raise RequestRefused(EngineError.UNKNOWN_SESSION)
 
     def begin_probe(self, prober: object) -> bool:
         """Let a WebSocket be probed: from now on polls are answered at once. Return False if that

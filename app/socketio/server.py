@@ -56,7 +56,7 @@ class ConnectPayload:
 
 
 class SocketIO:
-    """The Socket.IO server: every session's messages, and who has joined."""
+    """The Socket.IO server: handles the messages of all sessions."""
 
     def __init__(
         self,

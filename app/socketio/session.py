@@ -1,6 +1,7 @@
 """One Engine.IO session, whatever carries it: what a client may send, heartbeats, the end."""
 
 import logging
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from app.live.subscriber import UNLIMITED, CloseReason, Subscriber
@@ -37,7 +38,7 @@ class Keeper(Protocol):
         """Forget a session."""
 
 
-class Session:
+class Session(ABC):
     """What all transports have in common. The methods that write are the transports' own."""
 
     __slots__ = ("_inbound", "_window", "closed", "keeper", "sid", "subscriber")
@@ -55,24 +56,24 @@ class Session:
 
     # Going out
 
+    @abstractmethod
     def try_write(self, message: Frames, limit_bytes: int) -> bool:
         """Write unless more than `limit_bytes` are unsent; return whether the client kept up.
 
         Once closed, nothing is written and the result is True.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def write_packet(self, packet: str) -> None:
         """Write one Engine.IO packet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unsent_bytes(self) -> int:
         """How much has been written that the client has not read."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def drained(self) -> None:
         """Wait until little is unsent, or until the session is closed."""
-        raise NotImplementedError
 
     def write(self, message: Frames) -> None:
         """Write regardless of how much is unsent."""
@@ -145,6 +146,6 @@ class Session:
         """The client missed a deadline."""
         self.close(CloseReason.NO_CONNECT)
 
+    @abstractmethod
     def close(self, reason: CloseReason) -> None:
         """Disconnect the client. If it lives, it comes back and continues."""
-        raise NotImplementedError
