@@ -119,6 +119,19 @@ async def app(database_url: str) -> AsyncIterator[App]:
         yield served
 
 
+@pytest.fixture(params=[False, True], ids=["our server", "any server"])
+def plain(request: pytest.FixtureRequest) -> bool:
+    """Whether the application is served as any ASGI server would."""
+    return bool(request.param)
+
+
+@pytest.fixture
+async def any_app(database_url: str, plain: bool) -> AsyncIterator[App]:
+    """The application, served by our server, and then as any ASGI server would."""
+    async with serving_here(database_url, plain=plain) as served:
+        yield served
+
+
 @pytest.fixture
 def private_postgres() -> Iterator[Callable[..., Server]]:
     """Starts Postgres servers that the test may stop, kill and restart; their databases are

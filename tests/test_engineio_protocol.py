@@ -38,6 +38,7 @@ from tests.support.sockets import (
     App,
     PollingClient,
     RawClient,
+    created,
     joined,
     opened,
     serving_here,
@@ -64,17 +65,10 @@ WRONG_TRANSPORT = ["?EIO=4", "?EIO=4&transport=abc"]
 MALFORMED = ["abc", "", "7"]
 
 
-@pytest.fixture(params=[False, True], ids=["our server", "any server"])
-def plain(request: pytest.FixtureRequest) -> bool:
-    """Whether the application is served as any ASGI server would."""
-    return bool(request.param)
-
-
 @pytest.fixture
-async def app(database_url: str, plain: bool) -> AsyncIterator[App]:
+def app(any_app: App) -> App:
     """The application, with the default heartbeat, which is too slow to show."""
-    async with serving_here(database_url, plain=plain) as served:
-        yield served
+    return any_app
 
 
 @pytest.fixture
@@ -137,13 +131,6 @@ async def probed(polling: PollingClient) -> AsyncIterator[RawClient]:
         await client.send("2probe")
         assert await client.frame() == "3probe"
         yield client
-
-
-def created(packet: str) -> str:
-    """The name of the thing that an event says was created."""
-    assert packet.startswith('42["thing:create",'), packet
-    name: str = json.loads(packet[2:])[1]["name"]
-    return name
 
 
 def assert_joined(packets: list[str]) -> None:

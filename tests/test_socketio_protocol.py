@@ -25,14 +25,21 @@ message, "binary attachments", with and without an ack
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
 from app.database.connections import Connection
 from app.socketio import engine as engine_module
-from tests.support.sockets import FRAME_TIMEOUT_S, App, PollingClient, joined, opened, serving_here
+from tests.support.sockets import (
+    FRAME_TIMEOUT_S,
+    App,
+    PollingClient,
+    created,
+    joined,
+    opened,
+    serving_here,
+)
 from tests.support.writing import insert
 
 PLACEHOLDERS = '{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}'
@@ -41,24 +48,10 @@ WRONG_PAYLOAD = ["42{}", "42", "42[]", '42"text"', "42[", "42[1"]
 WRONG_ACK_ID = ['42abc["message-with-ack",1,"2",{"3":[false]}]', '42-1["message"]']
 
 
-@pytest.fixture(params=[False, True], ids=["our server", "any server"])
-def plain(request: pytest.FixtureRequest) -> bool:
-    """Whether the application is served as any ASGI server would."""
-    return bool(request.param)
-
-
 @pytest.fixture
-async def app(database_url: str, plain: bool) -> AsyncIterator[App]:
+def app(any_app: App) -> App:
     """The application, with the default heartbeat, which is too slow to show."""
-    async with serving_here(database_url, plain=plain) as served:
-        yield served
-
-
-def created(frame: str) -> str:
-    """The name of the thing that an event says was created."""
-    assert frame.startswith('42["thing:create",'), frame
-    name: str = json.loads(frame[2:])[1]["name"]
-    return name
+    return any_app
 
 
 # Connect

@@ -170,8 +170,8 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- The expression that renders one row as JSON. No row of up to 32 KiB can become so long that
--- rendering fails: in the worst case, a numeric of 8 bytes becomes 150,000 digits.
+-- The expression that renders one row as JSON. Rendering a row of up to 32 KiB never exceeds
+-- Postgres's limits: in the worst case, a numeric of 8 bytes becomes 150,000 digits.
 CREATE FUNCTION feed.json_expression(rows text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$

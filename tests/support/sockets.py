@@ -170,6 +170,13 @@ async def waiting_poll(polling: PollingClient) -> "asyncio.Task[httpx.Response]"
     return poll
 
 
+def created(packet: str) -> str:
+    """The name of the thing that an event says was created."""
+    assert packet.startswith('42["thing:create",'), packet
+    name: str = json.loads(packet[2:])[1]["name"]
+    return name
+
+
 class Quiet:
     """uvicorn.Server within a test: signals stay the test's."""
 
