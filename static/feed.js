@@ -1,10 +1,10 @@
 /**
  * feed.js: a list from REST and its live changes from Socket.IO, folded into one Map.
  *
- *   import { io } from '/socket.io-client/socket.io.esm.min.js';
+ *   import { io } from './socket.io-client/socket.io.esm.min.js';
  *   import { Feed } from './feed.js';
  *
- *   const feed = new Feed({ io, list: '/api/things', topic: 'thing' });
+ *   const feed = new Feed({ io, list: 'api/things', topic: 'thing' });
  *   feed.onload = (items) => { ... };     // the whole list: at the start, and whenever it was loaded again
  *   feed.onchange = (change) => { ... };  // { op, name, row, before, offset, writtenAt }, already in feed.items
  *   feed.onstate = (state) => { ... };    // see "States"
@@ -26,11 +26,12 @@
  *
  * Options
  *   io          socket.io-client's `io`; passed in, so that this module has no dependencies and also runs in Node
- *   list        path of the REST list, an array of rows
+ *   list        URL of the REST list, an array of rows; relative to `server`
  *   topic       the topic of the table: 'thing' for thing:create, thing:update, thing:destroy, thing:truncate
  *   key, name   columns of a row: the one that identifies it for good ('id'), and the one a destroy carries ('name')
- *   server      origin of the server; by default the origin of this page
- *   path        path of Socket.IO on the server
+ *   server      URL of the server, up to and including its path prefix if it has one ('https://host/app/'); by
+ *               default where this module was loaded from, so it must be given where that is a file, as in Node
+ *   path        path of Socket.IO, relative to `server`
  *   timing      true asks the server for times and sets each change's `writtenAt`: when it was written, in ms on
  *               performance.now()'s clock; null without timing, and for missed changes
  *
@@ -80,11 +81,13 @@ export class Feed {
     topic,
     key = 'id',
     name = 'name',
-    server = globalThis.location?.origin,
-    path = '/socket.io-client',
+    server = new URL('.', import.meta.url),
+    path = 'socket.io-client',
     timing = false,
   }) {
-    this.#options = { io, list, topic, key, name, server, path, timing };
+    const base = new URL(server);
+    if (!base.pathname.endsWith('/')) base.pathname += '/';
+    this.#options = { io, list: new URL(list, base), topic, key, name, socket: new URL(path, base), timing };
   }
 
   /** Load the list, then follow its changes until `stop()`. */
@@ -120,7 +123,7 @@ export class Feed {
   }
 
   async #fetchList() {
-    const answer = await fetch(this.#options.server + this.#options.list, {
+    const answer = await fetch(this.#options.list, {
       headers: { Accept: 'application/json' },
       cache: 'no-store',
       signal: AbortSignal.timeout(LIST_TIMEOUT_MS), // not combined by AbortSignal.any: Node 20 may drop it
@@ -138,10 +141,10 @@ export class Feed {
   }
 
   #connect() {
-    const { io, topic, server, path, timing } = this.#options;
+    const { io, topic, socket: address, timing } = this.#options;
     this.#enter('connecting');
-    const socket = io(server, {
-      path,
+    const socket = io(address.origin, {
+      path: address.pathname,
       forceNew: true,
       transports: ['websocket', 'polling'],
       tryAllTransports: true,

@@ -1,6 +1,6 @@
 /** The page: connects the feed to the list, the recent changes, the form and the connection status. */
 
-import { io } from '/socket.io-client/socket.io.esm.min.js';
+import { io } from './socket.io-client/socket.io.esm.min.js';
 import { Feed } from './feed.js';
 import { ThingList, complain } from './list.js';
 import { Announcer, Recent } from './recent.js';
@@ -10,7 +10,7 @@ const CAUGHT_UP_SHOWN_MS = 6_000;
 
 const element = (id) => document.getElementById(id);
 
-const feed = new Feed({ io, list: '/api/things', topic: 'thing', timing: true });
+const feed = new Feed({ io, list: 'api/things', topic: 'thing', timing: true });
 const things = new ThingList(element('things'), feed.items);
 const recent = new Recent(element('recent'), element('recent-empty'), element('pace'));
 const announcer = new Announcer(element('announcement'));

@@ -11,6 +11,7 @@ from playwright.async_api import Locator, Page, Request, Route, expect
 from app.database.connections import Connection
 from app.database.embedded import Server
 from tests.end_to_end.conftest import OpenPage
+from tests.support.prefix_proxy import under_prefix
 from tests.support.server import TABLECAST, RunningServer
 
 PATIENCE_S = 15.0
@@ -36,9 +37,9 @@ ROWS = """
 # Follows the table with a second instance of the page's own module, and records what it receives.
 FOLLOW = """
     async () => {
-      const { io } = await import('/socket.io-client/socket.io.esm.min.js');
-      const { Feed } = await import('/feed.js');
-      const feed = new Feed({ io, list: '/api/things', topic: 'thing', timing: true });
+      const { io } = await import('./socket.io-client/socket.io.esm.min.js');
+      const { Feed } = await import('./feed.js');
+      const feed = new Feed({ io, list: 'api/things', topic: 'thing', timing: true });
       window.received = [];
       window.loads = [];
       feed.onchange = ({ op, name }) => window.received.push(`${op} ${name}`);
@@ -143,6 +144,24 @@ async def test_the_line_for_a_terminal_works(
         assert await shell.wait() == 0
         await expect(page.locator(".thing")).to_have_count(count)
     await expect(page.locator(".thing .name").first).to_contain_text("psql at ")
+
+
+async def test_the_page_works_under_any_path_prefix(
+    server: RunningServer, open_page: OpenPage, connection: Connection
+) -> None:
+    """A reverse proxy shows the server under /lab/cast/; the page loads, follows and writes there,
+    and asks for nothing outside of that prefix.
+    """
+    async with under_prefix(server.url, "/lab/cast/") as (address, requests):
+        page = await open_page(address)
+        await expect_state(page, "Live")
+        await page.get_by_label("Name").fill("fig")
+        await page.get_by_role("button", name="Add").click()
+        await expect(row(page, "fig")).to_be_visible()
+        await connection.execute("UPDATE things SET info = 'ripe'")
+        await expect(row(page, "fig").locator(".info")).to_have_text("ripe")
+        assert [line for line in requests if " /lab/cast/" not in line] == []
+        assert any(line.startswith("GET /lab/cast/socket.io-client/?") for line in requests)
 
 
 async def test_names_handed_from_row_to_row(windows: list[Page], connection: Connection) -> None:
