@@ -147,8 +147,8 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
     a supervisor starts it again; clients continue where they were.
     """
     routes: list[BaseRoute] = [
-        *things.routes,
-        *openapi.routes,
+        *(things.routes if settings.things else things.routes_without_things),
+        openapi.route(settings.things),
         *health.routes,
         *(Mount(path.rstrip("/"), app=SocketPath(path)) for path in SOCKET_PATHS),
         Mount("/", app=PageFiles(directory=ROOT / "static", html=True)),

@@ -23,10 +23,14 @@ from app.settings import SettingError, Settings, flag, variable
 REFUSED, WRONG_USE = 1, 2
 EXAMPLE = "INSERT INTO things (name) VALUES ('hello')"
 SAMPLES = """
-    INSERT INTO public.things (name, info) VALUES
+    INSERT INTO public.things (name, info)
+    SELECT name, info
+    FROM (VALUES
         ('apple', 'edit me: every open page follows'),
         ('pear', 'or change me with psql'),
         ('plum 🟣', 'names may contain anything that Postgres text can')
+    ) AS sample (name, info)
+    WHERE NOT EXISTS (SELECT FROM public.things)
 """
 
 
@@ -79,8 +83,8 @@ def serve(settings: Settings, migrating: bool) -> None:
     log_to_stderr(settings.log_level.upper())
     with database(settings) as url:
         if migrating and settings.database_url:
-            migrate(url)
-        asyncio.run(check(url))
+            migrate(url, settings.things)
+        asyncio.run(check(url, settings.things))
 
         def say(address: str) -> None:
             where = '"$DATABASE_URL"' if settings.database_url else url  # it may contain a password
@@ -96,12 +100,12 @@ def serve(settings: Settings, migrating: bool) -> None:
 
 
 @tablecast.command("migrate")
-@options("database_url", "data_dir")
+@options("database_url", "data_dir", "things")
 def migrate_command(settings: Settings) -> None:
     """Bring the database up to date. Safe to run twice, even at the same time."""
     with database(settings) as url:
         if settings.database_url:
-            migrate(url)
+            migrate(url, settings.things)
         click.echo("The database is up to date.")
 
 
@@ -122,7 +126,7 @@ def database(settings: Settings) -> Iterator[str]:
         yield settings.database_url
         return
     with embedded(settings.data_dir) as url:
-        if migrate(url) is None:  # it was empty
+        if migrate(url, settings.things) is None and settings.things:  # it was empty
             asyncio.run(execute(url, SAMPLES))
         yield url
 

@@ -93,6 +93,13 @@ def origins(text: str) -> tuple[str, ...]:
     return given
 
 
+def yes_or_no(text: str) -> bool:
+    """Parse yes or no."""
+    if text.lower() not in ("yes", "no"):
+        raise ValueError("it must be yes or no")
+    return text.lower() == "yes"
+
+
 def log_level(text: str) -> str:
     """Parse a log level."""
     if text.lower() not in LOG_LEVELS:
@@ -116,6 +123,9 @@ class Settings:
     )
     data_dir: Path = setting(
         Path(".data"), directory, "where the embedded Postgres keeps its data", ".data"
+    )
+    things: bool = setting(
+        True, yes_or_no, "whether there is the sample table things, with its REST", "yes"
     )
     pool_size: int = setting(10, number(1, 1000), "database connections for REST")
     feed_retention: float = setting(

@@ -1,4 +1,7 @@
-"""Connects alembic to the database: through asyncpg, one node at a time."""
+"""Connects alembic to the database: through asyncpg, one node at a time.
+
+Everything happens in one transaction, between `prepare` and `finish`: app/database/installation.py.
+"""
 
 import asyncio
 import os
@@ -8,7 +11,11 @@ from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.database.connections import connect
+from app.database.installation import SCHEMA, finish, prepare
+from app.database.migration import newest_revision
 from app.database.schema import metadata
+from migrations.sample import complete_sample, wants_sample
+from migrations.sql_files import on_connection
 
 # Two nodes that start at the same time migrate one after the other (the lock's first number is
 # Tablecast's, as in sql/0003_capture.sql).
@@ -16,10 +23,17 @@ MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(1413563213, 4)"
 
 
 def run(connection: Connection) -> None:
-    context.configure(connection, target_metadata=metadata, include_schemas=True)
+    newest = newest_revision()
+    context.configure(
+        connection, target_metadata=metadata, include_schemas=True, version_table_schema=SCHEMA
+    )
     with context.begin_transaction():
         connection.execute(text(MIGRATION_LOCK))
+        on_connection(lambda asyncpg: prepare(asyncpg, newest, wants_sample()))
         context.run_migrations()
+        if wants_sample() and context.get_context().get_current_heads() == (newest,):
+            complete_sample()
+        on_connection(finish)
 
 
 async def connect_and_run(url: str) -> None:
@@ -33,8 +47,4 @@ async def connect_and_run(url: str) -> None:
         await engine.dispose()
 
 
-given = context.config.attributes.get("connection")
-if given is not None:
-    run(given)
-else:
-    asyncio.run(connect_and_run(context.config.attributes.get("url") or os.environ["DATABASE_URL"]))
+asyncio.run(connect_and_run(context.config.attributes.get("url") or os.environ["DATABASE_URL"]))

@@ -17,7 +17,7 @@ from tests.support.sockets import App, serving_here
 
 # Environment variables that tell the pytest-xdist workers where the shared server is.
 SHARED_URL, RUN = "TABLECAST_TEST_SERVER", "TABLECAST_TEST_RUN"
-SETTINGS = ("HOST", "PORT", "DATABASE_URL", "DATA_DIR", "ALLOWED_ORIGINS", "LOG_LEVEL")
+SETTINGS = ("HOST", "PORT", "DATABASE_URL", "DATA_DIR", "THINGS", "ALLOWED_ORIGINS", "LOG_LEVEL")
 
 shared = contextlib.ExitStack()
 shared_name = ""

@@ -113,6 +113,17 @@ def test_first_start_second_start_and_the_end(data_dir: Path) -> None:
         assert process.wait(LIMIT_S) == 0
 
 
+def test_an_embedded_database_without_the_sample(data_dir: Path) -> None:
+    """A user wants no sample table, then does; then there are samples only in an empty table."""
+    select = ("psql", "--data-dir", str(data_dir), "-Atc")
+    assert tablecast("migrate", "--things", "no", DATA_DIR=str(data_dir)).returncode == 0
+    there = tablecast(*select, "SELECT to_regclass('public.things')", THINGS="no")
+    assert (there.returncode, there.stdout) == (0, "\n")
+    insert = "INSERT INTO things (name) VALUES ('mine'); DROP SCHEMA feed CASCADE"
+    assert tablecast(*select, insert).returncode == 0
+    assert tablecast(*select, "SELECT name FROM things").stdout == "mine\n"
+
+
 def test_the_printed_psql_line_works(data_dir: Path) -> None:
     """A user pastes the printed line into a shell."""
     with serving(data_dir) as (_, address, psql_line):
@@ -256,7 +267,7 @@ async def test_a_database_of_another_version_is_refused(
     connection: Connection, database_url: str
 ) -> None:
     """A newer Tablecast has migrated the database; this one reports that instead of serving it."""
-    await connection.execute("UPDATE alembic_version SET version_num = '9999_future'")
+    await connection.execute("UPDATE feed.alembic_version SET version_num = '9999_future'")
     for command in ("serve", "migrate"):
         done = await asyncio.to_thread(tablecast, command, DATABASE_URL=database_url)
         assert "9999_future" in refusal(done)

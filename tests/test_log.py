@@ -389,6 +389,7 @@ async def test_pruning_spares_what_others_may_not_have_seen(
         "DELETE FROM feed.change",
         "DELETE FROM feed.change WHERE id = 1",
         "UPDATE feed.change SET topic = 'other' WHERE id = 1",
+        "SELECT feed.prune('1h', 1000, 1000); DELETE FROM feed.change",  # one transaction
     ],
 )
 async def test_a_log_changed_by_hand_is_another_history(

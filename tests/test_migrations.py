@@ -2,7 +2,6 @@
 
 import asyncio
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from alembic import command
@@ -12,7 +11,7 @@ from app.database.connections import Connection, connect
 from app.database.migration import configuration, migrate, newest_revision
 from app.feed import log
 from tests.support.catalog import catalog, digest
-from tests.support.postgres import execute
+from tests.support.older import install_0_1_0
 
 pytestmark = pytest.mark.database
 
@@ -77,7 +76,7 @@ async def test_two_at_once(empty_database_url: str) -> None:
     await asyncio.gather(*(asyncio.to_thread(migrate, empty_database_url) for _ in range(2)))
     connection = await connect(empty_database_url)
     try:
-        assert await connection.fetchval("SELECT count(*) FROM alembic_version") == 1
+        assert await connection.fetchval("SELECT count(*) FROM feed.alembic_version") == 1
         await connection.execute("INSERT INTO things (name) VALUES ('a')")
         assert await connection.fetchval("SELECT count(*) FROM feed.change") == 1
     finally:
@@ -101,7 +100,6 @@ async def test_migrating_again_changes_nothing(database_url: str) -> None:
 
 # What revision 0002 creates now, and what it created when 0.1.0 was released.
 INSTALLATIONS = ("as it is", "as it was")
-ANNOUNCED = Path(__file__).parent / "support/installation_0_1_0.sql"
 
 
 async def install(url: str, installation: str) -> None:
@@ -109,8 +107,7 @@ async def install(url: str, installation: str) -> None:
     if installation == "as it is":
         await asyncio.to_thread(command.upgrade, configuration(url), "0002")
     else:
-        await execute(url, ANNOUNCED.read_text(encoding="utf-8"))
-        await asyncio.to_thread(command.stamp, configuration(url), "0002")
+        await install_0_1_0(url)
 
 
 WATCHED_BY_HAND = """

@@ -159,7 +159,7 @@ async def test_a_function_whose_newest_text_is_in_another_file_is_named(
 ) -> None:
     """Somebody replaces a function in a new file, and schema.py still names the old one."""
     monkeypatch.setitem(schema.FUNCTIONS, "log.sql", (*schema.FUNCTIONS["log.sql"], "prune"))
-    newer = tuple(name for name in schema.FUNCTIONS["0003_log.sql"] if name != "prune")
-    monkeypatch.setitem(schema.FUNCTIONS, "0003_log.sql", newer)
+    newer = tuple(name for name in schema.FUNCTIONS["0005_prune.sql"] if name != "prune")
+    monkeypatch.setitem(schema.FUNCTIONS, "0005_prune.sql", newer)
     (difference,) = differences(what_is_declared(server_url), await catalog(database_url))
     assert difference.startswith("function feed.prune(interval,bigint,integer) differs")

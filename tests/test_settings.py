@@ -21,6 +21,7 @@ def test_every_setting_can_be_given() -> None:
             "PORT": "9000",
             "DATABASE_URL": "postgresql://me:secret@db.example.org:5433/shop?sslmode=require",
             "DATA_DIR": "/var/lib/tablecast",
+            "THINGS": "No",
             "POOL_SIZE": "3",
             "FEED_RETENTION": "7d",
             "FEED_MAX_CHANGES": "1_000",
@@ -36,6 +37,7 @@ def test_every_setting_can_be_given() -> None:
         port=9000,
         database_url="postgresql://me:secret@db.example.org:5433/shop?sslmode=require",
         data_dir=Path("/var/lib/tablecast"),
+        things=False,
         pool_size=3,
         feed_retention=7 * 86400,
         feed_max_changes=1000,
@@ -53,6 +55,7 @@ def test_every_setting_can_be_given() -> None:
     [
         ("HOST", "two words"),
         ("HOST", "http://localhost"),
+        ("THINGS", "false"),
         ("PORT", "70000"),
         ("PORT", "-1"),
         ("PORT", "http"),

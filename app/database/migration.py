@@ -3,12 +3,22 @@
 import asyncio
 import re
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 
-from app.database.connections import OLDEST_SUPPORTED, UNAVAILABLE, Refusal, connect
+from app.database.connections import (
+    OLDEST_SUPPORTED,
+    UNAVAILABLE,
+    Connection,
+    Refusal,
+    connect,
+)
+from app.database.installation import installed_revision, sample_table
+from app.database.rights import refuse_migrating, refuse_reading_the_sample, refuse_serving
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -19,11 +29,12 @@ REVISION = re.compile(r'^(revision|down_revision) = "(\w+)"$', re.MULTILINE)
 FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
 
 
-def migrate(url: str) -> str | None:
+def migrate(url: str, things: bool = True) -> str | None:
     """Run the missing migrations, each only once even if two nodes migrate at the same time.
 
-    Returns the revision the database was at, None if it was new. Must not be called from a
-    coroutine: alembic starts its own event loop. Raises Refusal.
+    Returns the revision the database was at, None if it was new. With `things`, the sample table
+    is made as well. Must not be called from a coroutine: alembic starts its own event loop. Raises
+    Refusal.
     """
     # Importing alembic takes longer than everything else a server does to start.
     from alembic import command
@@ -31,24 +42,41 @@ def migrate(url: str) -> str | None:
     from sqlalchemy.exc import DBAPIError
 
     before = asyncio.run(revision(url))
+    if before is not None and before not in known_revisions():
+        raise Refusal(unknown(before))
     try:
         with ALEMBIC:
-            command.upgrade(configuration(url), "head")
+            command.upgrade(configuration(url, things), "head")
     except (*FAILURES, DBAPIError, CommandError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         raise Refusal(f"The database cannot be migrated: {reason(cause)}.") from error
     return before
 
 
-async def check(url: str) -> None:
-    """Raise Refusal unless the database is at the revision this version needs."""
-    found, needed = await revision(url), newest_revision()
+async def check(url: str, things: bool = True) -> None:
+    """Raise Refusal unless the database is at the revision this version needs, and holds the
+    sample table if `things` are to be served, and its role may use them.
+    """
+    async with reading(url) as connection:
+        await refuse_serving(connection)
+        found, needed = await installed_revision(connection), newest_revision()
+        sample = await sample_table(connection) if things else None
+        if sample is not None:
+            sample.refuse_foreign()
+            await refuse_reading_the_sample(connection)
     if found is None:
         raise Refusal("The database is not migrated yet: run `tablecast migrate` first.")
+    if found not in known_revisions():
+        raise Refusal(unknown(found))
     if found != needed:
         raise Refusal(
             f"The database is at revision {found}, but this version of Tablecast needs {needed}:"
-            " run `tablecast migrate` with the newer version."
+            " run `tablecast migrate` first."
+        )
+    if things and sample is None:
+        raise Refusal(
+            "There is no sample table public.things: run `tablecast migrate` to have it, or set"
+            " THINGS=no to do without it."
         )
 
 
@@ -56,6 +84,20 @@ async def revision(url: str) -> str | None:
     """Return the revision the database is at; None if it was never migrated.
 
     Raises Refusal if the database cannot be reached or is too old.
+    """
+    async with reading(url) as connection:
+        try:
+            return await installed_revision(connection)
+        except asyncpg.InsufficientPrivilegeError:
+            await refuse_migrating(connection)
+            raise
+
+
+@asynccontextmanager
+async def reading(url: str) -> AsyncIterator[Connection]:
+    """Connect to a database, to look at what is in it.
+
+    Raises Refusal if it cannot be reached or read, or is too old.
     """
     try:
         connection = await connect(url)
@@ -67,35 +109,49 @@ async def revision(url: str) -> str | None:
             raise Refusal(
                 f"The database runs Postgres {major}; Tablecast needs {OLDEST_SUPPORTED} or later."
             )
-        if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
-            return None
-        found: str | None = await connection.fetchval(
-            "SELECT version_num FROM public.alembic_version"
-        )
-        return found
+        yield connection
     except FAILURES as error:
         raise Refusal(f"The database cannot be read: {reason(error)}.") from error
     finally:
         connection.terminate()
 
 
+def unknown(revision: str) -> str:
+    """Return the sentence on a revision that this version does not know."""
+    return (
+        f"The database is at revision {revision}, which this version of Tablecast does not know: a"
+        " newer one has migrated it, so run that."
+    )
+
+
 def newest_revision() -> str:
     """The revision this version of Tablecast works with: the one that no other builds on."""
-    revisions: set[str] = set()
-    built_on: set[str] = set()
-    for file in (ROOT / "migrations" / "versions").glob("*.py"):
-        for kind, name in REVISION.findall(file.read_text()):
-            (revisions if kind == "revision" else built_on).add(name)
+    revisions, built_on = _revisions()
     [newest] = revisions - built_on
     return newest
 
 
-def configuration(url: str) -> "Config":
-    """Alembic's configuration for the database at `url`."""
+def known_revisions() -> set[str]:
+    """All revisions this version of Tablecast can migrate from."""
+    return _revisions()[0]
+
+
+def _revisions() -> tuple[set[str], set[str]]:
+    """The revisions, and those that another builds on. (Importing alembic would take long.)"""
+    named: dict[str, set[str]] = {"revision": set(), "down_revision": set()}
+    for file in (ROOT / "migrations" / "versions").glob("*.py"):
+        for kind, name in REVISION.findall(file.read_text()):
+            named[kind].add(name)
+    return named["revision"], named["down_revision"]
+
+
+def configuration(url: str, things: bool = True) -> "Config":
+    """Alembic's configuration for the database at `url`; `things`: with the sample table."""
     from alembic.config import Config
 
     config = Config(ROOT / "alembic.ini")
     config.attributes["url"] = url
+    config.attributes["things"] = things
     return config
 
 

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from app.rest.problems import PROBLEM_JSON, ProblemDetails
 from app.rest.requests import JSON
@@ -192,12 +193,30 @@ DOCUMENT: Json = {
         },
     },
 }
-ENCODED = msgspec.json.format(msgspec.json.encode(DOCUMENT), indent=2)
 
 
-async def openapi(_: Request) -> Response:
-    """GET the OpenAPI document."""
-    return Response(ENCODED, media_type=JSON)
+def without_things(document: Json) -> Json:
+    """Return the document of a server without the sample table (THINGS=no)."""
+    paths = {
+        path: operations
+        for path, operations in document["paths"].items()
+        if not path.startswith(COLLECTION)
+    }
+    components = document["components"]
+    used = {
+        "schemas": {name: components["schemas"][name] for name in ("ProblemDetails", "Health")},
+        "responses": {"503": components["responses"]["503"]},
+    }
+    return {**document, "paths": paths, "components": used}
 
 
-routes = [resource("/openapi.json", get=openapi)]
+def route(things: bool) -> Route:
+    """Return the route of the document, with or without the sample table."""
+    document = DOCUMENT if things else without_things(DOCUMENT)
+    encoded = msgspec.json.format(msgspec.json.encode(document), indent=2)
+
+    async def openapi(_: Request) -> Response:
+        """GET the OpenAPI document."""
+        return Response(encoded, media_type=JSON)
+
+    return resource("/openapi.json", get=openapi)

@@ -41,6 +41,16 @@ class Resource:
         raise Problem(405, detail, headers=self._allow)
 
 
+class Absent:
+    """An ASGI application that answers 404 to every method."""
+
+    def __init__(self, detail: str) -> None:
+        self._detail = detail
+
+    async def __call__(self, *_: object) -> None:
+        raise Problem(404, self._detail)
+
+
 def resource(path: str, **handlers: Handler) -> Route:
     """Return a route that answers every method on `path`, `get=`, `post=`, ... with a handler."""
     return Route(path, Resource(**handlers))

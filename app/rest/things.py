@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
+from starlette.routing import Route
 
 from app.database.connections import FLUSH
 from app.rest.problems import Problem
@@ -21,7 +22,7 @@ from app.rest.requests import (
     json_response,
     text_of,
 )
-from app.rest.resource import resource
+from app.rest.resource import Absent, resource
 
 COLLECTION = "/api/things"
 PAGE_LIMIT = 10_000
@@ -163,7 +164,10 @@ def not_found() -> Problem:
     return Problem(404, f"No thing has this name; GET {COLLECTION} lists them all.")
 
 
+ONE_THING = COLLECTION + "/{name:rest}"
 routes = [
     resource(COLLECTION, get=list_things, post=create_thing),
-    resource(COLLECTION + "/{name:rest}", get=read_thing, patch=update_thing, delete=delete_thing),
+    resource(ONE_THING, get=read_thing, patch=update_thing, delete=delete_thing),
 ]
+absent = Absent("The sample table is not served here (THINGS=no).")
+routes_without_things = [Route(COLLECTION, absent), Route(ONE_THING, absent)]

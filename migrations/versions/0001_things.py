@@ -1,16 +1,18 @@
-"""The table of things."""
+"""The sample table, unless THINGS=no."""
 
 from alembic import op
 
-from migrations.sql_files import run_file
+from migrations.sample import found_sample, make_sample, wants_sample
 
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
-    run_file("things.sql")
+    if wants_sample():
+        make_sample()
 
 
 def downgrade() -> None:
-    op.drop_table("things")
+    if wants_sample() and found_sample() is not None:
+        op.drop_table("things")

@@ -1,6 +1,6 @@
 """Old and new rows, changes in the order the rows took them, checkpoints, topics."""
 
-from migrations.sql_files import SQL, run_file, run_text
+from migrations.sql_files import read, run_file, run_text
 
 revision = "0003"
 down_revision = "0002"
@@ -89,7 +89,7 @@ def downgrade() -> None:
         ALTER TABLE feed.change RENAME COLUMN new TO row;
         """
     )
-    log = (SQL / "log.sql").read_text(encoding="utf-8")
+    log = read("log.sql")
     run_text(log[log.index("-- The epoch names") :])  # the tables come before this
     run_file("capture.sql")
     run_text(WATCH_AGAIN)

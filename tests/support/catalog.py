@@ -76,7 +76,9 @@ NUMBERS = "SELECT to_regclass('things')::oid AS things, to_regclass('things_pkey
 
 
 async def catalog(url: str) -> Catalog:
-    """Everything in a database that somebody made, except alembic's own table."""
+    """Everything in a database that somebody made, except alembic's own table, and the schema where
+    it is alone.
+    """
     connection = await connect(url)
     try:
         rows = await connection.fetch(OBJECTS, await connection.fetchval(SCHEMAS))
@@ -89,11 +91,14 @@ async def catalog(url: str) -> Catalog:
             text = re.sub(rf"(?<!\d){number}(?!\d)", name, text)
         return text
 
-    return {
+    found = {
         without_numbers(row["name"]): without_numbers(row["definition"] or "")
         for row in rows
         if "alembic_version" not in row["name"]
     }
+    if not any(" feed." in name for name in found):
+        found.pop("schema feed", None)
+    return found
 
 
 def declaration() -> list[str]:
