@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from app.database.connections import Connection, Refusal
+from app.database.locking import lock_watched_tables
 from app.database.rights import refuse_making_the_sample, refuse_migrating
 
 SCHEMA = "feed"
@@ -189,6 +190,7 @@ async def prepare(connection: Connection, newest: str, wants_sample: bool) -> No
     await _refuse_foreign_schema(connection, found)
     if found != newest:
         await refuse_migrating(connection)
+        await lock_watched_tables(connection)
     if wants_sample:
         sample = await sample_table(connection)
         if sample is None:

@@ -8,7 +8,8 @@
  *   ["state", rows]                                   the items of a page's feed.js at the end
  *
  * Argument: a JSON array of {kind, url, transports, file}; kind is `official` (list, then stream),
- * `bare` (a plain io(), without a list) or `page` (static/feed.js). Stops when standard input ends.
+ * `bare` (a plain io(), without a list; `since` is the offset it has, if any) or `page` (static/feed.js). Stops
+ * when standard input ends.
  */
 
 import { createWriteStream } from 'node:fs';
@@ -32,8 +33,8 @@ function note(socket, write, isOurs = () => true) {
   });
 }
 
-function bare({ url, transports }, write) {
-  const socket = io(url, { transports, forceNew: true, ...RECONNECTION });
+function bare({ url, transports, since }, write) {
+  const socket = io(url, { transports, forceNew: true, auth: since && { since }, ...RECONNECTION });
   note(socket, write);
   return { stop: () => socket.disconnect() };
 }

@@ -1,0 +1,55 @@
+"""Takes every lock a migration needs at once, in a way that makes no writer fail or wait for long.
+
+If a migration took them one by one, a transaction that writes to two watched tables could end in a
+deadlock with it, and Postgres might choose the writer as the victim. And while a migration waits
+for one lock, every later writer waits behind it.
+"""
+
+import asyncio
+import time
+
+import asyncpg
+
+from app.database.connections import Connection, Refusal
+
+PAUSE_S = 0.2  # lets the writers through that have queued up behind a lock that was not granted
+GIVE_UP_S = 60.0
+
+# The tables that have triggers of ours are the watched ones and the log. The timeout is shorter
+# than the second after which Postgres looks for a deadlock.
+LOCK = """
+    SAVEPOINT unlocked;
+    SET LOCAL lock_timeout = '300ms';
+    DO $$ BEGIN
+        EXECUTE (
+            SELECT coalesce('LOCK TABLE ' || string_agg(format('%I.%I', nspname, relname), ', ')
+                            || ' IN ACCESS EXCLUSIVE MODE', 'SELECT 1')
+            FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            WHERE pg_has_role(relowner, 'USAGE') AND EXISTS (
+                SELECT FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+                WHERE tgrelid = pg_class.oid AND pronamespace = to_regnamespace('feed')));
+    END $$;
+    SET LOCAL lock_timeout = 0
+"""
+UNLOCK = "ROLLBACK TO SAVEPOINT unlocked"
+
+
+async def lock_watched_tables(connection: Connection) -> None:
+    """Lock the watched tables and the log until the transaction ends.
+
+    Raises Refusal if others keep one of them in use for a minute.
+    """
+    deadline = time.monotonic() + GIVE_UP_S
+    while True:
+        try:
+            await connection.execute(LOCK)
+        except asyncpg.LockNotAvailableError as error:
+            await connection.execute(UNLOCK)
+            if time.monotonic() > deadline:
+                raise Refusal(
+                    "The database cannot be migrated now: a long transaction or a dump has a"
+                    " watched table in use; try again when it has ended."
+                ) from error
+            await asyncio.sleep(PAUSE_S)
+        else:
+            return
