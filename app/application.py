@@ -146,6 +146,8 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
     `failed` is called when a task that must never end has failed. It must end the process, so that
     a supervisor starts it again; clients continue where they were.
     """
+    if not CLIENT_FILES.is_dir():
+        logger.warning("%s is not there: pages cannot load the Socket.IO client", CLIENT_FILES)
     routes: list[BaseRoute] = [
         *(things.routes if settings.things else things.routes_without_things),
         openapi.route(settings.things),
