@@ -441,6 +441,16 @@ async def test_their_own_things_is_refused_and_left_alone(
     assert "THINGS=no" in refused(home.as_owner)
 
 
+async def test_a_database_without_public(home: Home) -> None:
+    """The user has dropped the schema public."""
+    await execute(home.url, "DROP SCHEMA public")
+    assert refused(home.as_owner) == (
+        "There is no schema public for the sample table: create it, or set THINGS=no to do without"
+        " the sample."
+    )
+    migrate(home.as_owner, THINGS="no")
+
+
 async def test_without_things_there_is_no_rest_for_them(
     home: Home, start_server: Callable[..., RunningServer]
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from app.database import locking
@@ -18,7 +19,7 @@ from app.database.migration import migrate
 from tests.support.catalog import catalog
 from tests.support.feeds import eventually
 from tests.support.machine import require
-from tests.support.older import install_0_1_0
+from tests.support.older import SCHEMA, install_0_1_0
 from tests.support.postgres import execute
 from tests.support.server import TABLECAST, RunningServer
 from tests.support.sockets import joined
@@ -149,6 +150,24 @@ def creations(client: Official) -> list[str]:
     """The names of the rows that a client has seen created."""
     events = client.lines("thing:create") + client.lines("order:create")
     return [row["name"] for _, row, _ in events]
+
+
+@pytest.mark.parametrize("things", [True, False])
+async def test_0_1_0_refuses_what_a_later_version_has_migrated(
+    empty_database_url: str, things: bool
+) -> None:
+    """Somebody starts a node of 0.1.0 after the upgrade, or has it migrate: it finds no revision
+    where it looks for one, and what it makes is there already.
+    """
+    url = empty_database_url
+    await asyncio.to_thread(migrate, url, things)
+    before = await catalog(url)
+    connection = await connect(url)
+    assert await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None
+    with pytest.raises((asyncpg.DuplicateTableError, asyncpg.DuplicateSchemaError)):
+        await connection.execute(SCHEMA.read_text(encoding="utf-8"))
+    connection.terminate()
+    assert await catalog(url) == before
 
 
 async def test_an_upgrade_waits_for_a_writer_and_lets_the_others_through(

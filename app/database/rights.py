@@ -29,10 +29,11 @@ SERVING = """
 """
 
 MAKING_THE_SAMPLE = """
-    SELECT quote_ident(current_user) AS role
-    WHERE NOT coalesce(has_schema_privilege(to_regnamespace('public'), 'CREATE'), false)
+    SELECT quote_ident(current_user) AS role, pg_namespace.oid IS NOT NULL AS has_schema
+    FROM (SELECT) AS one LEFT JOIN pg_namespace ON nspname = 'public'
+    WHERE (has_schema_privilege(pg_namespace.oid, 'USAGE')
+           AND has_schema_privilege(pg_namespace.oid, 'CREATE')) IS NOT TRUE
 """
-
 READING_THE_SAMPLE = """
     SELECT quote_ident(current_user) AS role
     FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -63,6 +64,11 @@ async def refuse_migrating(connection: Connection) -> None:
 async def refuse_making_the_sample(connection: Connection) -> None:
     """Raise Refusal if the role cannot create the sample table."""
     found = await connection.fetchrow(MAKING_THE_SAMPLE)
+    if found is not None and not found["has_schema"]:
+        raise Refusal(
+            "There is no schema public for the sample table: create it, or set THINGS=no to do"
+            " without the sample."
+        )
     if found is not None:
         raise Refusal(
             f"The role {found['role']} may not create the sample table public.things: run"
