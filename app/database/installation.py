@@ -204,15 +204,22 @@ async def _refuse_foreign_schema(connection: Connection, found: str | None) -> N
     """Raise Refusal unless the schema is as the revision says: ours, or empty."""
     contents = [row["name"] for row in await connection.fetch(CONTENTS)]
     is_installed = found not in (None, "0001")
-    if contents and not is_installed:
-        raise Refusal(
-            f"The schema feed, which Tablecast needs for itself, holds something else already:"
-            f" {contents[0]}."
-        )
-    if is_installed and not {"change", "state"} <= set(contents):
+    has_log = {"change", "state"} <= set(contents)
+    if is_installed and not has_log:
         raise Refusal(
             f"The schema feed is said to be at revision {found}, but it does not hold Tablecast's"
             " log: it was damaged, or belongs to something else."
+        )
+    if has_log and not is_installed:
+        raise Refusal(
+            "The schema feed holds a log, but nothing says which version of Tablecast has made it:"
+            " restore the table feed.alembic_version, or run DROP SCHEMA feed CASCADE to install"
+            " afresh."
+        )
+    if contents and not is_installed:
+        raise Refusal(
+            "The schema feed, which Tablecast needs for itself, holds something else already:"
+            f" {contents[0]}."
         )
 
 
