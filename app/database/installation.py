@@ -1,4 +1,4 @@
-"""What a database holds of Tablecast, told from the catalogs, which any role may read.
+"""What of Tablecast a database holds, read from the catalogs, which are open to every role.
 
 Everything is in the schema `feed`, the version table included; only the sample table
 `public.things` is not.
