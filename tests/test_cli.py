@@ -113,15 +113,25 @@ def test_first_start_second_start_and_the_end(data_dir: Path) -> None:
         assert process.wait(LIMIT_S) == 0
 
 
-def test_an_embedded_database_without_the_sample(data_dir: Path) -> None:
-    """A user wants no sample table, then does; then there are samples only in an empty table."""
-    select = ("psql", "--data-dir", str(data_dir), "-Atc")
-    assert tablecast("migrate", "--things", "no", DATA_DIR=str(data_dir)).returncode == 0
-    there = tablecast(*select, "SELECT to_regclass('public.things')", THINGS="no")
-    assert (there.returncode, there.stdout) == (0, "\n")
-    insert = "INSERT INTO things (name) VALUES ('mine'); DROP SCHEMA feed CASCADE"
-    assert tablecast(*select, insert).returncode == 0
-    assert tablecast(*select, "SELECT name FROM things").stdout == "mine\n"
+def test_an_embedded_database_without_the_sample(data_dir: Path, tmp_path: Path) -> None:
+    """A user wants no sample table, then does; samples come only with a new database."""
+
+    def start(things: str) -> RunningServer:
+        server = RunningServer("", tmp_path / "log", DATA_DIR=data_dir, THINGS=things)
+        server.start()
+        return server
+
+    server = start("no")
+    assert httpx.get(f"{server.url}/api/things").status_code == 404
+    server.stop()
+    server = start("yes")
+    assert names(server.url) == []
+    drop = "INSERT INTO things (name) VALUES ('mine'); DROP SCHEMA feed CASCADE"
+    assert tablecast("psql", "-c", drop, DATA_DIR=str(data_dir)).returncode == 0
+    server.stop()
+    server = start("yes")
+    assert names(server.url) == ["mine"]
+    server.stop()
 
 
 def test_the_printed_psql_line_works(data_dir: Path) -> None:

@@ -69,9 +69,11 @@ def installed() -> Iterator[Path]:
         yield environment
 
 
-def start(environment: Path, database_url: str, directory: Path) -> RunningServer:
+def start(
+    environment: Path, database_url: str, directory: Path, **settings: object
+) -> RunningServer:
     """Start the server of a virtual environment."""
-    server = RunningServer(database_url, directory / "log")
+    server = RunningServer(database_url, directory / "log", **settings)
     server.command[0] = str(environment / "bin" / "tablecast")
     server.env.pop("PYTHONPATH", None)
     server.start()
@@ -98,11 +100,12 @@ def test_an_installed_wheel_migrates_and_serves(
     assert "WARNING" not in server.log
 
 
-def test_an_installed_wheel_runs_the_embedded_postgres(installed: Path) -> None:
+def test_an_installed_wheel_runs_the_embedded_postgres(installed: Path, tmp_path: Path) -> None:
     """The same user has no Postgres."""
     with TemporaryDirectory(prefix="tablecast-data-") as data:
-        select = ("psql", "--data-dir", data, "-Atc", "SELECT count(*) FROM things")
-        assert run(installed / "bin" / "tablecast", *select) == "3\n"
+        server = start(installed, "", tmp_path, DATA_DIR=data)
+        assert len(httpx.get(f"{server.url}/api/things").json()) == 3
+        assert server.stop() == 0
 
 
 def test_a_wheel_without_the_client_says_so(

@@ -196,18 +196,28 @@ DOCUMENT: Json = {
 
 
 def without_things(document: Json) -> Json:
-    """Return the document of a server without the sample table (THINGS=no)."""
+    """Return the document of a server without the sample table (THINGS=no), and without the
+    components that only the sample's paths refer to.
+    """
     paths = {
         path: operations
         for path, operations in document["paths"].items()
         if not path.startswith(COLLECTION)
     }
-    components = document["components"]
-    used = {
-        "schemas": {name: components["schemas"][name] for name in ("ProblemDetails", "Health")},
-        "responses": {"503": components["responses"]["503"]},
+    responses = referred_to(document["components"]["responses"], "responses", paths)
+    schemas = referred_to(document["components"]["schemas"], "schemas", [paths, responses])
+    components = {"schemas": schemas, "responses": responses}
+    return {**document, "paths": paths, "components": components}
+
+
+def referred_to(components: Json, kind: str, within: object) -> Json:
+    """Return the components of a kind that something refers to."""
+    text = msgspec.json.encode(within).decode()
+    return {
+        name: component
+        for name, component in components.items()
+        if f'"#/components/{kind}/{name}"' in text
     }
-    return {**document, "paths": paths, "components": used}
 
 
 def route(things: bool) -> Route:
