@@ -90,7 +90,7 @@ async def lifespan(
     pool = await create_pool(settings)
     reading_pool = await create_reading_pool(settings, READS_AT_ONCE + JUDGED_AT_ONCE)
     try:
-        feed = Feed(settings.database_url)
+        feed = Feed(settings.database_url, settings.max_event_bytes)
         replay = Replay(feed, reading_pool)
         broadcast = Broadcast(feed, replay, settings.client_buffer, settings.client_stall)
         retention = Retention(feed, pool, settings.feed_retention, settings.feed_max_changes)

@@ -138,6 +138,12 @@ class Settings:
     ping_timeout: float = setting(
         20.0, duration(0.1), "how long a client may take to answer a ping", "20s"
     )
+    max_event_bytes: int = setting(
+        UNITS_BYTES["MiB"],
+        size,
+        "the longest row that an event carries; of a longer one it carries the key, and too_large",
+        "1MiB",
+    )
     client_buffer: int = setting(
         UNITS_BYTES["MiB"],
         size,

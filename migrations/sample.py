@@ -8,7 +8,7 @@ from app.database.installation import SampleTable, sample_table
 from app.settings import Settings
 from migrations.sql_files import on_connection, run_file, run_text
 
-WATCH = "SELECT feed.watch('public.things', 'thing')"
+WATCH = "SELECT feed.watch('public.things', 'thing', 'name')"
 
 
 def wants_sample() -> bool:

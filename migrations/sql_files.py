@@ -1,5 +1,6 @@
 """Runs SQL files, so that migrations are SQL that a DBA can read."""
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,19 @@ MAY_DEFINE_IT = "SELECT has_parameter_privilege('feed.pruning', 'SET')"
 def read(name: str) -> str:
     """The text of `sql/<name>`."""
     return (SQL / name).read_text(encoding="utf-8")
+
+
+def definition(file: str, function: str) -> str:
+    """The statement in `sql/<file>` that makes a function of the schema `feed`, as one that may
+    replace what is there.
+    """
+    found = re.search(
+        rf"^CREATE (?:OR REPLACE )?(FUNCTION feed\.{function}\(.*?AS (\$\w*\$)\n.*?^\2;$)",
+        read(file),
+        re.MULTILINE | re.DOTALL,
+    )
+    assert found, f"{file} does not make the function {function}"
+    return f"CREATE OR REPLACE {found[1]}"
 
 
 def run_file(name: str) -> None:

@@ -65,9 +65,11 @@ async def look(connection: Connection) -> list[tuple[str, str | None]]:
 
 
 async def reloads(connection: Connection) -> int:
-    """Return how often clients of the table have been asked to load it again."""
+    """Return how often clients of the table have been asked to load it again since it was watched,
+    which is the first time.
+    """
     count: int = await connection.fetchval(
-        "SELECT count(*) FROM feed.change WHERE op = 'reload' AND topic = 'watched'"
+        "SELECT count(*) - 1 FROM feed.change WHERE op = 'reload' AND topic = 'watched'"
     )
     return count
 

@@ -14,10 +14,11 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import REGCLASS
+from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.types import UserDefinedType
 
@@ -104,6 +105,9 @@ topic = Table(
     Column("relation", REGCLASS, primary_key=True),
     Column("topic", Text, nullable=False),
     Column("shape", Text, nullable=False),
+    Column("key", ARRAY(Text)),
+    Column("destroy_with", Text),
+    UniqueConstraint("topic", name="topic_topic_key"),
     schema="feed",
 )
 
@@ -167,11 +171,21 @@ FUNCTIONS = {
         "settle",
     ),
     "0003_topics.sql": (
-        "watch",
-        "unwatch",
         "drop_unused_captures",
         "shape",
+    ),
+    "0004_topics.sql": (
+        "log_reload",
+        "problem_of",
+        "forget_dropped",
+        "require_owner",
+        "require_watchable",
+        "remove_capture",
+        "install_capture",
+        "watch",
+        "unwatch",
         "check_topics",
+        "excerpt",
     ),
     "0005_prune.sql": ("prune",),
 }
@@ -180,7 +194,7 @@ FUNCTIONS = {
 TRIGGERS = """
     CREATE TRIGGER rewrite_history AFTER DELETE OR UPDATE OR TRUNCATE ON feed.change
     FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION feed.rewrite_history();
-    SELECT feed.watch('things', 'thing')
+    SELECT feed.watch('things', 'thing', 'name')
 """
 
 # Of the functions, as far as it is not in their texts.

@@ -56,11 +56,13 @@ class Feed:
     Starting, reconnecting and waking are one path: read from the position to now.
 
     `epoch` is the history being followed, None until the first connection. `reached` is the offset
-    up to which it has been published; it may lie within a batch.
+    up to which it has been published; it may lie within a batch. `event_bytes`: the longest row
+    that an event carries.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, event_bytes: int = log.ANY_SIZE) -> None:
         self._url = url
+        self.event_bytes = event_bytes
         self.epoch: Epoch | None = None
         self.reached: Offset | None = None
         self._listener: Listener | None = None
@@ -205,7 +207,7 @@ class Feed:
         changes = 0
         try:
             while True:
-                page = await log.read(reader, self.reached)
+                page = await log.read(reader, self.reached, event_bytes=self.event_bytes)
                 changes += len(page.changes)
                 self._unreadable += page.unreadable
                 if page.until != self.reached:

@@ -9,13 +9,15 @@ import msgspec
 
 from app.database.connections import UNAVAILABLE, flush
 from app.feed.offset import Epoch, Offset, Position
-from app.feed.row import member
+from app.feed.row import excerpt, members
 
 logger = logging.getLogger("tablecast.feed")
 
 PAGE_ROWS = 5_000
 # Compressed values count tenfold; usually the factor is about three, rarely ninety.
 PAGE_BYTES = 1024 * 1024
+# Without a limit on the size of an event.
+ANY_SIZE = 2**40
 # More than a feed that keeps up finds in one read.
 FEW_ROWS = 1_000
 # More than lies between two checkpoints (there is one about every 4096 changes).
@@ -29,7 +31,9 @@ UNREADABLE = (asyncpg.PostgresError, UnicodeDecodeError)
 # first row, without an id, is the header: when and up to which snapshot the log was read, whether
 # the log continues from $1, how many changes are in `unread`, the newest transaction among them,
 # and whether any was committed without waiting for the disk. Then comes the page, at most $4 rows
-# and about $5 bytes; without $6 it has no bodies.
+# and about $5 bytes; without $6 it has no bodies. Of a body longer than $7 bytes it has only the
+# members that identify the row, so that the rest never leaves the database. (Compression saves at
+# most a factor of 255, so nearly all bodies are known to be shorter without being read.)
 #
 # A feed that keeps up runs this some fifty times a second, on the writers' server: sums and times
 # are float8, because numeric takes several times as long.
@@ -51,28 +55,39 @@ ended AS (
 """
 PAGE = """
 page AS (
-    SELECT *, sum(size) OVER (ORDER BY id) AS bytes
+    SELECT *, sum(size) OVER (ORDER BY id) AS bytes,
+           CASE WHEN stored > $7::bigint OR is_compressed AND stored > $7 / 255
+                THEN octet_length(body::text) > $7 ELSE false END AS is_too_large
     FROM (
-        SELECT *, coalesce(pg_column_size(body), 0)
-                  * CASE WHEN pg_column_compression(body) IS NULL THEN 1::float8 ELSE 10 END AS size
+        SELECT *, stored * CASE WHEN is_compressed THEN 10 ELSE 1::float8 END AS size
         FROM (
-            SELECT id, topic, op, at,
-                   CASE op WHEN 'destroy' THEN coalesce(old, new)
-                           WHEN 'rekey' THEN NULL ELSE new END AS body
-            FROM unread
-        ) AS sent
-        ORDER BY id LIMIT $4
+            SELECT *, coalesce(pg_column_size(body), 0) AS stored,
+                   pg_column_compression(body) IS NOT NULL AS is_compressed
+            FROM (
+                SELECT id, topic, op, at,
+                       CASE op WHEN 'destroy' THEN coalesce(old, new)
+                               WHEN 'rekey' THEN NULL ELSE new END AS body
+                FROM unread
+            ) AS sent
+            ORDER BY id LIMIT $4
+        ) AS measured
     ) AS sized
 )
-SELECT NULL::bigint AS id, NULL AS topic, NULL AS op, NULL AS body, NULL::float8 AS written_at,
+SELECT NULL::bigint AS id, NULL AS topic, NULL AS op, NULL AS body, NULL::text[] AS key,
+       NULL AS destroy_with, false AS is_too_large, NULL::float8 AS written_at,
        date_part('epoch', clock_timestamp()) AS read_at,
        until::text AS until, feed.continues(since) AS continues, found, newest, async
 FROM bounds,
      (SELECT count(*) AS found, max(xid) AS newest, bool_or(async) AS async FROM unread) AS total
 UNION ALL
-SELECT id, topic, op, CASE WHEN $6 THEN body END, date_part('epoch', at),
-       NULL, NULL, NULL, NULL, NULL, NULL
-FROM page
+SELECT id, page.topic, op,
+       CASE WHEN NOT $6 THEN NULL
+            WHEN is_too_large THEN feed.excerpt(body, watched.key || watched.destroy_with)
+            ELSE body END,
+       CASE WHEN is_too_large OR op = 'destroy' THEN watched.key END,
+       CASE WHEN op = 'destroy' THEN watched.destroy_with END,
+       is_too_large, date_part('epoch', at), NULL, NULL, NULL, NULL, NULL, NULL
+FROM page LEFT JOIN feed.topic AS watched ON watched.topic = page.topic
 WHERE bytes - size < $5
 ORDER BY id NULLS FIRST
 """
@@ -159,7 +174,9 @@ class HistoryLost(Exception):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One row of the log. `body` is what the event carries, as JSON text.
+    """One row of the log. `body` is what the event carries, as JSON text: the row, or of a row that
+    is too large what identifies it; of a destroyed one its key, or the value of the column that the
+    topic's destroys carry.
 
     The operations truncate and reload have no body; reload means that clients must load the topic
     again.
@@ -220,12 +237,16 @@ async def continues(connection: asyncpg.Connection, position: Position) -> bool:
 
 
 async def read(
-    connection: asyncpg.Connection, since: Offset, until: Position | None = None
+    connection: asyncpg.Connection,
+    since: Offset,
+    until: Position | None = None,
+    event_bytes: int = ANY_SIZE,
 ) -> Page:
     """Read the next page after an offset, up to a position (None: up to now).
 
     From an offset within a batch, reading continues to the end of that batch. A long backlog is
     split into batches at checkpoints. A change that cannot be read becomes a reload of its topic.
+    Of a row whose JSON is longer than `event_bytes`, only what identifies it is read.
     Changes read up to now are flushed to disk before they are returned, so a crash cannot undo
     them.
 
@@ -234,7 +255,7 @@ async def read(
     rows = PAGE_ROWS
     while True:
         try:
-            return await _read(connection, since, until, rows, bodies=True)
+            return await _read(connection, since, until, (rows, PAGE_BYTES, True, event_bytes))
         except UNAVAILABLE:
             raise
         except UNREADABLE as error:
@@ -248,7 +269,7 @@ async def _read_around(
     connection: asyncpg.Connection, since: Offset, until: Position | None, error: Exception
 ) -> Page:
     """Return a page with the one change that cannot be read, as a reload."""
-    page = await _read(connection, since, until, 1, bodies=False)
+    page = await _read(connection, since, until, (1, PAGE_BYTES, False, ANY_SIZE))
     [change] = page.changes
     logger.error(
         "change %d of the topic %s cannot be read (%s): clients of the topic load again",
@@ -264,11 +285,9 @@ async def _read(
     connection: asyncpg.Connection,
     since: Offset,
     until: Position | None,
-    rows: int,
-    *,
-    bodies: bool,
+    page_limits: tuple[int, int, bool, int],
 ) -> Page:
-    page_limits = (rows, PAGE_BYTES, bodies)
+    """Read a page; `page_limits` are what PAGE calls $4 to $7."""
     if since.until is not None:
         found = await _fetch(connection, READ_LARGE, since, since.until, since.id, *page_limits)
         return await _page(connection, found, since, since.until, until is None)
@@ -331,18 +350,35 @@ async def _page(
         until = Offset(since.position, target, rows[-1]["id"])
     now = header["read_at"]
     written = rows[-1]["written_at"] if rows else now
-    changes = [_change(*row[:4]) for row in rows]
+    changes = [_change(*row[:7]) for row in rows]
     return Page(since, until, changes, round(written * 1000), round(now * 1000), is_latest)
 
 
-def _change(id: int, topic: str, op: str, body: str | None) -> Change:
+def _change(
+    id: int,
+    topic: str,
+    op: str,
+    body: str | None,
+    key: list[str] | None,
+    destroy_with: str | None,
+    is_too_large: bool,
+) -> Change:
+    if body is not None and op == "destroy":
+        body = _destroyed(body, key, destroy_with)
+    elif body is not None and is_too_large:
+        body = f'{body.rstrip()[:-1].rstrip()}, "too_large": true}}'
     if body is None:
-        # A missing row was too long for the log. A changed key that was not split into a destroy
-        # and a create (rekey) could not be put into order.
+        # The row was too long for the log, or nothing in it identifies it. A changed key that was
+        # not split into a destroy and a create (rekey) could not be put into order.
         return Change(id, topic, "truncate" if op == "truncate" else "reload", None)
-    if op == "destroy":
-        body = member(body, "name") or body
     return Change(id, topic, op, body)
+
+
+def _destroyed(row: str, key: list[str] | None, destroy_with: str | None) -> str | None:
+    """What a destroy carries of a row; None if the topic is not watched any more."""
+    if destroy_with is not None and (found := members(row, (destroy_with,))) is not None:
+        return found[0]
+    return None if key is None else excerpt(row, tuple(key))
 
 
 async def holding_back(connection: asyncpg.Connection, seconds: float) -> list[asyncpg.Record]:

@@ -143,7 +143,7 @@ class Replay:
         assert epoch is not None and reached is not None
         async with self._reads_at_once, self._pool.acquire() as connection:
             self._reads += 1
-            page = await log.read(connection, offset, reached.position)
+            page = await log.read(connection, offset, reached.position, self._feed.event_bytes)
         self._unreadable += page.unreadable
         encoded = EncodedPage(page, epoch)
         if epoch is self._feed.epoch:

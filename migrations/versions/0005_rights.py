@@ -1,11 +1,9 @@
 """Ordinary roles: one that owns the feed, and a weaker one that serves."""
 
-import re
-
-from migrations.sql_files import read, run_file, run_text
+from migrations.sql_files import definition, run_file, run_text
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 
 # The role that serves has altered tables checked and repaired with the rights of the feed's owner.
 AS_OWNER = "ALTER FUNCTION feed.check_topics() SECURITY DEFINER"
@@ -19,10 +17,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     run_text(AS_CALLER)
-    found = re.search(
-        r"^CREATE OR REPLACE FUNCTION feed\.prune\(.*?^\$\$;$",
-        read("0003_log.sql"),
-        re.MULTILINE | re.DOTALL,
-    )
-    assert found
-    run_text(found[0])
+    run_text(definition("0003_log.sql", "prune"))

@@ -1,0 +1,101 @@
+"""Watches and unwatches tables, and lists the topics, for the command."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+
+from app.database.connections import UNAVAILABLE, Connection, Refusal, connect
+
+# The table as the role's own search path finds it.
+RESOLVE = """
+SELECT pg_class.oid, relname, pg_class.oid::regclass::text AS shown
+FROM pg_class WHERE pg_class.oid = $1::text::regclass
+"""
+WATCH = "SELECT feed.watch($1::oid::regclass, $2, $3)"
+UNWATCH = "SELECT feed.unwatch($1::oid::regclass)"
+TOPIC_OF = "SELECT topic FROM feed.topic WHERE relation = $1::oid"
+LIST = """
+SELECT topic, coalesce(pg_class.oid::regclass::text, '(dropped)') AS relation, key, destroy_with,
+       feed.problem_of(relation) AS problem
+FROM feed.topic LEFT JOIN pg_class ON pg_class.oid = relation
+ORDER BY topic
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A watched table. `problem`: why not all of its changes are captured, None if they are."""
+
+    name: str
+    table: str
+    key: tuple[str, ...]
+    destroy_with: str | None
+    problem: str | None
+
+
+async def watch(url: str, table: str, topic: str | None, destroy_with: str | None) -> Topic:
+    """Watch a table, named as in SQL, under a topic (None: the table's own name).
+
+    Raises Refusal.
+    """
+    async with _connected(url) as connection:
+        found = await _resolve(connection, table)
+        await connection.execute(WATCH, found["oid"], topic or found["relname"], destroy_with)
+        topics = await _list(connection)
+        return next(each for each in topics if each.table == found["shown"])
+
+
+async def unwatch(url: str, table: str) -> str:
+    """Stop watching a table; return the topic it had. Raises Refusal."""
+    async with _connected(url) as connection:
+        found = await _resolve(connection, table)
+        topic: str | None = await connection.fetchval(TOPIC_OF, found["oid"])
+        if topic is None:
+            raise Refusal(f"{found['shown']} is not watched.")
+        await connection.execute(UNWATCH, found["oid"])
+        return topic
+
+
+async def list_topics(url: str) -> list[Topic]:
+    """Return all topics, by name. Raises Refusal."""
+    async with _connected(url) as connection:
+        return await _list(connection)
+
+
+async def _list(connection: Connection) -> list[Topic]:
+    return [
+        Topic(row["topic"], row["relation"], tuple(row["key"] or ()), row["destroy_with"],
+              row["problem"])
+        for row in await connection.fetch(LIST)
+    ]  # fmt: skip
+
+
+async def _resolve(connection: Connection, table: str) -> asyncpg.Record:
+    try:
+        found = await connection.fetchrow(RESOLVE, table)
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        found = None
+    except asyncpg.PostgresError as error:
+        raise Refusal(f"{table!r} is not the name of a table: {error}.") from error
+    if found is None:
+        raise Refusal(
+            f"There is no table {table}: name it as in SQL, with its schema where it is not on"
+            " the search path."
+        )
+    return found
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[Connection]:
+    try:
+        connection = await connect(url)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+    except UNAVAILABLE as error:
+        raise Refusal(f"The database cannot be reached: {error or 'no answer'}.") from error
+    except asyncpg.PostgresError as error:  # the sentences of feed.watch among them
+        raise Refusal(f"{str(error).rstrip('.')}.") from error

@@ -1,0 +1,340 @@
+-- The watched tables as of revision 0004: a topic belongs to one table, and is registered with what
+-- a destroy carries.
+
+-- `key`: the columns of the table's primary key, NULL while it has none. `destroy_with`: the column
+-- whose value a destroy carries, NULL for the key.
+ALTER TABLE feed.topic ADD COLUMN key text[], ADD COLUMN destroy_with text;
+
+DO $$
+DECLARE
+    shared record;
+BEGIN
+    SELECT topic, string_agg(relation::text, ' and ') AS tables INTO shared
+    FROM feed.topic GROUP BY topic HAVING count(*) > 1 LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the topic % is used by the tables %, and from now on a topic belongs to one table: watch one of them under another topic, or unwatch it, and migrate again',
+            shared.topic, shared.tables;
+    END IF;
+END
+$$;
+ALTER TABLE feed.topic ADD CONSTRAINT topic_topic_key UNIQUE (topic);
+
+UPDATE feed.topic
+SET key = feed.key_of(relation)::text[],
+    destroy_with = CASE WHEN topic = 'thing' AND relation = to_regclass('public.things')
+                        THEN 'name' END;
+
+DROP FUNCTION feed.watch(regclass, text);
+
+-- Logs that clients must load a topic again.
+CREATE FUNCTION feed.log_reload(topic text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO feed.change (topic, op) VALUES (log_reload.topic, 'reload');
+    IF feed.must_ring() THEN
+        PERFORM feed.ring();
+    END IF;
+END
+$$;
+
+-- Why changes of a watched table are not captured, or not all of them; NULL if they are.
+CREATE FUNCTION feed.problem_of(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = relation)
+            THEN 'its table was dropped'
+        WHEN EXISTS (SELECT FROM pg_inherits WHERE inhparent = relation)
+            THEN 'its table has children, whose rows are not captured'
+        WHEN feed.key_of(relation) IS NULL
+            THEN 'its table has no primary key any more'
+        WHEN (SELECT count(*) FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+              WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace
+                    AND tgenabled <> 'D') < 5
+            THEN 'triggers are disabled or missing: what is written now is not captured'
+    END
+$$;
+
+-- Forgets the topics of dropped tables; their clients are told.
+CREATE FUNCTION feed.forget_dropped() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    forgotten text;
+BEGIN
+    FOR forgotten IN
+        DELETE FROM feed.topic
+        WHERE NOT EXISTS (SELECT FROM pg_class WHERE pg_class.oid = feed.topic.relation)
+        RETURNING topic
+    LOOP
+        PERFORM feed.log_reload(forgotten);
+    END LOOP;
+    PERFORM feed.drop_unused_captures();
+END
+$$;
+
+-- Raises unless the current role may change the triggers of a table. `what` it would have done.
+CREATE FUNCTION feed.require_owner(relation regclass, what text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    feed_owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = 'feed');
+    table_owner oid := (SELECT relowner FROM pg_class WHERE oid = relation);
+BEGIN
+    IF NOT pg_has_role(feed_owner, 'USAGE') THEN
+        RAISE EXCEPTION '% cannot be % by the role %: only the role that installed Tablecast may; connect as %, or GRANT % TO %.',
+            relation, what, quote_ident(current_user), feed_owner::regrole, feed_owner::regrole,
+            quote_ident(current_user)
+            USING ERRCODE = 'insufficient_privilege';
+    ELSIF NOT pg_has_role(table_owner, 'USAGE') THEN
+        RAISE EXCEPTION '% cannot be % by the role %: triggers that must always run need its owner; GRANT % TO %.',
+            relation, what, quote_ident(current_user), table_owner::regrole,
+            quote_ident(current_user)
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$$;
+
+-- Raises, with a sentence, unless a table can be watched under a topic.
+CREATE FUNCTION feed.require_watchable(relation regclass, topic text, destroy_with text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kind record;
+    taken_by text;
+BEGIN
+    SELECT relkind, relpersistence, relnamespace, relispartition,
+           EXISTS (SELECT FROM pg_inherits
+                   WHERE require_watchable.relation IN (inhrelid, inhparent)) AS inherits
+    INTO kind FROM pg_class WHERE oid = relation;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'The table % does not exist.', coalesce(relation::text, 'NULL')
+            USING ERRCODE = 'undefined_table';
+    ELSIF topic IS NULL OR topic !~ '^[a-z][a-z0-9_-]{0,62}$' OR topic = 'feed' THEN
+        RAISE EXCEPTION 'The topic % cannot be used: take a lower-case word of letters, digits, _ and -, other than feed.',
+            quote_nullable(topic) USING ERRCODE = 'invalid_parameter_value';
+    ELSIF kind.relkind <> 'r' OR kind.relpersistence <> 'p' THEN
+        RAISE EXCEPTION '% cannot be watched: only ordinary, permanent tables can.', relation
+            USING ERRCODE = 'wrong_object_type';
+    ELSIF kind.relnamespace = 'feed'::regnamespace THEN
+        RAISE EXCEPTION '% cannot be watched: it is the feed''s own.', relation
+            USING ERRCODE = 'wrong_object_type';
+    ELSIF kind.relispartition OR kind.inherits THEN
+        RAISE EXCEPTION '% cannot be watched: it shares its rows with another table (partition or inheritance).', relation
+            USING ERRCODE = 'wrong_object_type';
+    ELSIF feed.key_of(relation) IS NULL THEN
+        RAISE EXCEPTION '% cannot be watched: it has no primary key, and without one an update cannot be told from a delete and an insert.', relation
+            USING ERRCODE = 'invalid_table_definition', HINT = 'Add a primary key first.';
+    END IF;
+    PERFORM feed.require_owner(relation, 'watched');
+    SELECT watched.relation INTO taken_by
+    FROM feed.topic AS watched JOIN pg_class ON pg_class.oid = watched.relation
+    WHERE watched.topic = require_watchable.topic
+          AND watched.relation <> require_watchable.relation;
+    IF FOUND THEN
+        RAISE EXCEPTION 'The topic % is taken by the table %: choose another.', topic, taken_by
+            USING ERRCODE = 'unique_violation';
+    ELSIF destroy_with IS NOT NULL AND NOT EXISTS (
+        -- A client finds the row by this value, so it must be one row's.
+        SELECT FROM pg_attribute
+        JOIN pg_index ON indrelid = attrelid AND indkey::text = attnum::text
+        WHERE attrelid = relation AND attname = destroy_with AND attnotnull
+              AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL
+    ) THEN
+        RAISE EXCEPTION '% cannot be watched with the column %: there must be such a column, NOT NULL and UNIQUE, because clients find the destroyed row by it.', relation, quote_ident(destroy_with)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END
+$$;
+
+-- Removes the capture triggers from a table.
+CREATE FUNCTION feed.remove_capture(relation regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
+AS $$
+DECLARE
+    trigger record;
+BEGIN
+    FOR trigger IN
+        SELECT tgname FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', trigger.tgname, relation);
+    END LOOP;
+    PERFORM feed.drop_unused_captures();
+END
+$$;
+
+-- Puts the capture triggers on a table, in place of those it has.
+CREATE FUNCTION feed.install_capture(relation regclass, topic text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
+AS $install$
+DECLARE
+    feed_owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = 'feed');
+    capture text := format('capture_%s', relation::oid);
+    setting text;
+BEGIN
+    PERFORM feed.remove_capture(relation);
+    -- A dump restored elsewhere brings functions named after other tables' numbers.
+    WHILE EXISTS (SELECT FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+                  WHERE proname = capture AND pronamespace = 'feed'::regnamespace)
+    LOOP
+        capture := capture || '_';
+    END LOOP;
+    setting := replace(capture, 'capture', 'feed.nesting');
+
+    EXECUTE format('CREATE OR REPLACE FUNCTION feed.%I() RETURNS trigger LANGUAGE plpgsql '
+                   'SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = ''UTC'' '
+                   'SET datestyle = ''ISO'' SET intervalstyle = ''postgres'' '
+                   'SET bytea_output = ''hex'' SET extra_float_digits = ''1'' '
+                   -- Planned when one row is updated, and used when a million are; and the
+                   -- other way round.
+                   'SET enable_nestloop = off SET jit = off AS %L',
+                   capture, feed.capture_body(relation, topic, setting));
+    EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', capture);
+    IF pg_get_userbyid(feed_owner) <> current_user THEN
+        EXECUTE format('ALTER FUNCTION feed.%I() OWNER TO %s', capture, feed_owner::regrole);
+    END IF;
+
+    EXECUTE format('CREATE TRIGGER feed_begin BEFORE INSERT OR UPDATE OR DELETE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.begin_statement(%L)', relation, setting);
+    EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
+    EXECUTE format('CREATE TRIGGER feed_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows '
+                   'NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()',
+                   relation, capture);
+    EXECUTE format('CREATE TRIGGER feed_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS old_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
+    EXECUTE format('CREATE TRIGGER feed_truncate AFTER TRUNCATE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
+    -- ALWAYS: also for sessions that have set session_replication_role to replica.
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER feed_begin, '
+                   'ENABLE ALWAYS TRIGGER feed_insert, ENABLE ALWAYS TRIGGER feed_update, '
+                   'ENABLE ALWAYS TRIGGER feed_delete, ENABLE ALWAYS TRIGGER feed_truncate', relation);
+END
+$install$;
+
+-- Watches a table; its events are named `topic:create` and so on. A destroy carries the key as an
+-- object, or the value of the column `destroy_with`, which must be NOT NULL and UNIQUE.
+--
+-- Calling it again picks up a changed key, a new topic or another `destroy_with`; without one, a
+-- table that stays with its topic keeps what it had. Clients load the topic again if changes may
+-- have been missed: always, unless the table was watched under it already and is as it was.
+CREATE FUNCTION feed.watch(relation regclass, topic text, destroy_with text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    before feed.topic;
+    continues boolean;
+BEGIN
+    PERFORM feed.require_watchable(relation, topic, destroy_with);
+    PERFORM feed.forget_dropped();
+    SELECT * INTO before FROM feed.topic AS watched WHERE watched.relation = watch.relation;
+    continues := before.topic = watch.topic AND before.shape = feed.shape(watch.relation)
+                 AND feed.problem_of(watch.relation) IS NULL;
+    PERFORM feed.install_capture(watch.relation, watch.topic);
+    BEGIN
+        INSERT INTO feed.topic AS watched (relation, topic, key, destroy_with, shape)
+        VALUES (watch.relation, watch.topic, feed.key_of(watch.relation)::text[],
+                watch.destroy_with, feed.shape(watch.relation))
+        ON CONFLICT ON CONSTRAINT topic_pkey DO UPDATE
+        SET topic = excluded.topic, key = excluded.key, shape = excluded.shape,
+            destroy_with = CASE WHEN watched.topic = excluded.topic
+                                THEN coalesce(excluded.destroy_with, watched.destroy_with)
+                                ELSE excluded.destroy_with END;
+    EXCEPTION WHEN unique_violation THEN
+        RAISE EXCEPTION 'The topic % has just been taken by another table: choose another.',
+            watch.topic USING ERRCODE = 'unique_violation';
+    END;
+    IF before.topic <> watch.topic THEN
+        PERFORM feed.log_reload(before.topic);
+    END IF;
+    IF continues IS NOT TRUE THEN
+        PERFORM feed.log_reload(watch.topic);
+    END IF;
+END
+$$;
+
+-- Stops watching a table; changes already logged stay. Clients of the topic load again, so that
+-- nobody takes for current what is not followed any more. Not an error if it is not watched.
+CREATE OR REPLACE FUNCTION feed.unwatch(relation regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
+AS $$
+DECLARE
+    forgotten text;
+BEGIN
+    PERFORM feed.require_owner(relation, 'unwatched');
+    PERFORM feed.forget_dropped();
+    PERFORM feed.remove_capture(relation);
+    DELETE FROM feed.topic AS watched WHERE watched.relation = unwatch.relation
+    RETURNING topic INTO forgotten;
+    IF FOUND THEN
+        PERFORM feed.log_reload(forgotten);
+    END IF;
+END
+$$;
+
+-- Checks all watched tables. For each that has changed, logs that its topic must be loaded again,
+-- updates its capture if possible, and returns the topic and what is wrong (NULL if nothing is any
+-- more). A lock held by another session only delays the update; until then capture is slower, but
+-- correct.
+CREATE OR REPLACE FUNCTION feed.check_topics() RETURNS TABLE (topic text, problem text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
+AS $$
+#variable_conflict use_column
+DECLARE
+    seen record;
+    told boolean;
+BEGIN
+    FOR seen IN
+        SELECT watched.*, feed.shape(watched.relation) AS now,
+               pg_class.oid IS NULL AS gone, feed.problem_of(watched.relation) AS problem
+        FROM feed.topic AS watched LEFT JOIN pg_class ON pg_class.oid = watched.relation
+    LOOP
+        CONTINUE WHEN seen.now = seen.shape AND NOT seen.gone;
+        told := seen.now || ' told' = seen.shape AND NOT seen.gone;
+        check_topics.topic := seen.topic;
+        check_topics.problem := seen.problem;
+        seen.shape := NULL;
+        IF seen.gone THEN
+            DELETE FROM feed.topic WHERE relation = seen.relation;
+            PERFORM feed.drop_unused_captures();
+        ELSIF seen.problem IS NULL THEN
+            BEGIN
+                PERFORM feed.require_watchable(seen.relation, seen.topic, seen.destroy_with);
+                PERFORM feed.install_capture(seen.relation, seen.topic);
+            EXCEPTION
+                WHEN lock_not_available THEN
+                    seen.shape := seen.now || ' told';
+                WHEN OTHERS THEN
+                    check_topics.problem := SQLERRM;
+            END;
+        END IF;
+        UPDATE feed.topic
+        SET shape = coalesce(seen.shape, feed.shape(seen.relation)),
+            key = feed.key_of(seen.relation)::text[]
+        WHERE relation = seen.relation;
+        CONTINUE WHEN told;
+        PERFORM feed.log_reload(seen.topic);
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- The members of a row that identify it, for an event that cannot carry all of it. NULL if they
+-- cannot be found: Postgres's parser refuses some of what it renders, such as a document in a `json`
+-- column that is nested too deeply.
+CREATE FUNCTION feed.excerpt(body json, columns text[]) RETURNS json
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT json_object_agg(part, body -> part ORDER BY place)
+            FROM unnest(columns) WITH ORDINALITY AS parts (part, place));
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END
+$$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA feed FROM PUBLIC;
