@@ -9,11 +9,29 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
+# What root writes into the checkout of an ordinary user is in this user's way afterwards, so root works as
+# the owner: if the owner is a user of this machine and not locked out of the checkout.
+ifeq ($(shell id -u),0)
+OWNER := $(filter-out root,$(shell ls -ld . | awk '{print $$3}'))
+AS_OWNER = setpriv --reuid=$(OWNER) --regid="$$(id -g $(OWNER))" --init-groups env HOME="$$(eval echo "~$(OWNER)")"
+AS_OWNER := $(and $(OWNER),$(shell $(AS_OWNER) test -w "$(CURDIR)" 2>/dev/null && echo '$(AS_OWNER)'))
+endif
+
+ifneq ($(AS_OWNER),)
+.DEFAULT_GOAL := run
+.PHONY: $(or $(MAKECMDGOALS),run)
+$(or $(MAKECMDGOALS),run):
+	@echo "This directory belongs to $(OWNER): working as $(OWNER), not as root."
+	@$(AS_OWNER) $(MAKE) --no-print-directory $@
+else
+
 .PHONY: run setup test check format matrix bench soak lock clean
 
 run: .venv/stamp-run node_modules/stamp  ## start Tablecast on http://127.0.0.1:8000
-	@# set -m: at a terminal, Ctrl-C reaches only Tablecast; make would report a clean exit as an error.
-	@test -t 0 && set -m; $(BIN)/tablecast serve --migrate
+	@# At a terminal: with `set -m`, Ctrl-C reaches only Tablecast, which then exits with 0; and where it has
+	@# said in a sentence why it does not start, make need not add that this was an error.
+	@if test -t 0; then set -m; $(BIN)/tablecast serve --migrate || test $$? -le 2; \
+	else $(BIN)/tablecast serve --migrate; fi
 
 setup: .venv/stamp-test node_modules/stamp  ## install what run and test need
 
@@ -78,3 +96,5 @@ node_modules/stamp: package-lock.json | .venv/bin/pip
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; \
 	fi
 	@touch $@
+
+endif

@@ -24,7 +24,7 @@ from app.feed.inspection import Inspection
 from app.feed.retention import Retention
 from app.live.broadcast import Broadcast
 from app.live.replay import JUDGED_AT_ONCE, READS_AT_ONCE, Replay
-from app.rest import health, openapi, problems, things
+from app.rest import about, health, openapi, problems, things
 from app.settings import Settings
 from app.socketio.server import SocketIO
 
@@ -152,6 +152,7 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
         *(things.routes if settings.things else things.routes_without_things),
         openapi.route(settings.things),
         *health.routes,
+        *about.routes(settings),
         *(Mount(path.rstrip("/"), app=SocketPath(path)) for path in SOCKET_PATHS),
         Mount("/", app=PageFiles(directory=ROOT / "static", html=True)),
     ]

@@ -5,23 +5,29 @@ import contextlib
 import errno
 import logging
 import os
+import shlex
+import shutil
 import signal
-import subprocess
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 import uvloop
 
 from app.database.connections import Refusal, connect
-from app.database.embedded import binary, embedded
+from app.database.embedded import embedded, has_database
 from app.database.migration import check, migrate
+from app.database.psql import run_psql, without_password
+from app.database.unprivileged import UNPRIVILEGED, data_directory
 from app.settings import SettingError, Settings, flag, variable
 
 REFUSED, WRONG_USE = 1, 2
-EXAMPLE = "INSERT INTO things (name) VALUES ('hello')"
+EXAMPLE = "INSERT INTO things (name) VALUES ('hello at ' || now())"
 SAMPLES = """
     INSERT INTO public.things (name, info)
     SELECT name, info
@@ -71,7 +77,12 @@ def tablecast() -> None:
 
 @tablecast.command()
 @options()
-@click.option("--migrate", "migrating", is_flag=True, help="bring the database up to date first")
+@click.option(
+    "--migrate",
+    "migrating",
+    is_flag=True,
+    help="bring the database up to date first (an embedded one always is)",
+)
 def serve(settings: Settings, migrating: bool) -> None:
     """Serve the page, the API and the live feed.
 
@@ -81,28 +92,49 @@ def serve(settings: Settings, migrating: bool) -> None:
     from app.serving import serve as serve_until_stopped  # the other commands do not need it
 
     log_to_stderr(settings.log_level.upper())
-    with database(settings) as url:
+    with database(settings, create=True) as url:
         if migrating and settings.database_url:
             migrate(url, settings.things)
         asyncio.run(check(url, settings.things))
+        command = settings.psql_command or psql_command(settings)
+        # Elsewhere a command of this machine helps nobody, and its paths are nobody's business.
+        shown = command if is_loopback(settings.host) else settings.psql_command
 
         def say(address: str) -> None:
-            where = '"$DATABASE_URL"' if settings.database_url else url  # it may contain a password
-            click.echo(f"Tablecast is at {address}")
-            click.echo(f'Change its table:  psql {where} -c "{EXAMPLE}"')
-            if not settings.database_url:
-                click.echo("No psql installed: .venv/bin/tablecast psql")
+            announce(address, command, settings)
 
+        served = replace(settings, database_url=url, psql_command=shown)
         try:
-            uvloop.run(serve_until_stopped(replace(settings, database_url=url), say))
+            uvloop.run(serve_until_stopped(served, say))
         except OSError as error:
             raise Refusal(listening_problem(settings, error)) from error
+
+
+def announce(address: str, command: str, settings: Settings) -> None:
+    """Say on the console where the server is, and how to write to its database."""
+    for everywhere, here in (("//0.0.0.0:", "//127.0.0.1:"), ("//[::]:", "//[::1]:")):
+        address = address.replace(everywhere, here)  # which a browser can open
+    click.echo(f"Tablecast is at {address}")
+    if settings.things:
+        click.echo(f'Change its table:  {command} -c "{EXAMPLE}"')
+    else:
+        click.echo(f"Change its tables:  {command}")
+    if settings.database_url is None:
+        directory = data_directory(settings.data_dir)
+        if directory != settings.data_dir.absolute():
+            click.echo(
+                f"Its data is in {directory}: the user {UNPRIVILEGED}, as whom Postgres runs for"
+                f" root, cannot get into {settings.data_dir.absolute().parent}."
+            )
 
 
 @tablecast.command("migrate")
 @options("database_url", "data_dir", "things")
 def migrate_command(settings: Settings) -> None:
-    """Bring the database up to date. Safe to run twice, even at the same time."""
+    """Bring the database in DATABASE_URL up to date. Safe to run twice, even at the same time.
+
+    The embedded database needs no migrating: it is brought up to date whenever it starts.
+    """
     with database(settings) as url:
         if settings.database_url:
             migrate(url, settings.things)
@@ -113,18 +145,29 @@ def migrate_command(settings: Settings) -> None:
 @options("database_url", "data_dir")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
-    """Open psql on the database; ARGUMENTS are psql's own, such as -c "SELECT 1"."""
+    """Open psql on the database; ARGUMENTS are psql's own, such as -c "SELECT 1".
+
+    An embedded database is started for that if it is not running, but not created.
+    """
     with database(settings) as url:
         signal.signal(signal.SIGINT, lambda *_: None)  # in psql it cancels a query
-        sys.exit(subprocess.run([binary("psql"), url, *arguments]).returncode)
+        sys.exit(run_psql(url, arguments))
 
 
 @contextlib.contextmanager
-def database(settings: Settings) -> Iterator[str]:
-    """Yield the URL of the chosen database; an embedded one is migrated and runs in the block."""
+def database(settings: Settings, create: bool = False) -> Iterator[str]:
+    """Yield the URL of the chosen database; an embedded one is migrated and runs in the block.
+
+    Raises Refusal, also if there is no embedded one and `create` does not say to make it.
+    """
     if settings.database_url is not None:
         yield settings.database_url
         return
+    if not create and not has_database(settings.data_dir):
+        raise Refusal(
+            f"There is no embedded database in {settings.data_dir} yet: start Tablecast first, name"
+            " another directory with DATA_DIR or --data-dir, or a database with DATABASE_URL."
+        )
     with embedded(settings.data_dir) as url:
         if migrate(url, settings.things) is None and settings.things:  # it was empty
             asyncio.run(execute(url, SAMPLES))
@@ -157,7 +200,41 @@ def listening_problem(settings: Settings, error: OSError) -> str:
             " --port."
         )
     reason = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        reason = "this user may not use that port; choose one above 1023 with PORT or --port"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        reason = "that is not an address of this machine; choose another with HOST or --host"
+    elif error.errno in (socket.EAI_NONAME, socket.EAI_AGAIN):
+        reason = "there is no such host; choose another with HOST or --host"
     return f"Cannot listen on {settings.host}, port {settings.port}: {reason}."
+
+
+def psql_command(settings: Settings) -> str:
+    """Return the command that opens psql on the chosen database, from the current directory."""
+    if settings.database_url is None:
+        default = settings.data_dir == Settings().data_dir
+        option = "" if default else f" --data-dir {shlex.quote(str(settings.data_dir))}"
+        return f"{shlex.quote(own_name())} psql{option}"
+    if settings.database_url == os.environ.get("DATABASE_URL"):
+        return 'psql "$DATABASE_URL"'
+    return f"psql {shlex.quote(without_password(settings.database_url)[0])}"
+
+
+def own_name() -> str:
+    """Return how a user here starts this program: by its name, or by the path to it."""
+    path = Path(sys.argv[0]).absolute()
+    found = shutil.which(path.name)
+    if found is not None and Path(found).absolute() == path:
+        return path.name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a server that listens on this address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def main() -> NoReturn:

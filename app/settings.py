@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ def host(text: str) -> str:
 def directory(text: str) -> Path:
     """Parse the path of a directory, which need not exist yet."""
     path = Path(text).expanduser()
-    if path.exists() and not path.is_dir():
-        raise ValueError("it must be a directory, not a file")
+    with suppress(PermissionError):  # it cannot be looked at; who opens it says so
+        if path.exists() and not path.is_dir():
+            raise ValueError("it must be a directory, not a file")
     return path
 
 
@@ -98,6 +100,13 @@ def yes_or_no(text: str) -> bool:
     if text.lower() not in ("yes", "no"):
         raise ValueError("it must be yes or no")
     return text.lower() == "yes"
+
+
+def command(text: str) -> str:
+    """Parse a command to show: one line."""
+    if not text.isprintable():
+        raise ValueError("it must be one line of printable characters")
+    return text
 
 
 def log_level(text: str) -> str:
@@ -158,6 +167,12 @@ class Settings:
     )
     allowed_origins: tuple[str, ...] = setting(
         (), origins, "other web origins that may connect, separated by commas; * allows any", "none"
+    )
+    psql_command: str | None = setting(
+        None,
+        command,
+        "the command that opens psql on this database, for the console and the page to show",
+        "what reaches it from here",
     )
     log_level: str = setting("info", log_level, f"one of {', '.join(LOG_LEVELS)}")
 

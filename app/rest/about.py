@@ -1,0 +1,26 @@
+"""What a page may want to know of this server: its version, and how to write to its database."""
+
+from importlib.metadata import version
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from app.rest.requests import NO_STORE
+from app.rest.resource import resource
+from app.settings import Settings
+
+
+def routes(settings: Settings) -> list[Route]:
+    """Return the endpoint's routes. `psql` is None where no command would help those who ask."""
+    shown = {
+        "version": version("tablecast"),
+        "things": settings.things,
+        "psql": settings.psql_command,
+    }
+
+    async def about(_: Request) -> Response:
+        """GET what this server is."""
+        return JSONResponse(shown, headers=NO_STORE)
+
+    return [resource("/about", get=about)]
