@@ -1,0 +1,142 @@
+"""docs/your-own-table.md, followed to the letter."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.database.connections import connect
+from tests.support.machine import require
+from tests.support.postgres import execute, run
+from tests.support.server import RunningServer
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = (ROOT / "docs" / "your-own-table.md").read_text(encoding="utf-8")
+LIMIT_S = 60
+
+
+def blocks(language: str) -> list[str]:
+    """Return the document's code in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT, re.DOTALL)
+
+
+def program(title: str) -> str:
+    """Return the one block that begins with this line."""
+    [found] = [text for text in blocks(r"\w+") if text.startswith(f"{title}\n")]
+    return found
+
+
+@contextmanager
+def running(*command: str, cwd: Path, **environ: str) -> Iterator[Callable[[str], re.Match[str]]]:
+    """Run a program; yield a function that reads its output until a line matches."""
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=os.environ | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    alarm = threading.Timer(LIMIT_S, process.kill)
+    alarm.start()
+
+    def until(pattern: str) -> re.Match[str]:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(pattern, line):
+                return found
+        pytest.fail(f"no {pattern!r} in: {''.join(lines)}")
+
+    with process:
+        try:
+            yield until
+        finally:
+            alarm.cancel()
+            process.kill()
+
+
+async def fetch(url: str, statement: str) -> tuple[str, str]:
+    """Return the row that a statement returns."""
+    connection = await connect(url)
+    try:
+        offset, rows = await connection.fetchrow(statement)
+        return offset, rows
+    finally:
+        await connection.close()
+
+
+class Place:
+    """A directory for the document's programs, with Tablecast and the backend running."""
+
+    def __init__(self, directory: Path, server: RunningServer, database_url: str) -> None:
+        self.directory = directory
+        self.server = server
+        self.database_url = database_url
+        self.addresses = {"http://127.0.0.1:8000": server.url}
+        (directory / "node_modules").symlink_to(ROOT / "node_modules")
+
+    def file(self, title: str) -> str:
+        """Write the program that begins with this line; return its file's name."""
+        text = program(title)
+        for shown, real in self.addresses.items():
+            text = text.replace(shown, real)
+        name = title.split()[-1]
+        (self.directory / name).write_text(text, encoding="utf-8")
+        return name
+
+    def sql(self, *statements: str) -> None:
+        """Run statements as the reader does in psql."""
+        run(execute(self.database_url, *statements))
+
+
+@pytest.fixture
+def place(
+    database_url: str, tmp_path: Path, start_server: Callable[..., RunningServer]
+) -> Iterator[Place]:
+    """The reader's table is watched, Tablecast runs, and so does the backend that lists it."""
+    place = Place(tmp_path, start_server(), database_url)
+    place.sql(blocks("sql")[0], "SELECT feed.watch('orders', 'order')")
+    place.file("# orders.py")
+    backend = [sys.executable, "-m", "uvicorn", "orders:app", "--port", "0"]
+    with running(*backend, cwd=tmp_path, DATABASE_URL=database_url) as until:
+        place.addresses["http://127.0.0.1:3000"] = until(r"http://\S+")[0]
+        yield place
+
+
+def test_changes_are_printed(place: Place) -> None:
+    """The reader runs the first client and changes a row."""
+    with running(require("node"), place.file("// changes.mjs"), cwd=place.directory) as until:
+        until("feed:hello")
+        place.sql(blocks("sql")[1])
+        until(r"order:update \{ id: 1, customer: 'Sam', total: 11 \} \S+")
+
+
+@pytest.mark.parametrize("title", ["// client.mjs", "# client.py"])
+def test_a_client_has_the_table(place: Place, title: str) -> None:
+    """The reader's client follows every kind of change, a restart, and a history that ended."""
+    command = require("node") if title.startswith("//") else sys.executable
+    with running(command, place.file(title), cwd=place.directory) as until:
+        until(r"10.*20")
+        place.sql(blocks("sql")[1], "INSERT INTO orders (customer, total) VALUES ('Ann', 5)")
+        until(r"11.*20.*Ann")
+        place.sql("DELETE FROM orders WHERE id = 2")
+        until(r"11\D*3.*Ann")
+        place.server.restart()
+        place.sql("UPDATE orders SET customer = 'Eve' WHERE id = 3")
+        until("Eve")
+        place.sql("SELECT feed.disown(pg_current_snapshot())", "TRUNCATE orders")
+        until(r"^\[\]$")
+
+
+def test_the_list_and_its_offset_are_of_one_moment(place: Place) -> None:
+    """The reader tries the statement that reads both."""
+    offset, rows = run(fetch(place.database_url, blocks("sql")[2]))
+    assert offset and '"customer":"Sam"' in rows
