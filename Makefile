@@ -30,8 +30,8 @@ else
 run: .venv/stamp-run node_modules/stamp  ## start Tablecast on http://127.0.0.1:8000
 	@# At a terminal: with `set -m`, Ctrl-C reaches only Tablecast, which then exits with 0; and where it has
 	@# said in a sentence why it does not start, make need not add that this was an error.
-	@if test -t 0; then set -m; $(BIN)/tablecast serve --migrate || test $$? -le 2; \
-	else $(BIN)/tablecast serve --migrate; fi
+	@test -t 0 || exec $(BIN)/tablecast serve --migrate; \
+	set -m; $(BIN)/tablecast serve --migrate || test $$? -le 2
 
 setup: .venv/stamp-test node_modules/stamp  ## install what run and test need
 
