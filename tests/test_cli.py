@@ -327,7 +327,7 @@ def test_an_address_of_another_machine_is_refused(database_url: str) -> None:
 
 
 def test_unusable_data_directories_are_refused(data_dir: Path) -> None:
-    """A user names a file, a directory in a file, one of another Postgres, or a full disk."""
+    """A user names a file, a directory in a file, data of another Postgres, or broken data."""
     file = data_dir / "file"
     file.touch()
     message = refusal(tablecast("serve", DATA_DIR=str(file)), 2)
@@ -340,6 +340,14 @@ def test_unusable_data_directories_are_refused(data_dir: Path) -> None:
     (old / "postgres" / "data" / "PG_VERSION").write_text("17\n")
     assert refusal(tablecast("serve", DATA_DIR=str(old))).startswith(
         f"Postgres 17 made the data in {old}, but the embedded one is Postgres "
+    )
+    broken = data_dir / "broken"
+    with embedded(broken):
+        pass
+    (broken / "postgres" / "data" / "global" / "pg_control").write_bytes(bytes(8192))
+    assert refusal(tablecast("serve", DATA_DIR=str(broken))) == (
+        "The embedded Postgres does not start: database files are incompatible with server."
+        f" Its log: {broken}/postgres/log"
     )
 
 

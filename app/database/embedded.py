@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import pwd
+import re
 import secrets
 import shlex
 import shutil
@@ -40,6 +41,7 @@ STOP_TIMEOUT_S = 30
 POLL_S = 0.01
 USER = DATABASE = "tablecast"
 ADDRESS = "127.0.0.1"
+COMPLAINT = re.compile(r"\b(?:ERROR|FATAL|PANIC|error|fatal):\s+(.+)")
 
 
 def binary(name: str) -> str:
@@ -99,11 +101,12 @@ class Server:
             self._child.wait(STOP_TIMEOUT_S)
         self._check_version()
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        logged = self.log.stat().st_size if self.log.exists() else 0
         for remember in (True, False, False):  # a port that is free now may be taken soon after
             if self._start_on(self._free_port(remember)):
                 return
-        reason = last_line(self.log.read_text(errors="replace"))
-        raise Refusal(f"The embedded Postgres does not start: {reason} (see {self.log})")
+        reason = complaint(self.log.read_bytes()[logged:].decode(errors="replace"))
+        raise Refusal(f"The embedded Postgres does not start: {reason}. Its log: {self.log}")
 
     def stop(self) -> None:
         """Stop the server if it is running; open connections are cut."""
@@ -179,7 +182,7 @@ class Server:
                 "postgres", "--single", "-D", making, "postgres", text=f"CREATE DATABASE {DATABASE}"
             )
         if made.returncode != 0:
-            raise Refusal(f"The embedded Postgres cannot be created: {last_line(made.stderr)}.")
+            raise Refusal(f"The embedded Postgres cannot be created: {complaint(made.stderr)}.")
         making.rename(self.data)
 
     def _check_version(self) -> None:
@@ -312,9 +315,11 @@ def user_name(uid: int) -> str:
         return f"the user {uid}"
 
 
-def last_line(output: str) -> str:
-    """Return the last line a program wrote, as the end of a sentence."""
-    return (output.strip().splitlines() or ["no output"])[-1].rstrip(".")
+def complaint(output: str) -> str:
+    """Return what a Postgres program first said was wrong, as the end of a sentence."""
+    found = COMPLAINT.search(output)
+    last = (output.strip().splitlines() or ["it said nothing"])[-1]
+    return (found[1] if found else last).rstrip(".")
 
 
 def keep(directory: Path) -> None:

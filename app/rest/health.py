@@ -16,7 +16,7 @@ async def readyz(request: RestRequest) -> Response:
     """Listening and caught up; 503 with the reason otherwise."""
     trouble = request.state.feed.trouble()
     if trouble is not None:
-        raise Unavailable(trouble)
+        raise Unavailable(f"{trouble[0].upper()}{trouble[1:].rstrip('.')}.")
     return JSONResponse({"status": "ready"}, headers=NO_STORE)
 
 
