@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ logger = logging.getLogger("tablecast")
 
 ROOT = Path(__file__).parent.parent
 CLIENT_FILES = ROOT / "node_modules" / "socket.io-client" / "dist"
+CANCEL_AGAIN_S = 0.5
 SOCKET_PATHS = ("/socket.io-client/", "/socket.io/")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
@@ -120,12 +121,21 @@ async def lifespan(
             )
         finally:
             socketio.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await end(tasks)
     finally:
         for each in (pool, reading_pool):
             each.terminate()  # nobody is waiting for pending queries
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended. One that has just got what it waited for, by
+    `asyncio.wait_for` of Python 3.11, misses a cancellation.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 def report_end(failed: Callable[[], None], task: asyncio.Task[None]) -> None:

@@ -6,12 +6,16 @@ from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LONGEST_S = 10 * 365 * UNITS_S["d"]
+POSTGRES_PORT = 5432
+ENCODE = (
+    "special characters in a user name or password must be percent-encoded (/ is %2F, @ is %40)"
+)
 
 
 class SettingError(ValueError):
@@ -59,15 +63,51 @@ def size(text: str) -> int:
 
 
 def postgres_url(text: str) -> str:
-    """Parse the URL of a database."""
+    """Parse the URL of a database, which may list several hosts."""
+    if not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError("it must look like postgresql://user:password@host:5432/database")
+    database_hosts(text)
+    return text
+
+
+def database_hosts(url: str) -> list[tuple[str, int]]:
+    """Return the hosts and ports that the URL of a database lists; none if the driver's defaults
+    apply. A host may be the directory of a Unix socket.
+
+    Raises ValueError. Its message never quotes the URL, which may contain a password.
+    """
     try:
-        url = urlsplit(text)
-        _ = url.port
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     except ValueError:
         raise ValueError("it is not a URL") from None
-    if url.scheme not in ("postgresql", "postgres"):
-        raise ValueError("it must look like postgresql://user:password@host:5432/database")
-    return text
+    credentials, _, listed = parts.netloc.rpartition("@")
+    if "@" in credentials or parts.fragment:
+        raise ValueError(f"it must {ENCODE}")
+    ports = [""]
+    if not listed:
+        listed, ports = query.get("host", ""), query.get("port", "").split(",")
+    hosts = listed.split(",") if listed else []
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) != len(hosts):
+        raise ValueError("it must give one port, or one for each host")
+    return [database_host(*pair) for pair in zip(hosts, ports, strict=True)]
+
+
+def database_host(given: str, port: str) -> tuple[str, int]:
+    """Parse one host of a database; a port of its own precedes `port`. Raises ValueError."""
+    if given.startswith("/"):
+        host = given
+    else:
+        found = re.fullmatch(r"\[([^\]]+)\](?::(.*))?|([^:]+)(?::(.*))?", given, re.DOTALL)
+        if found is None:
+            raise ValueError("it must name a host before each port and between commas")
+        host = unquote(found[1] or found[3])
+        port = found[2] or found[4] or port
+    if port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        raise ValueError(f"it must give ports from 1 to 65535, and {ENCODE}")
+    return host, int(port or POSTGRES_PORT)
 
 
 def host(text: str) -> str:

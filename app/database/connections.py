@@ -1,18 +1,24 @@
 """Connections to Postgres, with the same session settings, and the errors of an unavailable one."""
 
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
 
 import asyncpg
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 
-from app.settings import Settings
+from app.settings import Settings, database_hosts
 
 OLDEST_SUPPORTED = 15
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 5.0
+RELEASE_TIMEOUT_S = 1.0
+
+# The only setting that is sent while connecting: poolers refuse parameters they do not know.
+STARTUP = {"application_name": "tablecast"}
 
 # A row must look the same in a REST response as in the trigger's log, whatever the client.
 SESSION = {
-    "application_name": "tablecast",
     "TimeZone": "UTC",
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
@@ -59,6 +65,27 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.InvalidSchemaNameError,
 )
 
+# What is wrong, as the end of a sentence that any client may read: no names, no addresses.
+ABSENCES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((TimeoutError,), "it does not answer"),
+    ((ConnectionRefusedError, FileNotFoundError), "nothing listens at its address"),
+    ((ConnectionError, asyncpg.PostgresConnectionError), "the connection was lost"),
+    ((OSError,), "the network does not reach it"),
+    ((asyncpg.InterfaceError, asyncpg.InternalClientError), "it does not answer"),
+    ((asyncpg.CannotConnectNowError,), "it is starting up or shutting down"),
+    ((asyncpg.QueryCanceledError,), "it takes too long to answer"),
+    ((asyncpg.OperatorInterventionError,), "it is shutting down or ended the connection"),
+    ((asyncpg.TooManyConnectionsError,), "it accepts no more connections"),
+    ((asyncpg.InsufficientResourcesError,), "it has run out of resources"),
+    ((asyncpg.InvalidAuthorizationSpecificationError,), "it rejects the server's credentials"),
+    ((asyncpg.InvalidCatalogNameError,), "it does not exist at the moment"),
+    ((asyncpg.ReadOnlySQLTransactionError, asyncpg.ObjectNotInPrerequisiteStateError),
+     "it is a standby, which accepts no writes"),
+    ((asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError),
+     "Tablecast's tables are missing from it"),
+    ((asyncpg.InsufficientPrivilegeError,), "the server's role lacks a privilege"),
+)  # fmt: skip
+
 Connection: TypeAlias = asyncpg.Connection
 Pool: TypeAlias = asyncpg.Pool
 
@@ -67,13 +94,65 @@ class Refusal(Exception):
     """Tablecast cannot start, or had to stop; the message is a sentence that says why."""
 
 
-async def connect(url: str, **options: Any) -> Connection:
+class SharedSession(ConnectionError):
+    """A pooler gives the session to others between transactions, so nothing set in it lasts."""
+
+
+# What happens to prepared statements in such a session, when they are used or made.
+SHARED_SESSION: tuple[type[BaseException], ...] = (
+    SharedSession,
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
+)
+
+
+def absence(error: BaseException) -> str:
+    """Say in a sentence, for anybody to read, why the database cannot be reached."""
+    for types, reason in ABSENCES:
+        if isinstance(error, types):
+            return f"The database cannot be reached: {reason}."
+    return "The database reports an error; the server's log has the details."
+
+
+async def connect(
+    url: str, *, session: Mapping[str, str] | None = None, **options: Any
+) -> Connection:
     """Open a connection to the database at `url`. Raises one of UNAVAILABLE.
 
-    `options` are passed to `asyncpg.connect`; `server_settings` are added to the usual ones.
+    Of several hosts, the first that can be used is taken. `session` is added to the usual session
+    settings. `options` are passed to `asyncpg.connect`.
     """
-    options["server_settings"] = SESSION | options.get("server_settings", {})
-    return await asyncpg.connect(url, **{"timeout": CONNECT_TIMEOUT_S} | options)
+    options = {"timeout": CONNECT_TIMEOUT_S, "server_settings": STARTUP} | options
+    try:
+        connection = await _connect_to_any(url, options)
+    except TargetServerAttributeNotMatched as error:
+        raise ConnectionError("no host is as target_session_attrs requires") from error
+    try:
+        await connection.execute(_setting(SESSION | dict(session or {})))
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def _connect_to_any(url: str, options: dict[str, Any]) -> Connection:
+    hosts = database_hosts(url)
+    if len(hosts) < 2:
+        return await asyncpg.connect(url, **options)
+    # asyncpg would let a host that does not answer use up the time of all others.
+    options = options | {"timeout": options["timeout"] / len(hosts)}
+    for host, port in hosts[:-1]:
+        try:
+            return await asyncpg.connect(url, host=host, port=port, **options)
+        except UNAVAILABLE:
+            continue
+    host, port = hosts[-1]
+    return await asyncpg.connect(url, host=host, port=port, **options)
+
+
+def _setting(session: Mapping[str, str]) -> str:
+    """Return SQL for session settings: one round trip, and no prepared statement."""
+    return ";".join(f"SET {name} TO '{value}'" for name, value in session.items())
 
 
 async def flush(connection: Connection) -> None:
@@ -88,8 +167,24 @@ async def flush(connection: Connection) -> None:
 async def keep_session(_: Connection) -> None:
     """Return a connection to the pool as it is: nothing here changes the session.
 
-    asyncpg would reset it, which costs an extra round trip for every statement.
+    asyncpg would reset it, which costs an extra round trip for every statement, and undoes what
+    `connect` has set.
     """
+
+
+@asynccontextmanager
+async def borrowed(pool: Pool, timeout: float | None = None) -> AsyncIterator[Connection]:
+    """Borrow a connection from a pool; wait at most `timeout` seconds for a free one.
+
+    If the block is cancelled, so is its statement. Where the server does not confirm that soon, the
+    connection is given up: the one who cancels must not wait for a silent server.
+    """
+    connection = await pool.acquire(timeout=timeout)
+    try:
+        yield connection
+    finally:
+        with suppress(*UNAVAILABLE):
+            await pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
 
 async def create_pool(settings: Settings) -> Pool:
@@ -106,10 +201,11 @@ async def _pool(settings: Settings, size: int, session: dict[str, str]) -> Pool:
     timeout = {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"}
     return await asyncpg.create_pool(
         settings.database_url,
+        connect=connect,
+        session=OWN_NAMES | timeout | session,
         min_size=0,
         max_size=size,
         timeout=CONNECT_TIMEOUT_S,
         reset=keep_session,
         command_timeout=STATEMENT_TIMEOUT_S + 1,  # in case the server does not answer at all
-        server_settings=SESSION | OWN_NAMES | timeout | session,
     )

@@ -3,14 +3,22 @@
 import asyncio
 import logging
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import asyncpg
 
-from app.database.connections import READER, UNAVAILABLE, connect, flush
+from app.database.connections import (
+    READER,
+    SHARED_SESSION,
+    UNAVAILABLE,
+    absence,
+    connect,
+    flush,
+)
 from app.feed import log
+from app.feed.health import BEHIND_S, FeedHealth, Outage
 from app.feed.listener import Listener
 from app.feed.log import HistoryLost, Page
 from app.feed.offset import Epoch, Offset
@@ -21,12 +29,12 @@ logger = logging.getLogger("tablecast.feed")
 HELD_BACK_S = 10.0
 READ_TIMEOUT_S = 15.0
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-DEAF = (
-    "notifications do not reach the listening connection"
-    " (is there a transaction-mode pooler in between?)"
+NOT_YET = "The server has not connected to the database yet."
+DEAF = "Changes arrive late: notifications do not reach the server's connection to the database."
+SHARED = (
+    "The database is behind a pooler in transaction mode:"
+    " connect to it directly or through a pooler in session mode."
 )
-# Not ready when the last complete read is older.
-BEHIND_S = 5.0
 
 
 class Publisher(Protocol):
@@ -37,6 +45,9 @@ class Publisher(Protocol):
 
     def publish(self, page: Page) -> None:
         """The next page; it begins where the last one ended."""
+
+    def state_changed(self, outage: Outage | None) -> None:
+        """Changes do not arrive; or (None) they do, and everything up to now was published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +68,7 @@ class Feed:
 
     `epoch` is the history being followed, None until the first connection. `reached` is the offset
     up to which it has been published; it may lie within a batch. `event_bytes`: the longest row
-    that an event carries.
+    that an event carries. `outage` says whether changes arrive, as the publisher was last told.
     """
 
     def __init__(self, url: str, event_bytes: int = log.ANY_SIZE) -> None:
@@ -66,8 +77,10 @@ class Feed:
         self.epoch: Epoch | None = None
         self.reached: Offset | None = None
         self._listener: Listener | None = None
-        self._trouble: str | None = "not connected to the database yet"
-        self._read_at = float("-inf")
+        self.outage: Outage | None = None
+        self._health = FeedHealth(time.monotonic(), round(time.time() * 1000))
+        self._health_changed = asyncio.Event()
+        self._noted: str | None = NOT_YET  # not worth a line in the log
         self._looked = asyncio.Condition()
         self._looks = 0
         self._settled = asyncio.Event()
@@ -84,61 +97,93 @@ class Feed:
 
     async def run(self, publisher: Publisher) -> None:
         """Follow the log forever, reconnecting by itself, and hand its pages to `publisher`."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(publisher), name="feed health")
+            await self._reconnect_forever(publisher)
+
+    async def _reconnect_forever(self, publisher: Publisher) -> None:
         failures = 0
         while True:
+            looks = self._looks
             try:
-                async with AsyncExitStack() as session:
-                    listener = await Listener.open(self._url)
-                    session.callback(listener.close)
-                    reader = await connect(
-                        self._url,
-                        command_timeout=READ_TIMEOUT_S,
-                        server_settings=READER,
-                    )
-                    session.callback(reader.terminate)
-                    await self.begin(reader, publisher)
-                    self._set_trouble(DEAF if listener.deaf else None)
-                    self._listener = listener
-                    failures = 0
-                    await self._follow(listener, reader, publisher)
+                await self._follow_once(publisher)
             except ValueError:
                 raise  # an argument of the wrong type, say: our mistake, not the database's absence
+            except SHARED_SESSION as error:
+                self._failed(SHARED, str(error))
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
-                reason = f"the database cannot be reached: {error or type(error).__name__}"
-                self._set_trouble(reason)
+                self._failed(absence(error), str(error) or type(error).__name__)
             finally:
                 self._listener = None
+            failures = 0 if self._looks > looks else failures + 1
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
-            failures += 1
 
-    def _set_trouble(self, trouble: str | None) -> None:
-        if trouble and trouble != self._trouble:
-            logger.warning("%s; trying again", trouble)
-        elif self._trouble and not trouble:
+    async def _follow_once(self, publisher: Publisher) -> None:
+        """Follow the log until a connection fails."""
+        async with AsyncExitStack() as session:
+            listener = await Listener.open(self._url)
+            session.callback(listener.close)
+            reader = await connect(self._url, command_timeout=READ_TIMEOUT_S, session=READER)
+            session.callback(reader.terminate)
+            await listener.settle_in(reader)
+            await self.begin(reader, publisher)
+            self._listener = listener
+            await self._follow(listener, reader, publisher)
+
+    # FeedHealth
+
+    async def _watch(self, publisher: Publisher) -> None:
+        """Tell the publisher about outages."""
+        while True:
+            now = time.monotonic()
+            self._settle(self._health.judge(now), publisher)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._health.until_next(now)):
+                    await self._health_changed.wait()
+            self._health_changed.clear()
+
+    def _settle(self, outage: Outage | None, publisher: Publisher) -> None:
+        if outage != self.outage:
+            self._note(outage.reason if outage else None)
+            self.outage = outage
+            publisher.state_changed(outage)
+
+    def _failed(self, reason: str, detail: str = "") -> None:
+        self._note(reason, detail)
+        self._health.failed(reason, time.monotonic())
+        self._health_changed.set()
+
+    def _note(self, trouble: str | None, detail: str = "") -> None:
+        """Log what is wrong, once."""
+        if trouble and trouble != self._noted:
+            logger.warning("%s%s", trouble, f" ({detail})" if detail else "")
+        elif self._noted and not trouble:
             logger.info("listening")
-        self._trouble = trouble
+        self._noted = trouble
 
     def trouble(self) -> str | None:
         """Why the feed is not listening and caught up, in one sentence; None when it is."""
-        if self._trouble:
-            return self._trouble
-        behind = time.monotonic() - self._read_at
-        if behind > BEHIND_S:
-            return f"the log was last read completely {behind:.0f} seconds ago"
-        return None
+        if self.outage is not None:
+            return self.outage.reason
+        return None if self._looks else NOT_YET
 
     async def look(self) -> bool:
         """Have the log read up to now; False if it cannot be within a few seconds."""
-        wanted = self._looks + 2  # the read under way may have begun before the call
         try:
-            async with asyncio.timeout(BEHIND_S), self._looked:
-                while self._looks < wanted:
-                    if self._listener is not None:
-                        self._listener.nudge()
-                    await self._looked.wait()
+            async with asyncio.timeout(BEHIND_S):
+                await self.look_patiently()
         except TimeoutError:
             return False
         return True
+
+    async def look_patiently(self) -> None:
+        """Have the log read up to now, however long the database is away."""
+        wanted = self._looks + 2  # the read under way may have begun before the call
+        async with self._looked:
+            while self._looks < wanted:
+                if self._listener is not None:
+                    self._listener.nudge()
+                await self._looked.wait()
 
     async def settled(self) -> None:
         """Wait until `reached` lies between batches, not within one."""
@@ -173,7 +218,7 @@ class Feed:
     ) -> None:
         pacing = Pacing(time.monotonic())
         while True:
-            changes = await self._read_all(reader, publisher)
+            changes = await self._read_all(listener, reader, publisher)
             now = time.monotonic()
             pacing.read(changes, now)
             if pacing.should_ring(listener.asleep, now):
@@ -181,8 +226,7 @@ class Feed:
             if pacing.should_look(now):
                 await listener.take_part()
             if pacing.should_probe(now):
-                await listener.probe()
-                self._set_trouble(DEAF if listener.deaf else None)
+                await listener.probe(reader)
                 if listener.leading:
                     await self._name_who_holds_back(reader)
             await self._rest(listener, pacing)
@@ -201,13 +245,16 @@ class Feed:
             await listener.wake_up()
             pacing.stay_awake(time.monotonic())
 
-    async def _read_all(self, reader: asyncpg.Connection, publisher: Publisher) -> int:
+    async def _read_all(
+        self, listener: Listener, reader: asyncpg.Connection, publisher: Publisher
+    ) -> int:
         """Read and publish everything up to now; return the number of changes."""
         assert self.reached is not None
         changes = 0
         try:
             while True:
                 page = await log.read(reader, self.reached, event_bytes=self.event_bytes)
+                self._health.answered(time.monotonic())
                 changes += len(page.changes)
                 self._unreadable += page.unreadable
                 if page.until != self.reached:
@@ -218,11 +265,22 @@ class Feed:
         except HistoryLost:
             await self._restart(reader, publisher)
             return 0
-        self._read_at = time.monotonic()
+        self._complete(page, listener, publisher)
         async with self._looked:
             self._looks += 1
             self._looked.notify_all()
         return changes
+
+    def _complete(self, page: Page, listener: Listener, publisher: Publisher) -> None:
+        """Note that the log was read to its end."""
+        if listener.deaf:
+            self._health.completed(time.monotonic(), page.read, DEAF)
+            self._health_changed.set()
+        else:
+            self._health.completed(time.monotonic(), page.read)
+            if self._noted:
+                self._settle(None, publisher)
+                self._note(None)
 
     async def _name_who_holds_back(self, reader: asyncpg.Connection) -> None:
         for holder in await log.holding_back(reader, HELD_BACK_S):

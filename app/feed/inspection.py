@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from app.database.connections import UNAVAILABLE
+from app.database.connections import UNAVAILABLE, borrowed
 from app.feed import log
 from app.feed.feed import Feed
 
@@ -39,7 +39,7 @@ class Inspection:
         while True:
             if self._feed.leading:
                 try:
-                    async with self._pool.acquire(timeout=PAUSE_S) as connection:
+                    async with borrowed(self._pool, PAUSE_S) as connection:
                         changed = await log.check_topics(connection)
                     self._reloads += len(changed)
                     report(changed)

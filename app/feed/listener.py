@@ -17,7 +17,7 @@ from collections import deque
 
 import asyncpg
 
-from app.database.connections import connect
+from app.database.connections import SharedSession, connect
 
 CHANNEL = "feed"
 
@@ -30,6 +30,8 @@ PRESENT = 3  # held shared by every node
 # This many bells within this many seconds: polling is cheaper than being rung.
 BUSY_BELLS = 8
 BUSY_WITHIN_S = 0.020
+
+OWN_PID = "SELECT pg_backend_pid()"
 
 COMMAND_TIMEOUT_S = 5.0
 ECHO_TIMEOUT_S = 2.0
@@ -47,7 +49,7 @@ class Listener:
         self._rung_at: deque[float] = deque(maxlen=BUSY_BELLS)
         self._echo = asyncio.Event()
         self._token = f"echo {secrets.token_hex(8)}"
-        self._own_pid = connection.get_server_pid()
+        self._own_pid = 0
         self.asleep = False
         self.leading = False
         self.accompanied = False
@@ -61,17 +63,32 @@ class Listener:
         listener = cls(connection)
         try:
             connection.add_termination_listener(lambda _: listener._bell.set())
+            # Not get_server_pid(): poolers send a number of their own while connecting.
+            listener._own_pid = await connection.fetchval(OWN_PID)
             await connection.add_listener(CHANNEL, listener._heard)
             await listener._hear_itself()
             # With two-phase commit enabled, writers cannot ring (see feed.ring).
             setting = await connection.fetchval("SHOW max_prepared_transactions")
             listener._writers_ring = setting == "0"
-            if not listener.deaf:
-                await connection.execute("SELECT pg_advisory_lock_shared($1, $2)", LOCKS, PRESENT)
         except BaseException:
             listener.close()
             raise
         return listener
+
+    async def settle_in(self, reader: asyncpg.Connection) -> None:
+        """Let other nodes know of this one. `reader` is another connection of this node.
+
+        Raises SharedSession.
+        """
+        await self._check_session(reader)
+        if not self.deaf:
+            await self._connection.execute("SELECT pg_advisory_lock_shared($1, $2)", LOCKS, PRESENT)
+
+    async def _check_session(self, reader: asyncpg.Connection) -> None:
+        """Raise SharedSession if this session is not always the same, or not ours alone."""
+        here = await self._connection.fetchval(OWN_PID)
+        if here != self._own_pid or here == await reader.fetchval(OWN_PID):
+            raise SharedSession("statements of one connection run in different sessions")
 
     def close(self) -> None:
         """End the session at once, releasing every lock it holds."""
@@ -104,12 +121,13 @@ class Listener:
         self._bell.clear()
         return True
 
-    async def probe(self) -> None:
+    async def probe(self, reader: asyncpg.Connection) -> None:
         """Check whether the last probe came back, and send the next one.
 
         This notices what no keepalive can: a pooler that gives every transaction a different
-        session swallows LISTEN without an error.
+        session swallows LISTEN without an error. Raises SharedSession.
         """
+        await self._check_session(reader)
         self.deaf = not self._echo.is_set()
         if self.deaf:
             await self.wake_up()

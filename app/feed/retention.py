@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from app.database.connections import UNAVAILABLE
+from app.database.connections import UNAVAILABLE, borrowed
 from app.feed import log
 from app.feed.feed import Feed
 
@@ -45,7 +45,7 @@ class Retention:
             deleted = 0
             if self._feed.leading:
                 try:
-                    async with self._pool.acquire(timeout=PAUSE_S) as connection:
+                    async with borrowed(self._pool, PAUSE_S) as connection:
                         deleted = await log.prune(
                             connection, self._seconds, self._changes, STEP_ROWS
                         )

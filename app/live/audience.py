@@ -1,5 +1,7 @@
 """The live subscribers, and the loop that sends each page to them."""
 
+from collections.abc import Iterator
+
 from app.live.buffer import EncodedPage
 from app.live.subscriber import Encoder, Subscriber, Transport
 
@@ -16,6 +18,10 @@ class Audience:
 
     def __len__(self) -> int:
         return sum(map(len, self._members.values()))
+
+    def __iter__(self) -> Iterator[Subscriber]:
+        for members in self._members.values():
+            yield from members.values()
 
     def add(self, subscriber: Subscriber) -> None:
         """From now on the subscriber gets every page."""

@@ -5,34 +5,41 @@ the pages after its offset at its own pace, until that offset is the one the liv
 Comparing the two and going live is one step, so no change falls between. A live subscriber that
 cannot keep up goes back to catching up; one that reads nothing at all is disconnected, and
 continues when it returns.
+
+While the database is away, subscribers stay connected and are told so, in order with the pages:
+each learns at once that changes do not arrive, and when it is live again, that they do.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from app.database.connections import UNAVAILABLE
 from app.feed.feed import Feed
+from app.feed.health import Outage
 from app.feed.log import HistoryLost, Page
 from app.feed.offset import Epoch, Offset
 from app.live.audience import Audience
-from app.live.buffer import EncodedPage
+from app.live.buffer import EncodedPage, EncodedState
 from app.live.replay import Replay
 from app.live.subscriber import (
     UNLIMITED,
     CloseReason,
     Encoder,
+    Greeting,
     Subscriber,
     Transport,
-    Welcome,
 )
 
 logger = logging.getLogger("tablecast.live")
 
 JOIN_TIMEOUT_S = 10.0
+# How often a subscriber's reads may fail in a row although the feed's own succeed.
+ATTEMPTS = 3
 
+T = TypeVar("T")
 Work: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
 
 
@@ -62,6 +69,9 @@ class Broadcast:
         self._stall_s = stall_s
         self._subscribers: set[Subscriber] = set()
         self._audience = Audience()
+        # Their offsets are being judged: nothing has been written to them.
+        self._joining: dict[Subscriber, Greeting] = {}
+        self._state = EncodedState(None)
         self._has_started = False
         self._formatted: tuple[Offset | None, str] = (None, "")
 
@@ -89,6 +99,23 @@ class Broadcast:
             for subscriber in self._audience.send(encoded, self._buffer_bytes):
                 self._start(subscriber, self.catch_up, page.since)
 
+    def state_changed(self, outage: Outage | None) -> None:
+        """Tell every subscriber that changes do not arrive; or the live ones that they do. Those
+        that are catching up are told when they are live.
+        """
+        self._state = EncodedState(outage)
+        for subscriber in list(self._audience if outage is None else self._subscribers):
+            self._tell(subscriber)
+
+    def _tell(self, subscriber: Subscriber) -> None:
+        """Say whether changes arrive, unless the subscriber knows."""
+        greeting = self._joining.pop(subscriber, None)
+        if greeting is not None:
+            greeting.hold(subscriber.transport)
+        if subscriber.told is not self._state.outage:
+            subscriber.told = self._state.outage
+            subscriber.transport.try_write(self._state.message(subscriber.encode), UNLIMITED)
+
     def close_all(self, reason: CloseReason) -> None:
         """Disconnect every subscriber; by their offsets they continue elsewhere or later."""
         for subscriber in list(self._subscribers):
@@ -97,20 +124,23 @@ class Broadcast:
     # The subscribers' side
 
     def subscribe(
-        self, transport: Transport, encode: Encoder, since: Any, welcome: Welcome
+        self, transport: Transport, encode: Encoder, since: Any, greeting: Greeting
     ) -> Subscriber:
-        """Add a subscriber: call `welcome`, send what it missed, then every new page.
+        """Add a subscriber: welcome it, send what it missed, then every new page.
 
         `since` is the offset it says it has. If judging that takes a read of the log, all of this
-        happens later, in a task; if it cannot be judged, the transport is closed.
+        happens later, in a task; while the database is away, the subscriber is held.
         """
         subscriber = Subscriber(transport, encode)
         self._subscribers.add(subscriber)
         try:
             judged, offset = self.replay.judge_at_once(since)
             if not judged:
-                self._start(subscriber, self._join, since, welcome)
-            elif not self._admit(subscriber, offset, welcome):
+                self._joining[subscriber] = greeting
+                if self._state.outage is not None:
+                    self._tell(subscriber)
+                self._start(subscriber, self._join, since, greeting)
+            elif not self._admit(subscriber, offset, greeting):
                 assert offset is not None
                 self._start(subscriber, self.catch_up, offset)
         except BaseException:
@@ -130,17 +160,22 @@ class Broadcast:
         """Forget a subscriber; no error if it has left already."""
         self._subscribers.discard(subscriber)
         self._audience.discard(subscriber)
+        self._joining.pop(subscriber, None)
         if subscriber.task is not None:
             subscriber.task.cancel()
 
-    def _admit(self, subscriber: Subscriber, offset: Offset | None, welcome: Welcome) -> bool:
+    def _admit(self, subscriber: Subscriber, offset: Offset | None, greeting: Greeting) -> bool:
         """Welcome a subscriber with its offset; return whether it is live with that."""
         epoch, reached = self.feed.epoch, self.feed.reached
         assert epoch is not None and reached is not None
+        self._joining.pop(subscriber, None)
         if offset is not None:
-            welcome(subscriber.transport, True, epoch.format(offset))
+            greeting.welcome(subscriber.transport, True, epoch.format(offset))
         else:
-            welcome(subscriber.transport, False, self._format(epoch, reached))
+            greeting.welcome(subscriber.transport, False, self._format(epoch, reached))
+        if self._state.outage is not None:
+            subscriber.told = None  # clients may take a welcome for good news
+            self._tell(subscriber)
         if offset is not None and offset != reached:
             return False
         self.go_live(subscriber)
@@ -157,6 +192,7 @@ class Broadcast:
         subscriber.task = None
         if subscriber in self._subscribers:
             self._audience.add(subscriber)
+            self._tell(subscriber)
 
     def _start(self, subscriber: Subscriber, work: Work, *arguments: Any) -> None:
         subscriber.task = asyncio.create_task(
@@ -179,12 +215,15 @@ class Broadcast:
             logger.exception("%s: the replay has failed", subscriber.transport)
             subscriber.transport.close(CloseReason.INTERNAL_ERROR)
 
-    async def _join(self, subscriber: Subscriber, since: Any, welcome: Welcome) -> None:
-        async with asyncio.timeout(JOIN_TIMEOUT_S):
-            offset = await self.replay.judge(since)
-        if not self._admit(subscriber, offset, welcome):
+    async def _join(self, subscriber: Subscriber, since: Any, greeting: Greeting) -> None:
+        offset = await self._patiently(self._judge, since)
+        if not self._admit(subscriber, offset, greeting):
             assert offset is not None
             await self.catch_up(subscriber, offset)
+
+    async def _judge(self, since: Any) -> Offset | None:
+        async with asyncio.timeout(JOIN_TIMEOUT_S):
+            return await self.replay.judge(since)
 
     async def catch_up(self, subscriber: Subscriber, offset: Offset) -> None:
         """Write the pages after an offset, and go live where the live ones are."""
@@ -193,9 +232,22 @@ class Broadcast:
             if offset == self.feed.reached:
                 self.go_live(subscriber)
                 return
-            for page in await self.replay.pages_after(offset):
+            for page in await self._patiently(self.replay.pages_after, offset):
                 subscriber.transport.try_write(page.message(subscriber.encode), UNLIMITED)
                 offset = page.until
+
+    async def _patiently(self, read: Callable[[Any], Awaitable[T]], argument: Any) -> T:
+        """Read what a subscriber needs; while the database is away, wait.
+
+        Raises one of UNAVAILABLE if that fails although the feed can read.
+        """
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await read(argument)
+            except UNAVAILABLE as error:
+                logger.debug("a read for a subscriber has failed: %r", error)
+                await self.feed.look_patiently()
+        return await read(argument)
 
     async def _drained(self, subscriber: Subscriber) -> None:
         """Wait until a subscriber has read what it was sent. Raises Stalled if it reads nothing."""

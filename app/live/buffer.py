@@ -1,5 +1,8 @@
-"""The replay buffer: the pages sent last, by the offset they begin at."""
+"""Messages that many subscribers share, and the replay buffer: the pages sent last, by the offset
+they begin at.
+"""
 
+from app.feed.health import Outage
 from app.feed.log import Page
 from app.feed.offset import Epoch, Offset
 from app.live.subscriber import Encoder, Message
@@ -30,7 +33,24 @@ class EncodedPage:
         """The page as this encoder writes it."""
         message = self._messages.get(encode)
         if message is None:
-            message = self._messages[encode] = encode(self._page, self._epoch)
+            message = self._messages[encode] = encode.page(self._page, self._epoch)
+        return message
+
+
+class EncodedState:
+    """Whether changes arrive, and what each encoder made of it."""
+
+    __slots__ = ("_messages", "outage")
+
+    def __init__(self, outage: Outage | None) -> None:
+        self.outage = outage
+        self._messages: dict[Encoder, Message] = {}
+
+    def message(self, encode: Encoder) -> Message:
+        """The state as this encoder writes it."""
+        message = self._messages.get(encode)
+        if message is None:
+            message = self._messages[encode] = encode.state(self.outage)
         return message
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 
+from app.database.connections import borrowed
 from app.feed import log
 from app.feed.feed import Feed
 from app.feed.log import HistoryLost
@@ -90,7 +91,7 @@ class Replay:
             return offset
         try:
             await self._wait_until_reached(offset)
-            async with self._judged_at_once, self._pool.acquire() as connection:
+            async with self._judged_at_once, borrowed(self._pool) as connection:
                 if await log.continues(connection, offset.position):
                     return offset
             logger.info("a client cannot continue: the log does not hold what it missed")
@@ -141,7 +142,7 @@ class Replay:
         await self._wait_until_reached(offset)
         epoch, reached = self._feed.epoch, self._feed.reached
         assert epoch is not None and reached is not None
-        async with self._reads_at_once, self._pool.acquire() as connection:
+        async with self._reads_at_once, borrowed(self._pool) as connection:
             self._reads += 1
             page = await log.read(connection, offset, reached.position, self._feed.event_bytes)
         self._unreadable += page.unreadable

@@ -2,17 +2,27 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
+from app.feed.health import Outage
 from app.feed.log import Page
 from app.feed.offset import Epoch
 
 Message: TypeAlias = Any
-"""A page as one kind of transport writes it."""
+"""What one kind of transport writes."""
 
-Encoder: TypeAlias = Callable[[Page, Epoch], Message]
-"""Makes a message of a page. Subscribers with the same encoder share the message."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoder:
+    """Makes messages of a page, and of the news that changes do not arrive (None: that they do).
+
+    Subscribers with the same encoder share the messages.
+    """
+
+    page: Callable[[Page, Epoch], Message]
+    state: Callable[[Outage | None], Message]
 
 
 UNLIMITED = 2**63
@@ -56,16 +66,26 @@ class Transport(Protocol):
         """Disconnect. The owner of the transport then calls `Broadcast.leave`."""
 
 
-class Subscriber:
-    """One client's subscription. `task` judges its offset or replays to it, while one does."""
+class Greeting(Protocol):
+    """Greets a subscriber by its transport, whose type it knows. Both methods return at once."""
 
-    __slots__ = ("encode", "task", "transport")
+    def hold(self, transport: Any) -> None:
+        """The subscriber is here, but where it continues cannot be said for a while."""
+
+    def welcome(self, transport: Any, recovered: bool, offset: str) -> None:
+        """The subscriber continues where it was, or must load again; this is its offset."""
+
+
+class Subscriber:
+    """One client's subscription. `task` judges its offset or replays to it, while one does.
+
+    `told`: the outage it was last told of; None if it was told of none, or that it is over.
+    """
+
+    __slots__ = ("encode", "task", "told", "transport")
 
     def __init__(self, transport: Transport, encode: Encoder) -> None:
         self.transport = transport
         self.encode = encode
         self.task: asyncio.Task[None] | None = None
-
-
-Welcome: TypeAlias = Callable[[Transport, bool, str], None]
-"""Called once: the transport to greet by, whether the client continues where it was, its offset."""
+        self.told: Outage | None = None

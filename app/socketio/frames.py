@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from app.feed.health import Outage
 from app.feed.log import Change, Page
 from app.feed.offset import Epoch
 from app.socketio.codec import CONNECT, CONNECT_ERROR, EVENT, MESSAGE
@@ -36,15 +37,37 @@ class Frames:
 
 
 def welcome(sid: str, pid: str, recovered: bool, offset: str) -> Frames:
-    """The answer to CONNECT, and `feed:hello`: from here on the client has an offset. A client that
-    gets its own `pid` back considers itself recovered.
-    """
-    return Frames(
-        [
-            f"{CONNECT}{_json({'sid': sid, 'pid': pid})}",
-            f"{EVENT}{_json(['feed:hello', {'recovered': recovered}, offset])}",
-        ]
-    )
+    """The answer to CONNECT, and `feed:hello`."""
+    return Frames([connect_packet(sid, pid), hello_packet(recovered, offset)])
+
+
+def connected(sid: str, pid: str) -> Frames:
+    """The answer to CONNECT alone."""
+    return Frames([connect_packet(sid, pid)])
+
+
+def hello(recovered: bool, offset: str) -> Frames:
+    """`feed:hello` alone."""
+    return Frames([hello_packet(recovered, offset)])
+
+
+def connect_packet(sid: str, pid: str) -> str:
+    """CONNECT. A client that gets its own `pid` back considers itself recovered."""
+    return f"{CONNECT}{_json({'sid': sid, 'pid': pid})}"
+
+
+def hello_packet(recovered: bool, offset: str) -> str:
+    """`feed:hello`: from here on the client has an offset."""
+    return f"{EVENT}{_json(['feed:hello', {'recovered': recovered}, offset])}"
+
+
+def state(outage: Outage | None) -> Frames:
+    """`feed:state`: whether changes arrive. It carries no offset: the client's stays as it is."""
+    if outage is None:
+        content: dict[str, Any] = {"live": True}
+    else:
+        content = {"live": False, "since": outage.since_text, "reason": outage.reason}
+    return Frames([f"{EVENT}{_json(['feed:state', content])}"])
 
 
 def refuse(namespace: str, reason: str) -> Frames:

@@ -10,12 +10,12 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from app.live.broadcast import Broadcast
+from app.live.subscriber import Encoder
 from app.socketio import codec, frames
 from app.socketio.codec import ProtocolError
 from app.socketio.engine import Engine, EngineStats
@@ -27,6 +27,8 @@ logger = logging.getLogger("tablecast.socketio")
 ID_BYTES = 12
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 PID = re.compile(r"[A-Za-z0-9_.~-]{1,100}")
+CHANGES = Encoder(frames.changes, frames.state)
+TIMED_CHANGES = Encoder(frames.timed_changes, frames.state)
 RESERVED_EVENTS = frozenset(
     {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
@@ -132,18 +134,34 @@ class SocketIO:
 
     def _join(self, session: Session, payload: ConnectPayload) -> None:
         session.await_connect(False)
-        encode = frames.timed_changes if payload.timing else frames.changes
-        welcome = partial(greet, payload.pid)
-        session.subscriber = self._broadcast.subscribe(session, encode, payload.since, welcome)
+        encode = TIMED_CHANGES if payload.timing else CHANGES
+        greeting = ConnectAnswer(payload.pid)
+        session.subscriber = self._broadcast.subscribe(session, encode, payload.since, greeting)
 
 
-def greet(pid: str | None, session: Session, recovered: bool, offset: str) -> None:
-    """Answer CONNECT. A client that continues gets back the `pid` it came with."""
-    # Not the session's own id: anyone who knows that one can poll for the session.
-    sid = secrets.token_urlsafe(ID_BYTES)
-    if pid is None or not recovered:
-        pid = sid
-    session.write(frames.welcome(sid, pid, recovered, offset))
+class ConnectAnswer:
+    """Answers CONNECT and says hello, usually both at once. `pid` is what the client came with."""
+
+    def __init__(self, pid: str | None) -> None:
+        # Not the session's own id: anyone who knows that one can poll for the session.
+        self._sid = secrets.token_urlsafe(ID_BYTES)
+        self._pid = pid
+        self._is_connected = False
+
+    def hold(self, session: Session) -> None:
+        """Answer CONNECT before it is known whether the client can continue: some give up after a
+        second. Its `pid` would say that it can, so it gets another one.
+        """
+        self._is_connected = True
+        session.write(frames.connected(self._sid, self._sid))
+
+    def welcome(self, session: Session, recovered: bool, offset: str) -> None:
+        """Say where the client continues; if it does, it gets back the `pid` it came with."""
+        if self._is_connected:
+            session.write(frames.hello(recovered, offset))
+        else:
+            pid = self._pid if self._pid is not None and recovered else self._sid
+            session.write(frames.welcome(self._sid, pid, recovered, offset))
 
 
 def ignore_event(data: Any) -> None:

@@ -18,6 +18,7 @@ from app.database.connections import READER
 from app.database.embedded import ADDRESS
 from app.feed import log
 from app.feed.feed import Feed
+from app.feed.health import Outage
 from app.feed.log import Page
 from app.feed.offset import Epoch, Offset, Position
 from bench.lab import Figure, Lab
@@ -147,6 +148,9 @@ class Stopwatch:
         if page.changes:
             self.times.append((now - self._last) / len(page.changes) * PAGE_ROWS * 1000)
         self._last = now
+
+    def state_changed(self, outage: Outage | None) -> None:
+        """Outages show in the times."""
 
 
 async def feed_ms(url: str, epoch: Epoch, since: Offset) -> float:

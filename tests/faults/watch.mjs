@@ -21,6 +21,7 @@ const LIST_TIMEOUT_MS = 10_000;
 
 function note(socket, write, isOurs = () => true) {
   socket.onAny((event, ...args) => {
+    if (event === 'feed:state') return; // it has no offset
     const offset = args.pop();
     const what = args[0] ?? null;
     if (event !== 'feed:hello') {

@@ -25,7 +25,9 @@ class Watcher(Things):
 
     def on_event(self, event: str, *arguments: Any) -> None:
         *what, offset = arguments
-        if event == "feed:hello" and "topic" in what[0]:
+        if event == "feed:state":
+            pass
+        elif event == "feed:hello" and "topic" in what[0]:
             self._write(f"{what[0]['topic']}:reload", None, offset)
         elif event == "feed:hello":
             self._write("hello", what[0]["recovered"], offset, None)

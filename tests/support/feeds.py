@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from app.feed.feed import Feed
+from app.feed.health import Outage
 from app.feed.log import Page
 from app.feed.offset import Epoch, Offset
 
@@ -24,6 +25,7 @@ class Recorder:
     def __init__(self, keep: bool = True) -> None:
         self.histories: list[Epoch] = []
         self.pages: list[Page] = []
+        self.states: list[Outage | None] = []
         self.published = 0  # changes
         self.out_of_order = 0
         self._keep = keep
@@ -44,6 +46,9 @@ class Recorder:
         self.published += len(page.changes)
         if self._keep:
             self.pages.append(page)
+
+    def state_changed(self, outage: Outage | None) -> None:
+        self.states.append(outage)
 
     @property
     def bodies(self) -> list[str | None]:

@@ -23,6 +23,7 @@ class Things:
         self.transports = transports
         self.items: dict[int, Thing] = {}
         self.offset: str | None = None
+        self.is_live = True
         self._ids: dict[str, int] = {}
 
     async def follow(self) -> None:
@@ -72,7 +73,13 @@ class Things:
         self.offset = offset
 
     def on_event(self, event: str, *arguments: Any) -> None:
-        """Apply one event. The last argument is the offset; the others are the event's."""
+        """Apply one event. The last argument is the offset; the others are the event's.
+
+        Only `feed:state` has no offset: whether the rows are as of now.
+        """
+        if event == "feed:state":
+            self.is_live = arguments[0]["live"]
+            return
         *what, offset = arguments
         match event, what:
             case "feed:hello", [{"recovered": False}]:

@@ -32,6 +32,7 @@ class RawClient:
         self.recovered: bool | None = None
         self.offset = ""
         self.events: list[Event] = []
+        self.states: list[dict[str, Any]] = []  # of `feed:state`
 
     async def send(self, frame: str | bytes) -> None:
         """Send a frame; nothing once the server has closed."""
@@ -49,11 +50,25 @@ class RawClient:
                 await self.send("3")
 
     async def event(self, timeout: float = FRAME_TIMEOUT_S) -> Event:
+        """The next event but `feed:state`; moves the offset if it carries one."""
+        while (event := await self.any_event(timeout))[0] == "feed:state":
+            pass
+        return event
+
+    async def state(self, timeout: float = FRAME_TIMEOUT_S) -> dict[str, Any]:
+        """The next event, which must be `feed:state`."""
+        event = await self.any_event(timeout)
+        assert event[0] == "feed:state", event
+        return self.states[-1]
+
+    async def any_event(self, timeout: float = FRAME_TIMEOUT_S) -> Event:
         """The next event; moves the offset if it carries one."""
         frame = await self.frame(timeout)
         assert frame.startswith("42"), frame
         event: Event = json.loads(frame[2:])
-        if isinstance(event[-1], str) and len(event) > 1:
+        if event[0] == "feed:state":
+            self.states.append(event[1])
+        elif isinstance(event[-1], str) and len(event) > 1:
             self.offset = event[-1]
         return event
 
@@ -219,9 +234,11 @@ class App:
 
 @asynccontextmanager
 async def serving_here(
-    database_url: str, plain: bool = False, **settings: Any
+    database_url: str, plain: bool = False, ready: bool = True, **settings: Any
 ) -> AsyncIterator[App]:
-    """Serve the application in this event loop; `plain` as any ASGI server would."""
+    """Serve the application in this event loop; `plain` as any ASGI server would. Wait until it
+    follows the log, unless `ready` is false.
+    """
     app = create_app(Settings(database_url=database_url, port=0, **settings))
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
     server: uvicorn.Server
@@ -232,7 +249,7 @@ async def serving_here(
     task = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         async with asyncio.timeout(20):
-            while not server.started or server.lifespan.state["feed"].trouble():
+            while not server.started or (ready and server.lifespan.state["feed"].trouble()):
                 assert not task.done()
                 await asyncio.sleep(0.01)
         host, port = listening.getsockname()
