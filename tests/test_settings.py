@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import SettingError, Settings
+from app.settings import SettingError, Settings, database_hosts
 
 
 def test_nothing_set_gives_the_defaults() -> None:
@@ -92,7 +92,36 @@ def test_a_wrong_value_is_a_sentence(name: str, value: str) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "postgresql://u:secret@h:x/d", "secret"])
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("postgresql:///d", []),
+        ("postgres://u:p@h/d", [("h", 5432)]),
+        ("postgresql://u@a:1,b:2/d?target_session_attrs=read-write", [("a", 1), ("b", 2)]),
+        ("postgresql://a,[::1]:7,b/d", [("a", 5432), ("::1", 7), ("b", 5432)]),
+        ("postgresql://%2Fvar%2Frun:7/d", [("/var/run", 7)]),
+        ("postgresql:///d?host=/run/postgresql", [("/run/postgresql", 5432)]),
+        ("postgresql:///d?host=a,b&port=1,2", [("a", 1), ("b", 2)]),
+        ("postgresql:///d?host=a,b&port=6432", [("a", 6432), ("b", 6432)]),
+        ("postgresql://u:%2F%40%3A@h:6/d?sslmode=require", [("h", 6)]),
+    ],
+)
+def test_the_hosts_of_a_database(url: str, hosts: list[tuple[str, int]]) -> None:
+    """A user names a database in any of the ways that libpq knows."""
+    assert database_hosts(url) == hosts
+    assert Settings.read({"DATABASE_URL": url}).database_url == url
+
+
+WRONG_URLS = [
+    "secret", "mysql://u:secret@h/d", "postgresql://u:secret@h:x/d", "postgresql://u:secret@h:0/d",
+    "postgresql://u:sec/ret@h/d", "postgresql://u:secret@@h/d", "postgresql://u:se#cret@h/d",
+    "postgresql://u:se?cret@h/d", "postgresql://u:secret@[::1/d", "postgresql://u:secret@a,/d",
+    "postgresql://u:secret@:5432/d", "postgresql:///d?host=a,b&port=1,2,3&password=secret",
+    "postgresql:///d?password=secret&host", "postgresql://u:secret@h:99999/d",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", WRONG_URLS)
 def test_a_wrong_database_url_is_not_repeated(url: str) -> None:
     """A user mistypes DATABASE_URL; the message does not contain the password."""
     with pytest.raises(SettingError) as caught:

@@ -14,8 +14,8 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.database.connections import UNAVAILABLE, Pool
-from app.feed.feed import Feed
+from app.database.connections import SHARED_SESSION, UNAVAILABLE, Pool
+from app.feed.feed import SHARED, Feed
 from app.rest.problems import Problem, Unavailable
 
 logger = logging.getLogger("tablecast.rest")
@@ -139,6 +139,8 @@ async def fetch_row(
     statement writes, but UniqueViolationError if a key is taken.
     """
     pool = request.state.pool
+    if request.state.feed.trouble() == SHARED:
+        raise Unavailable(SHARED)  # rows would look as another client's session settings say
     try:
         async with asyncio.timeout(POOL_TIMEOUT_S):
             connection = await pool.acquire()
@@ -146,6 +148,8 @@ async def fetch_row(
             return await connection.fetchrow(statement, *arguments)
         finally:
             await pool.release(connection, timeout=POOL_TIMEOUT_S)
+    except SHARED_SESSION as error:
+        raise Unavailable(SHARED) from error
     except ValueError:
         raise  # an argument of the wrong type: our mistake, though an InterfaceError of asyncpg
     except UNAVAILABLE as error:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from app.database.connections import connect
-from app.database.embedded import Server
+from app.database.embedded import UNPRIVILEGED, Server, binary
 from app.database.migration import migrate
 
 P = ParamSpec("P")
@@ -126,6 +127,28 @@ def private_server(**options: str | int) -> Iterator[Server]:
         yield server
     finally:
         server.kill()
+        shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def standby_of(primary: Server) -> Iterator[Server]:
+    """Yield a running hot standby that follows a private server, removed at the end."""
+    directory = Path(tempfile.mkdtemp(prefix="tablecast-postgres-"))
+    standby = Server(directory, **primary.options)
+    shutil.copy(primary.directory / "password", directory)
+    subprocess.run(
+        [binary("pg_basebackup"), "--dbname", primary.url, "--pgdata", standby.data,
+         "--write-recovery-conf", "--checkpoint=fast", "--no-sync"],
+        check=True,
+    )  # fmt: skip
+    if os.geteuid() == 0:
+        for path in directory.rglob("*"):
+            shutil.chown(path, UNPRIVILEGED)
+    try:
+        standby.start()
+        yield standby
+    finally:
+        standby.kill()
         shutil.rmtree(directory)
 
 
