@@ -103,7 +103,7 @@ LIST_THINGS = {
             },
             "content": {JSON: {"schema": {"type": "array", "items": reference(Thing)}}},
         },
-        **problems(422, 503),
+        **problems(403, 422, 503),
     },
 }
 
@@ -118,7 +118,7 @@ CREATE_THING = {
             "headers": {"Location": header("The path of the new thing.")},
             "content": body(Thing),
         },
-        **problems(400, 409, 413, 415, 422, 503),
+        **problems(400, 403, 409, 413, 415, 422, 503),
     },
 }
 
@@ -131,19 +131,19 @@ def one_thing(suffix: str, name: Json) -> Json:
         "get": {
             "operationId": f"readThing{suffix}",
             "summary": "Get a thing",
-            "responses": {"200": the_thing, **problems(404, 422, 503)},
+            "responses": {"200": the_thing, **problems(403, 404, 422, 503)},
         },
         "patch": {
             "operationId": f"updateThing{suffix}",
             "summary": "Change a thing",
             "description": "Omitted fields are kept; `{}` changes nothing. Unknown fields: 422.",
             "requestBody": {"required": True, "content": body(ThingChanges)},
-            "responses": {"200": the_thing, **problems(400, 404, 409, 413, 415, 422, 503)},
+            "responses": {"200": the_thing, **problems(400, 403, 404, 409, 413, 415, 422, 503)},
         },
         "delete": {
             "operationId": f"deleteThing{suffix}",
             "summary": "Delete a thing",
-            "responses": {"204": {"description": "Deleted."}, **problems(404, 409, 422, 503)},
+            "responses": {"204": {"description": "Deleted."}, **problems(403, 404, 409, 422, 503)},
         },
     }
 
@@ -199,6 +199,7 @@ DOCUMENT: Json = {
         )[1],
         "responses": {
             "400": problem("The body is not JSON in UTF-8."),
+            "403": problem("The database does not allow this to the server's role."),
             "404": problem("There is no thing with this name."),
             "409": problem("The name is taken, or the database rejects the write."),
             "413": problem("The body is too large."),

@@ -24,6 +24,15 @@ JSON = "application/json"
 NO_STORE = {"Cache-Control": "no-store"}
 BODY_LIMIT_BYTES = 1024 * 1024
 POOL_TIMEOUT_S = 2.0
+READING = ("GET", "HEAD")
+# What the server needs on each kind of object that Postgres may deny it.
+PRIVILEGES = {
+    "table": "SELECT, INSERT, UPDATE, DELETE ON {}",
+    "view": "SELECT, INSERT, UPDATE, DELETE ON {}",
+    "sequence": "USAGE ON SEQUENCE {}",
+    "schema": "USAGE ON SCHEMA {}",
+    "function": "EXECUTE ON ALL FUNCTIONS IN SCHEMA feed",
+}
 
 T = TypeVar("T")
 
@@ -135,31 +144,74 @@ async def fetch_row(
 ) -> asyncpg.Record | None:
     """Return the first row of a statement, or None.
 
-    Raises `Unavailable` if the database is down, busy or too slow; the 409 if it rejects what the
-    statement writes, but UniqueViolationError if a key is taken.
+    Raises `Unavailable` if the database is down, busy or too slow; another Problem if it refuses
+    what the statement does, but UniqueViolationError if a key is taken, and
+    ProgramLimitExceededError if a value is too long.
     """
-    pool = request.state.pool
     if request.state.feed.trouble() == SHARED:
         raise Unavailable(SHARED)  # rows would look as another client's session settings say
     try:
-        async with asyncio.timeout(POOL_TIMEOUT_S):
-            connection = await pool.acquire()
-        try:
-            return await connection.fetchrow(statement, *arguments)
-        finally:
-            await pool.release(connection, timeout=POOL_TIMEOUT_S)
+        return await _fetch_row(request.state.pool, statement, *arguments)
     except SHARED_SESSION as error:
         raise Unavailable(SHARED) from error
+    except UnicodeDecodeError as error:
+        logger.error("the database holds text that is not UTF-8: %s", error)
+        raise Unavailable("The database holds text that is not UTF-8.") from error
     except ValueError:
         raise  # an argument of the wrong type: our mistake, though an InterfaceError of asyncpg
     except UNAVAILABLE as error:
         logger.warning("the database does not answer: %r", error)
         raise Unavailable("The database is not answering; try again soon.") from error
-    except asyncpg.UniqueViolationError:
+    except (asyncpg.UniqueViolationError, asyncpg.ProgramLimitExceededError):
         raise
-    except (asyncpg.IntegrityConstraintViolationError, asyncpg.RaiseError) as error:
-        # Not from our schema: a constraint, foreign key or trigger that a user has added.
-        raise Problem(409, f"The database rejected this: {error}.") from error
+    except (asyncpg.PostgresError, asyncpg.PostgresWarning) as error:
+        raise refused(request, error) from error
+
+
+async def _fetch_row(pool: Pool, statement: str, *arguments: object) -> asyncpg.Record | None:
+    async with asyncio.timeout(POOL_TIMEOUT_S):
+        connection = await pool.acquire()
+    try:
+        return await connection.fetchrow(statement, *arguments)
+    except asyncpg.InsufficientPrivilegeError as error:
+        report_privilege(connection.get_settings().session_authorization, error)
+        raise
+    finally:
+        await pool.release(connection, timeout=POOL_TIMEOUT_S)
+
+
+def report_privilege(role: str, error: asyncpg.InsufficientPrivilegeError) -> None:
+    """Log what to grant."""
+    found = re.search(
+        r"permission denied for (table|view|sequence|schema|function) (.+)", str(error)
+    )
+    if found is None:
+        logger.error("the role %s is refused: %s", role, error)
+        return
+    kind, name = found.groups()
+    logger.error(
+        "the role %s is refused: %s; let its owner run: GRANT %s TO %s",
+        role, error, PRIVILEGES[kind].format(name), role,
+    )  # fmt: skip
+
+
+def refused(request: RestRequest, error: Exception) -> Problem:
+    """Return the problem for an error that the database raises about a statement."""
+    match error:
+        case asyncpg.InsufficientPrivilegeError() if "row-level security" in str(error):
+            return Problem(403, "A row-level security policy of the table does not allow this.")
+        case asyncpg.InsufficientPrivilegeError():
+            detail = "The server's database role may not do this; its log says what to grant."
+            return Problem(403, detail)
+        case asyncpg.DataError() if request.method not in READING:
+            return Problem(422, f"The database cannot store this: {error}.")
+        case asyncpg.IntegrityConstraintViolationError() | asyncpg.RaiseError():
+            # Not from our schema: a constraint, foreign key or trigger that a user has added.
+            return Problem(409, f"The database rejected this: {error}.")
+    logger.error("the database has failed: %s (%s)", error, type(error).__name__)
+    if request.method in READING:
+        return Unavailable("The database cannot answer this; the server's log has the details.")
+    return Problem(409, "The database rejected this; the server's log has the details.")
 
 
 def json_response(

@@ -152,11 +152,15 @@ def name_of(request: RestRequest) -> str:
 
 
 async def write(request: RestRequest, statement: str, *arguments: object) -> asyncpg.Record | None:
-    """Run a statement that writes. Raises the 409 if the name is taken."""
+    """Run a statement that writes. Raises the 409 if the name is taken, the 422 for a value that an
+    index cannot hold.
+    """
     try:
         return await fetch_row(request, statement, *arguments)
     except asyncpg.UniqueViolationError as error:
         raise Problem(409, "Another thing has this name; choose another.", field="name") from error
+    except asyncpg.ProgramLimitExceededError as error:
+        raise Problem(422, f"The database cannot store this: {error}.") from error
 
 
 def not_found() -> Problem:
