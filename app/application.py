@@ -25,6 +25,7 @@ from app.feed.retention import Retention
 from app.live.broadcast import Broadcast
 from app.live.replay import JUDGED_AT_ONCE, READS_AT_ONCE, Replay
 from app.rest import about, health, openapi, problems, things
+from app.rest.compression import Compression
 from app.settings import Settings
 from app.socketio.server import SocketIO
 
@@ -177,6 +178,7 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
                 expose_headers=["Feed-Offset", "Location", "Link"],
             )
         )
+    middleware.append(Middleware(Compression))
     return Starlette(
         routes=routes,
         middleware=middleware,
