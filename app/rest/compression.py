@@ -84,15 +84,16 @@ class CompressedSend:
 
     def _begin(self, start: Message) -> bool:
         """Say in a response that it depends on what is accepted; return whether to compress it."""
+        status = start["status"]
+        if status != 304 and length(start) < SHORTEST_BYTES:
+            return False
         headers = MutableHeaders(raw=start["headers"])
         media_type = headers.get("content-type", "").partition(";")[0]
-        is_text = media_type in TYPES and "content-encoding" not in headers
-        if start["status"] == 304 or (is_text and length(headers) >= SHORTEST_BYTES):
-            headers.add_vary_header("Accept-Encoding")
-        else:
+        if status != 304 and (media_type not in TYPES or "content-encoding" in headers):
             return False
+        headers.add_vary_header("Accept-Encoding")
         asked = Headers(scope=self._scope)
-        return start["status"] == 200 and "range" not in asked and accepts_gzip(asked)
+        return status == 200 and "range" not in asked and accepts_gzip(asked)
 
     async def _end(self, start: Message) -> None:
         """Send the response, compressed."""
@@ -113,9 +114,9 @@ class CompressedSend:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def length(headers: Headers) -> int:
+def length(start: Message) -> int:
     """Return the length that a response states; 0 if it does not."""
-    return int(headers.get("content-length", "0"))
+    return next((int(value) for name, value in start["headers"] if name == b"content-length"), 0)
 
 
 def accepts_gzip(asked: Headers) -> bool:
