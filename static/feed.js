@@ -6,11 +6,11 @@
  *
  *   const feed = new Feed({ io, list: 'api/things', topic: 'thing' });
  *   feed.onload = (items) => { ... };     // the whole list: at the start, and whenever it was loaded again
- *   feed.onchange = (change) => { ... };  // { op, name, row, before, offset, writtenAt }, already in feed.items
+ *   feed.onchange = (change) => { ... };  // { op, key, name, row, before, offset, writtenAt }, already in feed.items
  *   feed.onstate = (state) => { ... };    // see "States"
  *   feed.start();
  *   ...
- *   feed.items                            // Map: key -> row
+ *   feed.items                            // Map: key -> row, see "Keys"
  *   feed.stop();
  *
  * What it guarantees
@@ -22,31 +22,47 @@
  *   socket begins at the new list's offset. Until that list arrives, `items` stays as it was.
  *
  * What it does not guarantee
- *   Changes of one transaction come one by one. Keys above Number.MAX_SAFE_INTEGER lose digits in JSON.parse.
+ *   Changes of one transaction come one by one. Numbers above Number.MAX_SAFE_INTEGER lose digits in JSON.parse, so
+ *   two rows with such keys may become one: have the list and the table use text or uuid for them.
  *
  * Options
  *   io          socket.io-client's `io`; passed in, so that this module has no dependencies and also runs in Node
- *   list        URL of the REST list, an array of rows; relative to `server`
- *   topic       the topic of the table: 'thing' for thing:create, thing:update, thing:destroy, thing:truncate
- *   key, name   columns of a row: the one that identifies it for good ('id'), and the one a destroy carries ('name')
+ *   list        URL of the REST list, an array of rows; relative to `server`. The list and its Feed-Offset must be of
+ *               one moment: `SELECT feed.offset(), json_agg(orders) FROM orders`
+ *   topic       the topic of the table: 'order' for order:create, order:update, order:destroy, order:truncate
+ *   key         the column that identifies a row, 'id' by default, or an array of them: ['tenant', 'number']
+ *   name        the column whose value a destroy carries if the topic is watched with `destroy_with`, as things are
+ *               with 'name', the default. Its values must be unique in the table. The destroys of other topics carry
+ *               the key, and this option does nothing but fill in the `name` of each change
  *   server      URL of the server, up to and including its path prefix if it has one ('https://host/app/'); by
  *               default where this module was loaded from, so it must be given where that is a file, as in Node
- *   path        path of Socket.IO, relative to `server`
+ *   path        path of Socket.IO, relative to `server`; 'socket.io-client' by default
  *   timing      true asks the server for times and sets each change's `writtenAt`: when it was written, in ms on
  *               performance.now()'s clock; null without timing, and for missed changes
+ *
+ * Keys
+ *   `items` is keyed by the value of the key column. For an array of columns it is the JSON of their values in that
+ *   order, as in '[7,"a"]'. Use `feed.items.get(feed.keyOf({ tenant: 7, number: 'a' }))`.
+ *   A row with `too_large: true` was too large to be sent. It has its key columns, and `name`, and nothing else; load
+ *   it from REST if you need it whole.
  *
  * States ({ name, ... }, passed to onstate, also feed.state)
  *   loading     the list was requested; `problem`, an Error, says why the last attempt failed (its `status` is the
  *               HTTP status, or 0 if there was no answer); the next attempt follows automatically
- *   connecting  not connected, or not yet; attempts continue until there is a connection
+ *   connecting  not connected, or not yet; attempts continue until there is a connection. `problem`, if there is one,
+ *               is the server's reason to refuse the last attempt. `asOf`, a Date: the rows are as they were then
  *   returning   connected again, receiving the missed changes
  *   live        up to date; `missed` counts the changes received while returning, `reloaded` means that the list
  *               was loaded again instead
+ *   stale       connected, but the server has lost its database. `since`, a Date, and `reason`, a sentence; `asOf` as
+ *               above. Changes continue by themselves once the database is back
  */
 
 const LIST_TIMEOUT_MS = 30_000;
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 5_000;
+// A server that answers and refuses will hardly change its mind within seconds.
+const LAST_RETRY_REFUSED_MS = 30_000;
 // The server does not mark the end of a replay. It has ended when a change arrives that was written after we
 // reconnected (known with timing), or when nothing has arrived for this long.
 const QUIET_MS = 300;
@@ -62,10 +78,13 @@ export class Feed {
   #options;
   #socket = null;
   #ending = new AbortController();
-  #keysOf = new Map();
+  #holders = new Map(); // name -> Set of keys
   #refusals = 0;
   #retries = 0;
   #wasLive = false;
+  #welcomed = false; // by the hello of this connection
+  #outage = null; // { since, reason } while the server has lost its database
+  #asOf = null; // until when `items` is known to have been up to date; null while it is
   #greetedAt = 0;
   // From the database's clock to ours. Delays only make it look larger, so the smallest difference seen is the most
   // accurate.
@@ -102,6 +121,12 @@ export class Feed {
     this.#close();
   }
 
+  /** The key under which `items` has a row, given the row or an object of its key columns. */
+  keyOf(row) {
+    const { key } = this.#options;
+    return Array.isArray(key) ? JSON.stringify(key.map((column) => row[column])) : comparable(row[key]);
+  }
+
   async #load() {
     this.#enter('loading');
     this.#clockDifference = Infinity;
@@ -112,11 +137,12 @@ export class Feed {
       } catch (error) {
         if (this.#ended) return;
         this.#enter('loading', { problem: error });
-        await pause(failures);
+        await pause(failures, isRefusal(error) ? LAST_RETRY_REFUSED_MS : LAST_RETRY_MS);
       }
       if (this.#ended) return;
     }
     this.#replace(answer.rows);
+    this.#asOf = new Date();
     this.offset = answer.offset;
     this.onload(this.items);
     this.#connect();
@@ -130,11 +156,7 @@ export class Feed {
     }).catch(() => {
       throw Object.assign(new Error('The server cannot be reached.'), { status: 0 });
     });
-    if (!answer.ok) {
-      const problem = await answer.json().catch(() => ({}));
-      const sentence = problem.detail ?? `The server answered ${answer.status}.`;
-      throw Object.assign(new Error(sentence), { status: answer.status });
-    }
+    if (!answer.ok) throw problemOf(answer.status, await answer.text().catch(() => ''));
     const offset = answer.headers.get('Feed-Offset');
     if (!offset) throw new Error('The list came without a Feed-Offset.');
     return { rows: await answer.json(), offset };
@@ -142,7 +164,9 @@ export class Feed {
 
   #connect() {
     const { io, topic, socket: address, timing } = this.#options;
-    this.#enter('connecting');
+    this.#welcomed = false;
+    this.#outage = null;
+    this.#enter('connecting', { asOf: this.#asOf });
     const socket = io(address.origin, {
       path: address.pathname,
       forceNew: true,
@@ -155,12 +179,17 @@ export class Feed {
     });
     this.#socket = socket;
     socket.on('feed:hello', (hello, offset) => this.#greeted(hello, offset));
+    socket.on('feed:state', (state) => this.#heard(state));
     socket.on('feed:timing', (times) => this.#timed(times));
     socket.on(`${topic}:create`, (row, offset) => this.#put('create', row, offset));
     socket.on(`${topic}:update`, (row, offset) => this.#put('update', row, offset));
-    socket.on(`${topic}:destroy`, (name, offset) => this.#remove(name, offset));
+    socket.on(`${topic}:destroy`, (what, offset) => this.#remove(what, offset));
     socket.on(`${topic}:truncate`, (offset) => this.#clear(offset));
-    socket.on('connect_error', () => this.#lost(socket));
+    socket.on('connect_error', (error) => {
+      const problem = refusalOf(error, socket);
+      socket.io.reconnectionDelayMax(problem ? LAST_RETRY_REFUSED_MS : LAST_RETRY_MS);
+      this.#lost(socket, problem);
+    });
     socket.on('disconnect', () => {
       // Every connection resets the client's backoff, even one that the server closes before its hello, as it does
       // while its database is down. So the backoff is applied here.
@@ -182,6 +211,8 @@ export class Feed {
       this.offset = offset; // another topic must be loaded again
       return;
     }
+    this.#welcomed = true;
+    this.#outage = null; // if it goes on, we shall hear of it
     if (!recovered) {
       this.#reload();
       return;
@@ -198,6 +229,19 @@ export class Feed {
     }
   }
 
+  #heard({ live, since, reason }) {
+    this.#outage = live ? null : { since: new Date(since), reason };
+    if (this.state.name === 'returning') return; // goes live, or stale, when the missed changes have arrived
+    if (!this.#welcomed) this.#enterConnected();
+    else if (!live || this.state.name === 'stale') this.#goLive({ missed: this.#missed });
+  }
+
+  /** The state of a connection that was not welcomed yet. */
+  #enterConnected() {
+    if (this.#outage) this.#enter('stale', { ...this.#outage, asOf: this.#asOf });
+    else this.#enter('connecting', { asOf: this.#asOf });
+  }
+
   async #reload() {
     // The live stream that follows this refusal begins at a different moment than the new list will: drop it.
     this.#close();
@@ -209,12 +253,15 @@ export class Feed {
     if (!this.#ended) this.#load();
   }
 
-  async #lost(socket) {
+  async #lost(socket, problem) {
     clearTimeout(this.#quiet);
-    this.#enter('connecting');
+    this.#welcomed = false;
+    this.#outage = null;
+    this.#asOf ??= new Date();
+    this.#enter('connecting', { asOf: this.#asOf, ...(problem && { problem }) });
     if (socket.active) return; // it reconnects by itself
     // The server refused or disconnected the socket; the official client gives up here, we do not.
-    await pause((this.#retries += 1));
+    await pause((this.#retries += 1), problem ? LAST_RETRY_REFUSED_MS : LAST_RETRY_MS);
     if (socket === this.#socket) socket.connect();
   }
 
@@ -235,10 +282,16 @@ export class Feed {
 
   #goLive(details) {
     clearTimeout(this.#quiet);
+    this.#wasLive = true;
+    if (this.#outage) {
+      this.#asOf ??= this.#outage.since;
+      this.#enter('stale', { ...this.#outage, asOf: this.#asOf });
+      return;
+    }
     if (this.#reloaded) details.reloaded = true;
     this.#reloaded = false;
     this.#missed = 0;
-    this.#wasLive = true;
+    this.#asOf = null;
     this.#enter('live', details);
   }
 
@@ -254,25 +307,28 @@ export class Feed {
   // ---- folding -------------------------------------------------------------------------------------------------
 
   #put(op, row, offset) {
-    const key = row[this.#options.key];
+    const { name } = this.#options;
+    const key = this.keyOf(row);
     const before = this.items.get(key);
-    const name = row[this.#options.name];
-    if (before?.[this.#options.name] !== name) {
-      if (before) this.#release(before);
-      this.#claim(row);
+    if (comparable(before?.[name]) !== comparable(row[name])) {
+      if (before) this.#release(before, key);
+      this.#claim(row, key);
     }
     this.items.set(key, row);
-    this.#changed({ op, name, row, before, offset });
+    this.#changed({ op, key, name: row[name], row, before, offset });
   }
 
-  #remove(name, offset) {
-    const [key] = this.#keysOf.get(name) ?? [];
+  /** `what` is an object of the key columns, or the row's name. */
+  #remove(what, offset) {
+    const { key: columns, name } = this.#options;
+    const isKey = isObject(what) && [columns].flat().every((column) => Object.hasOwn(what, column));
+    const [key] = isKey ? [this.keyOf(what)] : (this.#holders.get(comparable(what)) ?? []);
     const before = this.items.get(key);
     if (before) {
-      this.#release(before);
+      this.#release(before, key);
       this.items.delete(key);
     }
-    this.#changed({ op: 'destroy', name, row: null, before, offset });
+    this.#changed({ op: 'destroy', key, name: isKey ? before?.[name] : what, row: null, before, offset });
   }
 
   #clear(offset) {
@@ -282,47 +338,80 @@ export class Feed {
 
   #replace(rows) {
     this.items.clear();
-    this.#keysOf.clear();
+    this.#holders.clear();
     for (const row of rows) {
-      this.items.set(row[this.#options.key], row);
-      this.#claim(row);
+      const key = this.keyOf(row);
+      this.items.set(key, row);
+      this.#claim(row, key);
     }
   }
 
   #changed(change) {
     change.writtenAt = this.state.name === 'live' ? this.#writtenAt : null;
     this.offset = change.offset;
-    if (this.state.name === 'returning') {
-      this.#missed += 1;
-      this.#awaitQuiet();
-    }
+    if (this.state.name !== 'live') this.#missed += 1;
+    if (this.state.name === 'returning') this.#awaitQuiet();
     this.onchange(change);
   }
 
   // Names are unique in the table, but not between the changes of one statement: `UPDATE ... SET name = ...` may
   // pass a name from row to row. So we keep all holders of a name; a destroy means the one that has held it longest.
 
-  #claim(row) {
-    const name = row[this.#options.name];
-    const keys = this.#keysOf.get(name);
-    if (keys) keys.push(row[this.#options.key]);
-    else this.#keysOf.set(name, [row[this.#options.key]]);
+  #claim(row, key) {
+    const name = comparable(row[this.#options.name]);
+    if (name === undefined) return; // the table has no such column
+    const keys = this.#holders.get(name);
+    if (keys) keys.add(key);
+    else this.#holders.set(name, new Set([key]));
   }
 
-  #release(row) {
-    const name = row[this.#options.name];
-    const others = this.#keysOf.get(name).filter((key) => key !== row[this.#options.key]);
-    if (others.length) this.#keysOf.set(name, others);
-    else this.#keysOf.delete(name);
+  #release(row, key) {
+    const name = comparable(row[this.#options.name]);
+    const keys = this.#holders.get(name);
+    keys?.delete(key);
+    if (keys?.size === 0) this.#holders.delete(name);
   }
+}
+
+function isObject(value) {
+  return typeof value === 'object' && value !== null;
+}
+
+/** A value that can be a Map's key: arrays and documents become text, which no text of Postgres equals (U+0000). */
+function comparable(value) {
+  return isObject(value) ? `\u0000${JSON.stringify(value)}` : value;
+}
+
+/** An Error with the sentence of a refusal, whether problem+json or Engine.IO's. */
+function problemOf(status, body) {
+  let sentence;
+  try {
+    const { detail, message } = JSON.parse(body);
+    sentence = detail ?? message;
+  } catch {
+    // a proxy's page, say
+  }
+  return Object.assign(new Error(sentence ?? `The server answered ${status}.`), { status });
+}
+
+/** The Error for a connection that the server refused; undefined if there was no answer. */
+function refusalOf(error, socket) {
+  if (!socket.active) return Object.assign(new Error(error.message), { status: 0 }); // CONNECT_ERROR
+  if (!(error.description > 0)) return undefined;
+  return problemOf(error.description, error.context?.responseText);
+}
+
+/** Whether asking again soon would be useless: not for a server that is away, restarting or out of database. */
+function isRefusal({ status }) {
+  return status >= 400 && status < 500;
 }
 
 /** How long to wait after this many failures: twice as long each time, up to a limit. */
-function waitingMs(failures) {
-  return Math.min(FIRST_RETRY_MS * 2 ** failures, LAST_RETRY_MS);
+function waitingMs(failures, most = LAST_RETRY_MS) {
+  return Math.min(FIRST_RETRY_MS * 2 ** failures, most);
 }
 
 /** Wait before the next attempt, with jitter so that pages do not all return at once. */
-function pause(failures) {
-  return new Promise((resolve) => setTimeout(resolve, waitingMs(failures) * (0.5 + Math.random())));
+function pause(failures, most) {
+  return new Promise((resolve) => setTimeout(resolve, waitingMs(failures, most) * (0.5 + Math.random())));
 }
