@@ -81,6 +81,7 @@ export class Feed {
   #holders = new Map(); // name -> Set of keys
   #refusals = 0;
   #retries = 0;
+  #refusal; // the server's reason not to let us in, until it does
   #wasLive = false;
   #welcomed = false; // by the hello of this connection
   #outage = null; // { since, reason } while the server has lost its database
@@ -186,14 +187,13 @@ export class Feed {
     socket.on(`${topic}:destroy`, (what, offset) => this.#remove(what, offset));
     socket.on(`${topic}:truncate`, (offset) => this.#clear(offset));
     socket.on('connect_error', (error) => {
-      const problem = refusalOf(error, socket);
-      socket.io.reconnectionDelayMax(problem ? LAST_RETRY_REFUSED_MS : LAST_RETRY_MS);
-      this.#lost(socket, problem);
+      this.#refusal = refusalOf(error, socket);
+      this.#lost(socket);
     });
     socket.on('disconnect', () => {
-      // Every connection resets the client's backoff, even one that the server closes before its hello, as it does
-      // while its database is down. So the backoff is applied here.
-      socket.io.reconnectionDelay(waitingMs(this.#retries));
+      // Every connection resets the client's backoff, even one that is refused right afterwards: browsers say where a
+      // page is from when they POST, not when they GET. So the backoff is applied here.
+      socket.io.reconnectionDelay(waitingMs(this.#retries, this.#patience));
       this.#retries += 1;
       this.#lost(socket);
     });
@@ -207,6 +207,7 @@ export class Feed {
 
   #greeted({ recovered, topic = this.#options.topic }, offset) {
     this.#retries = 0;
+    this.#refusal = undefined;
     if (topic !== this.#options.topic) {
       this.offset = offset; // another topic must be loaded again
       return;
@@ -253,7 +254,9 @@ export class Feed {
     if (!this.#ended) this.#load();
   }
 
-  async #lost(socket, problem) {
+  async #lost(socket) {
+    const problem = this.#refusal;
+    socket.io.reconnectionDelayMax(this.#patience);
     clearTimeout(this.#quiet);
     this.#welcomed = false;
     this.#outage = null;
@@ -261,8 +264,13 @@ export class Feed {
     this.#enter('connecting', { asOf: this.#asOf, ...(problem && { problem }) });
     if (socket.active) return; // it reconnects by itself
     // The server refused or disconnected the socket; the official client gives up here, we do not.
-    await pause((this.#retries += 1), problem ? LAST_RETRY_REFUSED_MS : LAST_RETRY_MS);
+    await pause((this.#retries += 1), this.#patience);
     if (socket === this.#socket) socket.connect();
+  }
+
+  /** The longest wait between two attempts. */
+  get #patience() {
+    return this.#refusal ? LAST_RETRY_REFUSED_MS : LAST_RETRY_MS;
   }
 
   #timed({ at, now }) {
