@@ -1,40 +1,43 @@
 /**
  * The list of things on the page: newest first, one row per thing, changed in place.
  *
- * Changes only mark a key as due. Once per animation frame the due rows are brought up to date with `items`, for as
- * long as the frame's budget lasts. So a thing that has changed a hundred times is redrawn once, and a burst of any
- * size is spread over several frames.
+ * Changes only mark a key as due. A few times a second the due rows are brought up to date with `items`, for as long as
+ * the frame's budget lasts. So a thing that has changed a hundred times is redrawn once, and a burst of any size is
+ * spread over several frames. The first change after a quiet moment is shown in the next frame.
+ *
+ * While somebody is about to use the list (hold.js), no row moves: rows are updated in place, new ones wait, and those
+ * of deleted things stay where they are, greyed.
  */
 
 import { Chunks } from './chunks.js';
-import { change, destroy } from './rest.js';
+import { Deletions } from './deletions.js';
+import { Editor } from './editor.js';
+import { Hold } from './hold.js';
+import { read } from './rest.js';
+import { calm, complain, explain, fill, flash, makeRow } from './row.js';
 
+const PAINT_EVERY_MS = 100;
 const FRAME_BUDGET_MS = 8;
-const FLASHES_PER_FRAME = 40;
-const FLASH_MS = 1_400;
+const FLASHES_PER_PAINT = 8;
 const LEAVE_MS = 450;
-const SHOWN_CHARACTERS = 300;
-
-const calm = matchMedia('(prefers-reduced-motion: reduce)');
-const date = new Intl.DateTimeFormat(undefined, {
-  month: 'short',
-  day: 'numeric',
-  hour: '2-digit',
-  minute: '2-digit',
-  hourCycle: 'h23',
-});
-const thingTemplate = document.getElementById('thing-template').content.firstElementChild;
-const editorTemplate = document.getElementById('editor-template').content.firstElementChild;
 
 export class ThingList {
+  /** Called after each paint, with the number of new things that wait for the list to be released. */
   onpainted = () => {};
+  /** Called with a sentence for screen readers. */
+  onsay = () => {};
 
   #container;
   #chunks;
   #items;
+  #hold;
+  #deletions;
   #rows = new Map(); // key -> element
   #due = new Map(); // key -> operation to flash, or null
-  #frame = 0;
+  #waiting = new Map(); // key -> operation: what would have moved other rows
+  #scheduled = false;
+  #releasing = false; // the rows that wait are shown although somebody is about to use the list
+  #paintedAt = 0;
   #current = null; // the row whose buttons the Tab key reaches: the last one visited, or the first
   #visited = null;
 
@@ -43,8 +46,15 @@ export class ThingList {
     this.#container = container;
     this.#chunks = new Chunks(container);
     this.#items = items;
+    this.#hold = new Hold(container);
+    this.#hold.onrelease = () => this.#released();
+    this.#deletions = new Deletions(items);
+    this.#deletions.onchange = (key, problem) => this.#deletionChanged(key, problem);
     container.addEventListener('click', (event) => this.#clicked(event));
     container.addEventListener('keydown', (event) => this.#pressed(event));
+    container.addEventListener('pointerover', ({ target }) => {
+      if (target.matches('.name, .info')) explain(target);
+    });
     container.addEventListener('focusin', (event) => {
       this.#visited = event.target.closest('.thing');
       this.#makeCurrent(this.#visited);
@@ -53,86 +63,141 @@ export class ThingList {
 
   /** Any of `items` may have changed. */
   reload() {
+    this.#deletions.check();
     for (const key of this.#rows.keys()) this.#due.set(key, null);
     for (const key of [...this.#items.keys()].reverse()) this.#due.set(key, null);
     this.#schedule();
   }
 
   /** One change, already in `items`. */
-  changed({ op, row, before }) {
-    if (op === 'truncate') this.reload();
-    else if (row ?? before) this.#due.set((row ?? before).id, op);
+  changed({ op, key }) {
+    if (op === 'truncate') {
+      this.reload();
+      return;
+    }
+    this.#deletions.checkOne(key);
+    this.#due.set(key, op);
     this.#schedule();
   }
 
-  #schedule() {
-    this.#frame ||= requestAnimationFrame(() => this.#paint());
+  /** Show what waits, even if that moves rows. */
+  release() {
+    for (const [key, op] of this.#waiting) this.#due.set(key, op);
+    this.#waiting.clear();
+    this.#releasing = true;
+    this.#schedule(0);
+  }
+
+  #released() {
+    if (this.#waiting.size && !this.#hold.held) this.release();
+  }
+
+  #schedule(soonest = this.#paintedAt + PAINT_EVERY_MS) {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    const paint = () => requestAnimationFrame(() => this.#paint());
+    const wait = soonest - performance.now();
+    if (wait > 0) setTimeout(paint, wait);
+    else paint();
   }
 
   #paint() {
-    this.#frame = 0;
-    const end = performance.now() + FRAME_BUDGET_MS;
-    let flashes = FLASHES_PER_FRAME;
-    if (this.#items.size === 0 && !this.#container.querySelector('.editor')) {
-      this.#due.clear();
-      this.#rows.clear();
-      this.#chunks.clear();
-    }
+    this.#scheduled = false;
+    this.#paintedAt = performance.now();
+    const held = !this.#releasing && this.#rows.size > 0 && this.#hold.held;
+    if (this.#items.size === 0 && !held && !this.#container.querySelector('.editor')) this.#clear();
+    let flashes = FLASHES_PER_PAINT;
     for (const [key, op] of this.#due) {
-      if (performance.now() > end) break;
+      if (performance.now() > this.#paintedAt + FRAME_BUDGET_MS) break;
       this.#due.delete(key);
-      const visibly = op !== null && flashes > 0;
-      if (visibly) flashes -= 1;
-      if (this.#items.has(key)) this.#show(key, op, visibly);
-      else this.#drop(key, visibly);
+      if (this.#update(key, op, held, flashes > 0)) flashes -= 1;
     }
-    if (this.#due.size) this.#schedule();
-    this.#container.hidden = this.#rows.size === 0;
-    const first = this.#staying(this.#chunks.first, 'next');
+    if (this.#due.size) this.#schedule(0);
+    else this.#releasing = false;
+    if (this.#container.hidden !== (this.#rows.size === 0)) this.#container.hidden = this.#rows.size === 0;
     const visitedStays = this.#visited?.isConnected && !this.#visited.inert;
-    this.#makeCurrent(visitedStays ? this.#visited : first);
-    this.onpainted();
+    this.#makeCurrent(visitedStays ? this.#visited : this.#staying(this.#chunks.first, 'next'));
+    this.onpainted(this.#countWaiting());
   }
 
-  #show(key, op, visibly) {
+  #clear() {
+    for (const map of [this.#due, this.#waiting, this.#rows]) map.clear();
+    this.#chunks.clear();
+  }
+
+  #countWaiting() {
+    let count = 0;
+    for (const key of this.#waiting.keys()) if (this.#items.has(key) && !this.#rows.has(key)) count += 1;
+    return count;
+  }
+
+  /** Bring one row up to date; return whether it flashes. */
+  #update(key, op, held, mayFlash) {
     const thing = this.#items.get(key);
-    let element = this.#rows.get(key);
-    if (!element) {
-      element = thingTemplate.cloneNode(true);
-      element.key = key;
-      this.#rows.set(key, element);
-      this.#chunks.insert(element);
-    }
-    fill(element, thing);
-    if (op && element.editor) meanwhile(element.editor, `Changed meanwhile: ${thing.name} ${shorten(thing.info)}`);
-    if (visibly) flash(element.firstElementChild, op);
-  }
-
-  #drop(key, visibly) {
     const element = this.#rows.get(key);
-    if (!element) return;
-    if (element.editor) {
-      meanwhile(element.editor, 'Deleted meanwhile.');
-      element.editor.querySelector('.primary').disabled = true;
-      return;
+    const moves = thing ? !element && key > (this.#chunks.last?.key ?? Infinity) : element && !element.editor;
+    if (held && moves) {
+      this.#waiting.set(key, op);
+      if (element) this.#bury(element);
+      return false;
     }
-    this.#rows.delete(key);
-    if (element.contains(document.activeElement)) this.#focusNear(element);
-    if (visibly && !calm.matches) this.#leave(element);
-    else this.#chunks.remove(element);
+    this.#waiting.delete(key);
+    if (thing) return this.#show(element ?? this.#add(key), thing, op, mayFlash);
+    return element !== undefined && this.#drop(element, op !== null && mayFlash);
   }
 
-  #leave(element) {
+  #add(key) {
+    const element = makeRow(key);
+    this.#rows.set(key, element);
+    this.#chunks.insert(element);
+    return element;
+  }
+
+  #show(element, thing, op, mayFlash) {
+    if (element.inert) {
+      element.inert = false; // it was deleted, and is back
+      element.classList.remove('gone');
+    }
+    fill(element, thing, this.#deletions.get(element.key));
+    if (op) element.editor?.changed(thing);
+    const visibly = op !== null && mayFlash && this.#chunks.isInView(element);
+    if (visibly) flash(element, op);
+    return visibly;
+  }
+
+  /** The thing is gone, but its row has to stay where it is. */
+  #bury(element) {
+    this.#leaveFocus(element);
     element.inert = true;
+    element.classList.add('gone');
+  }
+
+  #drop(element, visibly) {
+    if (element.editor) {
+      element.editor.changed(null);
+      return false;
+    }
+    this.#rows.delete(element.key);
+    this.#leaveFocus(element);
+    const fades = visibly && !element.inert && !calm.matches && this.#chunks.isInView(element);
+    element.inert = true;
+    if (fades) this.#fade(element);
+    else this.#chunks.remove(element);
+    return fades;
+  }
+
+  #fade(element) {
     const frames = [{ backgroundColor: 'var(--flash-destroy)' }, { opacity: 0 }];
     element.firstElementChild.animate(frames, LEAVE_MS).onfinish = () => {
       if (element.isConnected) this.#chunks.remove(element);
     };
   }
 
-  #focusNear(element) {
+  /** Before a row goes that has the focus: the next one gets it, at Edit, where a late Enter does no harm. */
+  #leaveFocus(element) {
+    if (!element.contains(document.activeElement)) return;
     const near = this.#below(element) ?? this.#above(element);
-    if (near) near.querySelector('.delete').focus();
+    if (near) near.querySelector('.edit:enabled, .delete').focus();
     else document.getElementById('things-title').focus();
   }
 
@@ -146,7 +211,7 @@ export class ThingList {
     return this.#staying(this.#chunks.previous(element), 'previous');
   }
 
-  /** `element`, or the next one in that direction that is not fading out. */
+  /** `element`, or the next one in that direction whose thing is not gone. */
   #staying(element, direction) {
     while (element?.inert) element = this.#chunks[direction](element);
     return element;
@@ -160,11 +225,9 @@ export class ThingList {
   }
 
   #pressed(event) {
+    if (event.target.closest('.editor')) return;
+    if (event.repeat && event.key === 'Enter') event.preventDefault(); // would delete and undo in turn
     const element = event.target.closest('.thing');
-    if (event.target.closest('.editor')) {
-      if (event.key === 'Escape') this.#closeEditor(element);
-      return;
-    }
     const target = {
       ArrowDown: () => this.#below(element),
       ArrowUp: () => this.#above(element),
@@ -173,139 +236,61 @@ export class ThingList {
     }[event.key]?.();
     if (!target) return;
     event.preventDefault();
-    const kind = event.target.classList.contains('delete') ? '.delete' : '.edit';
-    target.querySelector(kind)?.focus();
+    const kind = event.target.classList.contains('delete') ? '.delete' : '.edit:enabled, .delete';
+    target.querySelector(kind).focus();
   }
 
   // ---- writing -------------------------------------------------------------------------------------------------
 
   #clicked(event) {
-    const button = event.target.closest('button');
-    const element = button?.closest('.thing');
-    if (button?.classList.contains('edit')) this.#openEditor(element);
-    if (button?.classList.contains('delete')) this.#destroy(element);
-    if (button?.classList.contains('cancel')) this.#closeEditor(element);
+    const button = event.target.closest('.row button');
+    if (!button) return;
+    const element = button.closest('.thing');
+    complain(element.firstElementChild, null);
+    if (button.classList.contains('edit')) this.#edit(element);
+    else if (!this.#deletions.get(element.key)) this.#delete(element.key);
+    else if (event.detail < 2) this.#deletions.undo(element.key); // not by a double click on Delete
   }
 
-  async #destroy(element) {
-    try {
-      await destroy(this.#items.get(element.key).name);
-    } catch (problem) {
-      // 404: somebody else deleted it first, and the row is about to disappear.
-      if (problem.status !== 404) complain(element.firstElementChild, problem);
-    }
+  #delete(key) {
+    const thing = this.#items.get(key);
+    if (!thing) return; // the row is about to go
+    this.#deletions.begin(key);
+    this.onsay(`${thing.name} will be deleted in 5 seconds. Press again to undo.`);
   }
 
-  #openEditor(element) {
-    const thing = this.#items.get(element.key);
+  #deletionChanged(key, problem) {
+    const element = this.#rows.get(key);
+    const thing = this.#items.get(key);
+    if (!element || !thing) return;
+    fill(element, thing, this.#deletions.get(key));
+    if (problem) complain(element.firstElementChild, problem);
+    else if (problem === null) this.onsay(`${thing.name} is kept.`);
+  }
+
+  async #edit(element) {
+    let thing = this.#items.get(element.key);
     if (!thing || element.editor) return;
-    const editor = editorTemplate.cloneNode(true);
-    const { name, info } = editor.elements;
-    name.value = thing.name;
-    info.value = thing.info;
-    // The values as the fields hold them (an <input> drops line breaks), so that only edited fields are sent.
-    const opened = { name: name.value, info: info.value };
-    editor.addEventListener('submit', (event) => {
-      event.preventDefault();
-      this.#save(element, opened);
-    });
-    info.addEventListener('keydown', (event) => {
-      if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
-        event.preventDefault();
-        editor.requestSubmit();
-      }
-    });
-    element.editor = editor;
+    try {
+      if (thing.too_large) thing = await read(thing.name);
+    } catch (problem) {
+      complain(element.firstElementChild, problem);
+      return;
+    }
+    element.editor = new Editor(thing);
+    element.editor.onclose = () => this.#closeEditor(element);
     element.classList.add('editing');
-    element.append(editor);
-    name.focus();
-    name.select();
+    element.append(element.editor.form);
+    element.editor.focus();
   }
 
   #closeEditor(element) {
+    if (!element.editor) return;
     const focused = element.contains(document.activeElement);
-    element.editor.remove();
+    element.editor.form.remove();
     element.editor = null;
     element.classList.remove('editing');
-    if (this.#items.has(element.key)) {
-      if (focused) element.querySelector('.edit').focus();
-    } else {
-      this.#drop(element.key, false);
-    }
-  }
-
-  async #save(element, opened) {
-    const { editor } = element;
-    const thing = this.#items.get(element.key);
-    if (!thing || editor.saving) return;
-    const fields = {};
-    for (const field of ['name', 'info']) {
-      const { value } = editor.elements[field];
-      if (value !== opened[field]) fields[field] = value;
-    }
-    complain(editor, null);
-    editor.saving = true;
-    try {
-      if (Object.keys(fields).length) await change(thing.name, fields);
-      if (element.editor === editor) this.#closeEditor(element);
-    } catch (problem) {
-      complain(editor, problem);
-    } finally {
-      editor.saving = false;
-    }
-  }
-}
-
-function fill(element, { name, info, created_at: created }) {
-  const [nameCell, infoCell, time, actions] = element.firstElementChild.children;
-  setText(nameCell, name);
-  setText(infoCell, shorten(info));
-  setText(time, readableTime(created));
-  const [edit, remove] = actions.children;
-  edit.setAttribute('aria-label', `Edit ${name}`);
-  remove.setAttribute('aria-label', `Delete ${name}`);
-}
-
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-/** A row shows only the beginning of a long info; its editor shows all of it. */
-function shorten(text) {
-  return text.length > SHOWN_CHARACTERS ? `${text.slice(0, SHOWN_CHARACTERS)}…` : text;
-}
-
-/** Postgres has times that JavaScript cannot represent, such as `infinity`: they are shown as they are. */
-function readableTime(text) {
-  const time = new Date(text);
-  return Number.isNaN(time.getTime()) ? text : date.format(time);
-}
-
-function flash(element, op) {
-  element.animate(
-    [{ backgroundColor: `var(--flash-${op})` }, { backgroundColor: 'transparent' }],
-    { duration: FLASH_MS, easing: calm.matches ? 'steps(1, end)' : 'ease-out' },
-  );
-}
-
-function meanwhile(editor, text) {
-  // Our own change comes back through the feed before the answer to our PATCH: do not report it.
-  if (!editor.saving) editor.querySelector('.meanwhile').textContent = text;
-}
-
-/** Show a problem next to the form or button that caused it; null removes it. */
-export function complain(container, problem) {
-  let p = container.querySelector(':scope > .problem');
-  if (!p && problem) {
-    p = document.createElement('p');
-    p.className = 'problem';
-    p.role = 'alert';
-    container.append(p);
-  }
-  if (p) p.textContent = problem?.message ?? '';
-  for (const field of container.querySelectorAll('[name]')) {
-    const rejected = field.name === problem?.field;
-    field.setAttribute('aria-invalid', String(rejected));
-    if (rejected) field.focus();
+    if (focused) element.querySelector('.edit').focus();
+    if (!this.#items.has(element.key)) this.changed({ op: 'destroy', key: element.key });
   }
 }

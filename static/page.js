@@ -2,10 +2,14 @@
 
 import { io } from './socket.io-client/socket.io.esm.min.js';
 import { Feed } from './feed.js';
-import { ThingList, complain } from './list.js';
+import { ThingList } from './list.js';
 import { Announcer, Recent } from './recent.js';
-import { create } from './rest.js';
+import { about, create } from './rest.js';
+import { complain, forgive } from './row.js';
+import { counted, sentenceFor, wordsFor } from './words.js';
 
+// Names are unique; this one is another one each time.
+const EXAMPLE = "insert into things (name) values ('psql at ' || localtime(3))";
 const CAUGHT_UP_SHOWN_MS = 6_000;
 
 const element = (id) => document.getElementById(id);
@@ -31,46 +35,53 @@ feed.onchange = (change) => {
 };
 
 feed.onstate = (state) => {
-  if (state.name === 'live') wasLive = true;
+  if (state.name === 'live') {
+    wasLive = true;
+    forgive();
+  }
   clearTimeout(calmDown);
   say(state);
   notice();
 };
 
-things.onpainted = notice;
+things.onpainted = (waiting) => {
+  recent.painted();
+  element('held').hidden = waiting === 0;
+  if (waiting) setText('held', `${counted(waiting, 'new row')}`);
+  notice();
+};
+things.onsay = (sentence) => announcer.say(sentence);
+element('held').addEventListener('click', () => {
+  element('things-title').focus();
+  things.release();
+});
 
 function say(state) {
   const caughtUp = state.missed > 0 || state.reloaded;
   if (caughtUp) calmDown = setTimeout(() => say({ name: 'live' }), CAUGHT_UP_SHOWN_MS);
   element('state').dataset.state = state.name;
-  const words = wordsFor(state);
-  if (element('state').textContent !== words) element('state').textContent = words;
+  setText('state', wordsFor(state, wasLive));
 }
 
-function wordsFor({ name, problem, missed, reloaded }) {
-  if (name === 'loading') return problem ? 'Waiting for the server' : 'Loading';
-  if (name === 'connecting') return wasLive ? 'Reconnecting' : 'Connecting';
-  if (name === 'returning') return 'Catching up';
-  if (reloaded) return 'Live again, list reloaded';
-  if (missed > 0) return `Live again, caught up ${missed.toLocaleString()} ${missed === 1 ? 'change' : 'changes'}`;
-  return 'Live';
-}
-
-/** The notice shown instead of the rows, or above them. */
+/** The notice shown instead of the rows, or over the page when there are some. */
 function notice() {
   const { size } = feed.items;
-  const { problem } = feed.state;
-  let text = '';
-  if (problem?.status === 503) text = 'The database is unavailable. The list will load as soon as it is back.';
-  else if (problem) text = `${problem.message} This page keeps trying.`;
-  else if (!loaded) text = 'Loading the things…';
-  else if (size === 0) text = 'No things yet. Add the first one above, or from a terminal.';
-  element('notice').hidden = !text;
-  element('notice').classList.toggle('above', size > 0);
-  element('notice').textContent = text;
-  element('count').textContent = loaded ? `${size.toLocaleString()} ${size === 1 ? 'row' : 'rows'}` : '';
+  const trouble = sentenceFor(feed.state);
+  let text = trouble;
+  if (!trouble && !loaded) text = 'Loading the things…';
+  else if (!trouble && size === 0) text = 'No things yet. Add the first one above, or from a terminal.';
+  const { classList } = element('notice');
+  if (classList.contains('above') !== size > 0) classList.toggle('above', size > 0);
+  if (element('notice').hidden !== !text) element('notice').hidden = !text;
+  setText('notice', text);
+  setText('count', loaded ? counted(size, 'row') : '');
 }
 
+function setText(id, text) {
+  if (element(id).textContent !== text) element(id).textContent = text;
+}
+
+element('add').addEventListener('input', () => complain(element('add'), null));
 element('add').addEventListener('submit', async (event) => {
   event.preventDefault();
   const form = event.target;
@@ -103,4 +114,20 @@ element('copy').addEventListener('click', async () => {
   setTimeout(() => (button.textContent = 'Copy'), 2_000);
 });
 
-feed.start();
+/** Show what this server is: the command that reaches its database, and whether it has things at all. */
+async function start() {
+  const server = await about();
+  if (server?.psql) {
+    element('command').textContent = `${server.psql} -c "${EXAMPLE}"`;
+    element('try').hidden = false;
+  }
+  if (server?.things === false) {
+    document.body.classList.add('without-things');
+    const command = server.psql?.includes('tablecast psql') ? server.psql : 'tablecast psql';
+    element('watch').textContent = command.replace('tablecast psql', 'tablecast watch TABLE');
+  } else {
+    feed.start();
+  }
+}
+
+start();

@@ -2,6 +2,7 @@
 
 const KEPT = 40;
 const SAMPLES = 200;
+const PAINT_EVERY_MS = 250;
 const SPEAK_EVERY_MS = 5_000;
 
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: 'medium', hourCycle: 'h23' });
@@ -11,8 +12,9 @@ export class Recent {
   #ol;
   #empty;
   #pace;
-  #fresh = [];
-  #frame = 0;
+  #fresh = []; // not shown here yet
+  #scheduled = false;
+  #paintedAt = 0;
   #delays = [];
 
   constructor(ol, empty, pace) {
@@ -21,37 +23,50 @@ export class Recent {
     this.#pace = pace;
   }
 
-  /** Add one change from a Feed. */
+  /** Add one change from a Feed; it is shown once its row is. */
   add({ op, name, before, writtenAt }) {
-    this.#fresh.push({ op, name, before, writtenAt, at: new Date() });
+    this.#fresh.push({ op, name, before, writtenAt, at: Date.now(), delay: null });
     if (this.#fresh.length > KEPT) this.#fresh.shift();
-    this.#frame ||= requestAnimationFrame(() => this.#paint());
+  }
+
+  /** The rows of all changes so far are on the screen. */
+  painted() {
+    const now = performance.now();
+    for (const change of this.#fresh) {
+      if (change.writtenAt === null || change.delay !== null) continue;
+      change.delay = Math.max(0, Math.round(now - change.writtenAt));
+      this.#delays.push(change.delay);
+    }
+    if (this.#fresh.length && !this.#scheduled) this.#schedule();
+  }
+
+  #schedule() {
+    this.#scheduled = true;
+    const wait = this.#paintedAt + PAINT_EVERY_MS - performance.now();
+    setTimeout(() => requestAnimationFrame(() => this.#paint()), Math.max(0, wait));
   }
 
   #paint() {
-    this.#frame = 0;
-    const now = performance.now();
+    this.#scheduled = false;
+    this.#paintedAt = performance.now();
     this.#empty.hidden = true;
     for (const change of this.#fresh.splice(0)) {
-      const delay = change.writtenAt === null ? null : Math.max(0, Math.round(now - change.writtenAt));
-      if (delay !== null) this.#delays.push(delay);
-      this.#ol.prepend(entry(change, delay));
+      const li = this.#ol.childElementCount < KEPT ? template.cloneNode(true) : this.#ol.lastElementChild;
+      fill(li, change);
+      this.#ol.prepend(li);
     }
-    while (this.#ol.children.length > KEPT) this.#ol.lastElementChild.remove();
     this.#delays.splice(0, this.#delays.length - SAMPLES);
-    if (this.#delays.length) this.#pace.textContent = `${median(this.#delays)} ms from write to screen`;
+    if (this.#delays.length) this.#pace.textContent = `${median(this.#delays)} ms to screen`;
   }
 }
 
-function entry({ op, name, before, at }, delay) {
-  const li = template.cloneNode(true);
+function fill(li, { op, name, before, at, delay }) {
   const [opCell, nameCell, when] = li.children;
   li.dataset.op = op;
   opCell.textContent = op;
   nameCell.textContent = describe(op, name, before);
-  when.textContent = clock.format(at) + (delay === null ? '' : ` · ${delay} ms`);
-  if (delay !== null) when.title = `From write to screen in ${delay} ms`;
-  return li;
+  when.children[0].textContent = clock.format(at);
+  when.children[1].textContent = delay === null ? '' : `${delay} ms`;
 }
 
 function describe(op, name, before) {
@@ -75,6 +90,11 @@ export class Announcer {
     this.#element = element;
   }
 
+  /** Say something at once. */
+  say(sentence) {
+    this.#element.textContent = sentence;
+  }
+
   add(change) {
     this.#last = change;
     this.#counts.set(change.op, (this.#counts.get(change.op) ?? 0) + 1);
@@ -87,10 +107,11 @@ export class Announcer {
     if (this.#counts.size === 0) return;
     const total = [...this.#counts.values()].reduce((sum, count) => sum + count, 0);
     const parts = [...this.#counts].map(([op, count]) => `${count} ${op}`);
-    this.#element.textContent =
+    this.say(
       total === 1
         ? `${this.#last.op}: ${describe(this.#last.op, this.#last.name, this.#last.before)}`
-        : `${total} changes: ${parts.join(', ')}`;
+        : `${total} changes: ${parts.join(', ')}`,
+    );
     this.#counts.clear();
     this.#timer = setTimeout(() => this.#speak(), SPEAK_EVERY_MS);
   }

@@ -1,10 +1,26 @@
-/** The page's writes. Each resolves once the server has done it, and rejects with a Problem if it has not. */
+/** The page's requests. Writes resolve once the server has done them; all reject with a Problem if it has not. */
 
-export const create = (thing) => send('POST', THINGS, thing);
-export const change = (name, fields) => send('PATCH', at(name), fields);
-export const destroy = (name) => send('DELETE', at(name));
+const at = (path) => new URL(path, import.meta.url).href;
+const THINGS = at('api/things');
+const TIMEOUT_MS = 15_000;
+const ABOUT_TIMEOUT_MS = 3_000;
+const LONGEST_NAME = 200;
 
-const THINGS = new URL('api/things', import.meta.url).href;
+export const create = async (thing) => send('POST', THINGS, checked(thing));
+export const change = async (name, fields) => send('PATCH', addressOf(name), checked(fields));
+export const read = (name) => send('GET', addressOf(name));
+/** `keepalive`, because it may be sent while the page is being left. */
+export const destroy = (name) => send('DELETE', addressOf(name), undefined, { keepalive: true });
+
+/** What this server is, or null if it does not say: { things, psql }. */
+export async function about() {
+  try {
+    const answer = await fetch(at('about'), { cache: 'no-store', signal: AbortSignal.timeout(ABOUT_TIMEOUT_MS) });
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
+}
 
 /** A sentence for the user; `status` is 0 if the server cannot be reached, `field` may be undefined. */
 export class Problem extends Error {
@@ -13,23 +29,40 @@ export class Problem extends Error {
     this.status = status;
     this.field = field;
   }
+
+  /** Whether it goes away by itself, when the server or its database is back. */
+  get passes() {
+    return this.status === 0 || this.status >= 500;
+  }
 }
 
-const TIMEOUT_MS = 15_000;
+/** The server's rules, in words for somebody who fills in a form. */
+function checked(fields) {
+  const { name } = fields;
+  if (name === '') throw new Problem(400, `Please type a name of 1 to ${LONGEST_NAME} characters.`, 'name');
+  const { length } = [...(name ?? '')];
+  if (length > LONGEST_NAME) {
+    throw new Problem(400, `This name has ${length} characters; a name has 1 to ${LONGEST_NAME}.`, 'name');
+  }
+  return fields;
+}
 
-// URL parsers remove `.` and `..` from a path, encoded or not, so these two names go into the query.
-const at = (name) => `${THINGS}/${/^\.\.?$/.test(name) ? `?name=${name}` : encodeURIComponent(name)}`;
+/** URL parsers remove `.` and `..` from a path, encoded or not, so these two names go into the query. */
+function addressOf(name) {
+  return `${THINGS}/${/^\.\.?$/.test(name) ? `?name=${name}` : encodeURIComponent(name)}`;
+}
 
-async function send(method, path, body) {
-  const answer = await fetch(path, {
+async function send(method, address, body, options = {}) {
+  const answer = await fetch(address, {
     method,
-    headers: { 'Content-Type': 'application/json', Accept: 'application/json' },
+    headers: { Accept: 'application/json', ...(body && { 'Content-Type': 'application/json' }) },
     body: body && JSON.stringify(body),
     signal: AbortSignal.timeout(TIMEOUT_MS),
+    ...options,
   }).catch(() => {
     throw new Problem(0, 'The server cannot be reached. Please try again in a moment.');
   });
-  if (answer.ok) return;
+  if (answer.ok) return answer.status === 204 ? null : answer.json();
   const { detail, field } = await answer.json().catch(() => ({}));
   throw new Problem(answer.status, detail ?? `The server answered ${answer.status}.`, field);
 }

@@ -1,11 +1,15 @@
 """A real browser for the tests of the page."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
+from tests.end_to_end.steps import PATIENCE_S, expect_state
 from tests.support.machine import require
+from tests.support.server import RunningServer
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_OPTIONS = [
@@ -20,7 +24,9 @@ CHROMIUM_OPTIONS = [
 # What the browser itself reports when a server refuses or is down: not a fault of the page.
 EXPECTED_REPORTS = ("Failed to load resource:", "WebSocket connection to")
 
-OpenPage = Callable[[str], Awaitable[Page]]
+expect.set_options(timeout=PATIENCE_S * 1000)
+
+OpenPage = Callable[..., Awaitable[Page]]
 
 
 @pytest.fixture
@@ -36,15 +42,19 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
-    """Opens a URL in its own window; no page may report an error or a CSP violation."""
+    """Opens a URL in its own window; no page may report an error or a CSP violation.
+
+    Options are those of a browser's context: `open_page(url, has_touch=True)`.
+    """
     reports: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and not message.text.startswith(EXPECTED_REPORTS):
             reports.append(message.text)
 
-    async def open_page(address: str) -> Page:
-        context = await browser.new_context(viewport={"width": 1280, "height": 800})
+    async def open_page(address: str, **options: Any) -> Page:
+        size = {"width": 1280, "height": 800}
+        context = await browser.new_context(**({"viewport": size} | options))
         page = await context.new_page()
         page.set_default_timeout(15_000)
         page.on("console", listen)
@@ -54,3 +64,12 @@ async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
 
     yield open_page
     assert reports == []
+
+
+@pytest.fixture
+async def windows(server: RunningServer, open_page: OpenPage) -> list[Page]:
+    """Two live windows."""
+    pages = await asyncio.gather(open_page(server.url), open_page(server.url))
+    for page in pages:
+        await expect_state(page, "Live")
+    return list(pages)

@@ -1,0 +1,77 @@
+/**
+ * Deletions with a few seconds' grace, in which they can be undone. The DELETE is sent when the grace is over, or when
+ * the page is left.
+ *
+ * A thing that somebody else renames meanwhile is not deleted: it is no longer what the user meant to delete, and its
+ * old name may be another thing's by now. Other changes do not matter.
+ */
+
+import { Problem, destroy } from './rest.js';
+
+const GRACE_MS = 5_000;
+
+export class Deletions {
+  /** Called with the key of a thing whose deletion has begun, was sent or has ended; and why, if it has failed. */
+  onchange = () => {};
+
+  #items;
+  #pending = new Map(); // key -> { name, timer, sent }
+
+  /** `items`: the Map of a Feed. */
+  constructor(items) {
+    this.#items = items;
+    addEventListener('pagehide', () => {
+      for (const [key, { sent }] of this.#pending) if (!sent) this.#send(key);
+    });
+  }
+
+  /** The deletion of this thing, { sent }, if there is one. */
+  get(key) {
+    return this.#pending.get(key);
+  }
+
+  begin(key) {
+    const { name } = this.#items.get(key);
+    this.#pending.set(key, { name, sent: false, timer: setTimeout(() => this.#send(key), GRACE_MS) });
+    this.onchange(key);
+  }
+
+  undo(key) {
+    if (!this.#pending.get(key)?.sent) this.#end(key);
+  }
+
+  /** Any of `items` may have changed. */
+  check() {
+    for (const key of this.#pending.keys()) this.checkOne(key);
+  }
+
+  /** This thing may have changed. */
+  checkOne(key) {
+    const pending = this.#pending.get(key);
+    if (!pending) return;
+    const thing = this.#items.get(key);
+    if (!thing) this.#end(key);
+    else if (thing.name !== pending.name) {
+      this.#end(key, new Problem(409, `Not deleted: it was called “${pending.name}” when you deleted it.`));
+    }
+  }
+
+  async #send(key) {
+    const pending = this.#pending.get(key);
+    clearTimeout(pending.timer);
+    pending.sent = true;
+    this.onchange(key);
+    try {
+      await destroy(pending.name);
+    } catch (problem) {
+      // 404: somebody else was faster, and the feed is about to say what has happened.
+      if (problem.status !== 404 && this.#pending.get(key) === pending) this.#end(key, problem);
+    }
+  }
+
+  #end(key, problem = null) {
+    clearTimeout(this.#pending.get(key)?.timer);
+    this.#pending.delete(key);
+    this.onchange(key, problem);
+  }
+}

@@ -1,0 +1,72 @@
+/** The form that replaces a row while its thing is edited. It keeps what the user types, whatever others do. */
+
+import { change } from './rest.js';
+import { complain, shorten } from './row.js';
+
+const template = document.getElementById('editor-template').content.firstElementChild;
+
+export class Editor {
+  /** Called when the editor wants to be closed: it was saved or cancelled. */
+  onclose = () => {};
+  form = template.cloneNode(true);
+
+  #opened;
+  #saving = false;
+
+  constructor(thing) {
+    const { name, info } = this.form.elements;
+    name.value = thing.name;
+    info.value = thing.info;
+    // The values as the fields hold them (an <input> drops line breaks), so that only edited fields are sent.
+    this.#opened = { name: name.value, info: info.value };
+    this.#name = thing.name;
+    this.form.addEventListener('input', () => complain(this.form, null));
+    this.form.addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.#save();
+    });
+    this.form.addEventListener('keydown', (event) => {
+      if (event.key === 'Escape') this.onclose();
+      if (event.target !== info || event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.form.requestSubmit();
+    });
+    this.form.querySelector('.cancel').addEventListener('click', () => this.onclose());
+  }
+
+  #name; // what the thing is called now
+
+  focus() {
+    this.form.elements.name.focus();
+    this.form.elements.name.select();
+  }
+
+  /** The thing was changed; null: it was deleted. */
+  changed(thing) {
+    if (thing) this.#name = thing.name;
+    this.form.querySelector('.primary').disabled = !thing;
+    // Our own change comes back through the feed before the answer to our PATCH: do not report it.
+    if (this.#saving) return;
+    const words = thing ? `Changed meanwhile: ${thing.name} ${shorten(thing.info ?? '')}` : 'Deleted meanwhile.';
+    this.form.querySelector('.meanwhile').textContent = words;
+  }
+
+  async #save() {
+    if (this.#saving || this.form.querySelector('.primary').disabled) return;
+    const fields = {};
+    for (const field of ['name', 'info']) {
+      const { value } = this.form.elements[field];
+      if (value !== this.#opened[field]) fields[field] = value;
+    }
+    complain(this.form, null);
+    this.#saving = true;
+    try {
+      if (Object.keys(fields).length) await change(this.#name, fields);
+      this.onclose();
+    } catch (problem) {
+      complain(this.form, problem);
+    } finally {
+      this.#saving = false;
+    }
+  }
+}
