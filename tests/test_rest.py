@@ -315,7 +315,7 @@ async def test_what_no_name_can_be_is_not_found(
     await client.post("/api/things", json={"name": "a\ufffd\ufffd"})
     for address in (f"/api/things/{encoded}", f"/api/things/?name={encoded}"):
         for method in ("GET", "DELETE"):
-            request = f"{method} {address} HTTP/1.1\r\nHost: a\r\n\r\n"
+            request = f"{method} {address} HTTP/1.1\r\nHost: localhost\r\n\r\n"
             assert (await raw(rest, request.encode()))[0] == 404
     assert len((await client.get("/api/things")).json()) == 2
 
@@ -326,13 +326,15 @@ async def test_dots_in_a_raw_path_are_a_name(
     """A client that does not normalize paths reads the thing `..` by its path."""
     await client.post("/api/things", json={"name": ".."})
     for path in (b"/api/things/..", b"/api/things/%2e%2E"):
-        assert (await raw(rest, b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n"))[0] == 200
+        assert (await raw(rest, b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"))[0] == 200
 
 
 async def test_constraints_of_others_refuse_with_a_sentence(
     client: httpx.AsyncClient, sql: Connection
 ) -> None:
-    """A user's foreign key and a user's trigger refuse what REST wants to write."""
+    """A user's foreign key, trigger and check refuse what REST wants to write; the client learns
+    the reason, but not the row.
+    """
     await client.post("/api/things", json={"name": "a"})
     async with sql.transaction():
         await sql.execute("CREATE TABLE parts (thing text REFERENCES things (name))")
@@ -353,8 +355,19 @@ async def test_constraints_of_others_refuse_with_a_sentence(
                FOR EACH ROW EXECUTE FUNCTION refuse()"""
         )
         problem(await client.post("/api/things", json={"name": "b"}), 409)
+        await sql.execute(
+            """DROP TRIGGER refuse ON things;
+               ALTER TABLE things ADD secret text DEFAULT 'top secret',
+                   ADD CONSTRAINT polite CHECK (info <> 'rude')"""
+        )
+        rude = {"name": "b", "info": "rude"}
+        detail = problem(await client.post("/api/things", json=rude), 409)["detail"]
+        assert "polite" in detail and "secret" not in detail and "\n" not in detail
     finally:
-        await sql.execute("DROP TABLE parts; DROP FUNCTION refuse CASCADE")
+        await sql.execute(
+            """DROP TABLE parts; DROP FUNCTION refuse CASCADE;
+               ALTER TABLE things DROP COLUMN IF EXISTS secret, DROP CONSTRAINT IF EXISTS polite"""
+        )
 
 
 # Bodies
@@ -503,7 +516,7 @@ async def test_too_large_a_body_is_refused_unseen(rest: RunningServer) -> None:
     """A client that sends Expect: 100-continue learns at once that its gigabyte is too much."""
     status, head, _ = await raw(
         rest,
-        b"POST /api/things HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        b"POST /api/things HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: 1073741824\r\nExpect: 100-continue\r\n\r\n",
     )
     assert status == 413
@@ -516,7 +529,7 @@ async def test_a_client_may_leave_in_the_middle(
     """A client disconnects halfway through a body: nothing is stored, and the server goes on."""
     _, writer = await asyncio.open_connection("127.0.0.1", rest.port)
     writer.write(
-        b"POST /api/things HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        b"POST /api/things HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b'Content-Length: 100\r\n\r\n{"name": "a"'
     )
     await writer.drain()

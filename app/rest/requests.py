@@ -197,6 +197,8 @@ def report_privilege(role: str, error: asyncpg.InsufficientPrivilegeError) -> No
 
 def refused(request: RestRequest, error: Exception) -> Problem:
     """Return the problem for an error that the database raises about a statement."""
+    # Without the error's DETAIL, which may hold the whole row and others.
+    message = str(error.args[0]).rstrip(".")
     match error:
         case asyncpg.InsufficientPrivilegeError() if "row-level security" in str(error):
             return Problem(403, "A row-level security policy of the table does not allow this.")
@@ -204,10 +206,10 @@ def refused(request: RestRequest, error: Exception) -> Problem:
             detail = "The server's database role may not do this; its log says what to grant."
             return Problem(403, detail)
         case asyncpg.DataError() if request.method not in READING:
-            return Problem(422, f"The database cannot store this: {error}.")
+            return Problem(422, f"The database cannot store this: {message}.")
         case asyncpg.IntegrityConstraintViolationError() | asyncpg.RaiseError():
             # Not from our schema: a constraint, foreign key or trigger that a user has added.
-            return Problem(409, f"The database rejected this: {error}.")
+            return Problem(409, f"The database rejected this: {message}.")
     logger.error("the database has failed: %s (%s)", error, type(error).__name__)
     if request.method in READING:
         return Unavailable("The database cannot answer this; the server's log has the details.")
