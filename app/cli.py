@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import shlex
 import shutil
@@ -24,6 +23,7 @@ from app.database.embedded import embedded, has_database
 from app.database.migration import check, migrate
 from app.database.psql import run_psql, without_password
 from app.database.unprivileged import UNPRIVILEGED, data_directory
+from app.logs import log_to_stderr
 from app.settings import SettingError, Settings, flag, variable
 
 REFUSED, WRONG_USE = 1, 2
@@ -172,15 +172,6 @@ def database(settings: Settings, create: bool = False) -> Iterator[str]:
         if migrate(url, settings.things) is None and settings.things:  # it was empty
             asyncio.run(execute(url, SAMPLES))
         yield url
-
-
-def log_to_stderr(level: str) -> None:
-    """Log our own messages from this level up, and warnings from libraries."""
-    logging.basicConfig(
-        level=max(level, "WARNING", key=logging.getLevelNamesMapping().__getitem__),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("tablecast").setLevel(level)
 
 
 async def execute(url: str, statement: str) -> None:
