@@ -22,10 +22,12 @@ from app.database.connections import Pool, create_pool, create_reading_pool
 from app.feed.feed import Feed
 from app.feed.inspection import Inspection
 from app.feed.retention import Retention
+from app.hosts import Hosts
 from app.live.broadcast import Broadcast
 from app.live.replay import JUDGED_AT_ONCE, READS_AT_ONCE, Replay
 from app.rest import about, health, openapi, problems, things
 from app.rest.compression import Compression
+from app.rest.host_check import HostCheck
 from app.settings import Settings
 from app.socketio.server import SocketIO
 
@@ -102,6 +104,7 @@ async def lifespan(
             ping_interval=settings.ping_interval,
             ping_timeout=settings.ping_timeout,
             allowed_origins=settings.allowed_origins,
+            max_clients=settings.max_clients,
         )
         tasks = [
             asyncio.create_task(feed.run(broadcast), name="feed"),
@@ -167,7 +170,8 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
         *(Mount(path.rstrip("/"), app=SocketPath(path)) for path in SOCKET_PATHS),
         Mount("/", app=PageFiles(directory=ROOT / "static", html=True)),
     ]
-    middleware = []
+    hosts = Hosts(settings.allowed_hosts, settings.host)
+    middleware = [Middleware(HostCheck, hosts=hosts)]
     if settings.allowed_origins:
         middleware.append(
             Middleware(

@@ -1,7 +1,7 @@
-"""The HTTP server: uvicorn. The one module that relies on what uvicorn does not document.
+"""The HTTP server: uvicorn, behind our own doorway (app/doorway.py).
 
-A plain upgrade on a Socket.IO path never reaches uvicorn: the connection itself becomes the
-session. Everything else takes the ordinary way, so the application works on any ASGI server.
+A WebSocket never reaches uvicorn: the connection itself becomes the session. Everything else takes
+the ordinary way, so the application works on any ASGI server.
 """
 
 import asyncio
@@ -11,98 +11,24 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from app.application import SOCKET_PATHS, create_app
+from app.application import create_app
 from app.database.connections import Refusal
+from app.doorway import Doorway, extra_connections
+from app.hosts import Hosts
 from app.settings import Settings
 from app.socketio import codec
-from app.socketio.handshake import EngineRequest, RequestRefused, parse_upgrade
-from app.socketio.session import INBOUND_BYTES
 
 BACKLOG = 4096
 GRACE_S = 1
-# What an upgrade begins with. One whose headers do not fit into this is left to uvicorn.
-OPENINGS = tuple(f"GET {path}".encode() for path in SOCKET_PATHS)
-HEAD_BYTES = 16 * 1024
-BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-
-
-class Doorway(asyncio.Protocol):
-    """Reads the head of a connection's first request and hands the connection to the Socket.IO
-    server or to uvicorn, with every byte read so far.
-    """
-
-    __slots__ = ("_arguments", "_head", "_transport")
-
-    def __init__(self, **arguments: Any) -> None:
-        self._arguments = arguments  # what uvicorn makes its own protocol with
-        self._head = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._arguments["server_state"].connections.add(self)
-
-    def data_received(self, data: bytes) -> None:
-        head = self._head = self._head + data
-        if (
-            not (head.startswith(OPENINGS) or could_be_an_opening(head))
-            or len(head) > HEAD_BYTES
-            or b"\n\n" in head  # not HTTP, but uvicorn has an answer to it
-        ):
-            self._pass_on(head)
-        elif b"\r\n\r\n" in head:
-            request = parse_upgrade(head, SOCKET_PATHS)
-            if request is None:
-                self._pass_on(head)
-            else:
-                self._accept(request)
-
-    def _accept(self, request: EngineRequest) -> None:
-        self._leave()
-        try:
-            self._arguments["app_state"]["socketio"].accept(self._transport, request)
-        except RequestRefused as refused:
-            self._transport.write(refused.as_http())
-            self._transport.close()
-
-    def _pass_on(self, head: bytes) -> None:
-        self._leave()
-        protocol = HttpToolsProtocol(**self._arguments)
-        self._transport.set_protocol(protocol)
-        protocol.connection_made(self._transport)
-        protocol.data_received(head)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self._leave()
-
-    def shutdown(self) -> None:
-        """uvicorn is shutting down; no request is pending."""
-        self._transport.close()
-
-    def _leave(self) -> None:
-        self._arguments["server_state"].connections.discard(self)
-
-
-def could_be_an_opening(head: bytes) -> bool:
-    """Whether the few bytes of a request so far may become one on a Socket.IO path."""
-    return any(opening.startswith(head) for opening in OPENINGS)
-
-
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Answers 400 to what is not a WebSocket handshake (a request with a body, say); uvicorn would
-    not answer.
-    """
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(BAD_REQUEST)
-            self.transport.close()
+# Files the process opens besides connections: database connections of the feed and the replays,
+# listening sockets, logs, static files, Python's own.
+OTHER_FILES = 64
+UNLIMITED_FILES = 1024 * 1024
 
 
 class HttpServer(uvicorn.Server):
@@ -156,15 +82,14 @@ async def settle() -> None:
     gc.freeze()
 
 
-def configure(app: Any) -> uvicorn.Config:
+def configure(app: Any, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves the application."""
+    hosts = Hosts(settings.allowed_hosts, settings.host)
+    door = Doorway(hosts, settings.max_clients or most_clients(settings))
     return uvicorn.Config(
         app,
-        http=Doorway,
-        ws=WebSocketProtocol,
-        ws_max_size=INBOUND_BYTES,
-        ws_ping_interval=None,  # Engine.IO has its own
-        ws_per_message_deflate=False,
+        http=cast(Any, door),  # it wants a class, and calls it
+        ws="none",  # upgrades are the doorway's
         lifespan="on",
         access_log=False,
         log_config=None,
@@ -181,6 +106,26 @@ def allow_many_clients() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def most_clients(settings: Settings) -> int:
+    """How many clients the limit on open files allows."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        files = UNLIMITED_FILES
+    room = files - OTHER_FILES - settings.pool_size
+    return max(1, room - extra_connections(room))
+
+
+def with_limit(settings: Settings) -> Settings:
+    """Settle how many clients are served. Raises Refusal if that is more than can be."""
+    most = most_clients(settings)
+    if settings.max_clients is not None and settings.max_clients > most:
+        raise Refusal(
+            f"MAX_CLIENTS is {settings.max_clients}, but the limit on open files leaves room for"
+            f" {most}: choose a smaller number, or raise the limit (ulimit -n)."
+        )
+    return replace(settings, max_clients=settings.max_clients or most)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError if the address is unavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -195,11 +140,13 @@ async def serve(settings: Settings, started: Callable[[str], None]) -> None:
     internal error.
     """
     allow_many_clients()
+    settings = with_limit(settings)
     with listen(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        settings = replace(settings, host=host)
         app = create_app(settings, lambda: server.fail())
-        server = HttpServer(configure(app), lambda: started(address))
+        server = HttpServer(configure(app, settings), lambda: started(address))
         await server.serve(sockets=[listening])
         if server.failed:
             raise Refusal("The server stopped because of an internal error; see its log.")

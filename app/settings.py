@@ -149,6 +149,18 @@ def command(text: str) -> str:
     return text
 
 
+def hosts(text: str) -> tuple[str, ...]:
+    """Parse a comma-separated list of host names, or `*`."""
+    given = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in given:
+        if name != "*" and not re.fullmatch(r"(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", name):
+            raise ValueError(
+                "it must list host names such as example.org or *.example.org, without a scheme or"
+                " port, or be *"
+            )
+    return given
+
+
 def log_level(text: str) -> str:
     """Parse a log level."""
     if text.lower() not in LOG_LEVELS:
@@ -213,6 +225,19 @@ class Settings:
         command,
         "the command that opens psql on this database, for the console and the page to show",
         "what reaches it from here",
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        hosts,
+        "host names that requests may be for, separated by commas; *.example.org allows all below"
+        " it, * any",
+        "loopback names when listening on loopback, else any",
+    )
+    max_clients: int | None = setting(
+        None,
+        number(1, 10_000_000),
+        "connections, and Socket.IO sessions, at once; others are told to try again later",
+        "as many as the limit on open files allows",
     )
     log_level: str = setting("info", log_level, f"one of {', '.join(LOG_LEVELS)}")
 

@@ -90,15 +90,17 @@ async def connection(database_url: str) -> AsyncIterator[Connection]:
 def start_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers on the test's database: `start_server(PING_INTERVAL=1)`.
 
-    `database_url=` selects another database.
+    `database_url=` selects another database, `files=` limits the files it may open.
     """
     servers: list[RunningServer] = []
 
     def start(
-        *arguments: str, database_url: str = database_url, **settings: object
+        *arguments: str, database_url: str = database_url, files: int = 0, **settings: object
     ) -> RunningServer:
         log = tmp_path / f"server{len(servers)}.log"
         server = RunningServer(database_url, log, *arguments, **settings)
+        if files:
+            server.limit_files(files)
         servers.append(server)
         server.start()
         return server

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from app.deadlines import Deadlines
 from app.live.subscriber import CloseReason
 from app.socketio import engine as engine_module
-from app.socketio.deadlines import Deadlines
 from app.socketio.engine import Engine
 from app.socketio.handshake import EngineRequest
 from app.socketio.session import Session

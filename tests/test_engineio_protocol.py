@@ -411,21 +411,26 @@ async def test_upgrade_goes_from_polling_to_websocket(
         assert created(await client.frame()) == "b"
 
 
-@pytest.mark.parametrize("frames", [["2probe"], ["5"], []])
+@pytest.mark.parametrize("frames", [["2probe"], []])
 async def test_upgrade_by_one_websocket_at_a_time(
     app: App, polling: PollingClient, connection: Connection, frames: list[str]
 ) -> None:
-    """While one WebSocket is being probed another one for the same session gets nowhere, whatever
-    it sends, and the first one's upgrade succeeds.
+    """While there is one WebSocket that may take over a session, whether it has sent its probe or
+    not, another one is refused, and the first one's upgrade succeeds.
     """
     await polling.post("40")
     await get(polling)
-    async with probed(polling) as first:
-        async with websocket_of(polling) as second:
-            for frame in frames:
-                await second.send(frame)
-            if frames:
-                assert await second.closed() == []
+    async with websocket_of(polling) as first:
+        for frame in frames:
+            await first.send(frame)
+            assert await first.frame() == "3probe"
+        with pytest.raises(InvalidStatus) as refused:
+            async with websocket_of(polling):
+                pass
+        assert refused.value.response.status_code == 400
+        for frame in ["2probe"][len(frames) :]:
+            await first.send(frame)
+            assert await first.frame() == "3probe"
         await first.send("5")
         await insert(connection, "a")
         assert created(await first.frame()) == "a"

@@ -6,8 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 ROOT = Path(__file__).parent.parent
@@ -52,20 +51,36 @@ def test_only_the_codec_imports_the_protocol_libraries() -> None:
     assert importing == {"codec.py"}
 
 
-def test_what_serving_takes_from_uvicorn_is_there() -> None:
-    """An upgrade of uvicorn takes away, or makes otherwise, what app/serving.py relies on."""
-    for protocol in (HttpToolsProtocol, WebSocketsSansIOProtocol):
-        assert list(inspect.signature(protocol).parameters) == [
-            "config", "server_state", "app_state", "_loop",
-        ]  # fmt: skip
-        assert issubclass(protocol, object) and hasattr(protocol, "shutdown")
+def test_what_is_taken_from_uvicorn_is_there() -> None:
+    """An upgrade of uvicorn takes away, or makes otherwise, what app/serving.py and app/doorway.py
+    rely on.
+    """
+    assert list(inspect.signature(HttpToolsProtocol).parameters) == [
+        "config", "server_state", "app_state", "_loop",
+    ]  # fmt: skip
     assert ServerState().connections == set()
-    assert uvicorn.Config("app", http=HttpToolsProtocol).http is HttpToolsProtocol
+    for method in (
+        "connection_made", "connection_lost", "data_received", "shutdown", "pause_writing",
+        "resume_writing", "on_message_begin", "on_headers_complete", "on_body",
+        "on_message_complete", "on_response_complete", "_should_upgrade", "_should_upgrade_to_ws",
+        "_unset_keepalive_if_required",
+    ):  # fmt: skip
+        assert callable(getattr(HttpToolsProtocol, method)), method
+    source = inspect.getsource(HttpToolsProtocol)
+    for attribute in (
+        "self.parser.feed_data(data)", "self.url += url", "self.headers.append((name, value))",
+        "self.pipeline.appendleft(", "self.cycle = RequestResponseCycle(", "self.flow = ",
+        "on_response=self.on_response_complete", "self.transport = transport",
+        "self.timeout_keep_alive_task = self.loop.call_later(",
+    ):  # fmt: skip
+        assert attribute in source, attribute
+    cycle = inspect.getsource(RequestResponseCycle)
+    for attribute in ("response_started", "response_complete", "keep_alive"):
+        assert f"self.{attribute} = " in cycle
     for method in ("startup", "shutdown", "capture_signals", "serve"):
         assert callable(getattr(uvicorn.Server, method))
     server = uvicorn.Server(uvicorn.Config("app"))
     assert (server.started, server.should_exit) == (False, False)
     startup = inspect.getsource(uvicorn.Server.startup)
     assert "config.http_protocol_class(" in startup and "app_state=self.lifespan.state" in startup
-    source = inspect.getsource(WebSocketsSansIOProtocol)
-    assert "self.conn = ServerProtocol(" in source and "self.handshake_initiated" in source
+    assert uvicorn.Config("app", http=HttpToolsProtocol).http is HttpToolsProtocol

@@ -3,11 +3,12 @@
 import asyncio
 import json
 import logging
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
@@ -196,6 +197,116 @@ async def test_odd_requests_on_our_paths_are_answered(app: App, glue: bytes) -> 
     async with asyncio.timeout(5):
         assert (await reader.readline()).startswith(b"HTTP/1.1 ")
     writer.close()
+
+
+async def test_a_session_that_ends_during_a_post(
+    any_app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session ends while its client is in the middle of a POST: the POST is refused."""
+    address = urlsplit(any_app.url)
+    async with httpx.AsyncClient(base_url=any_app.url) as http:
+        polling = PollingClient(http)
+        await polling.open()
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        head = f"POST {polling.address} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 4\r\n"
+        writer.write(head.encode() + b"\r\n40")
+        await polling.post("40")
+        await polling.post("nonsense")
+        await eventually(lambda: any_app.empty)
+        writer.write(b"{}")
+        async with asyncio.timeout(5):
+            assert b" 400 " in await reader.readline()
+        writer.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_client_that_leaves_during_a_post(
+    any_app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client goes in the middle of a POST: its session lives on, and nothing is logged."""
+    address = urlsplit(any_app.url)
+    async with httpx.AsyncClient(base_url=any_app.url) as http:
+        polling = PollingClient(http)
+        await polling.open()
+        for lines in ("Content-Length: 10\r\n\r\n40", "Transfer-Encoding: chunked\r\n\r\n2\r\n40"):
+            _, writer = await asyncio.open_connection(address.hostname, address.port)
+            head = f"POST {polling.address} HTTP/1.1\r\nHost: {address.netloc}\r\n{lines}"
+            writer.write(head.encode())
+            await writer.drain()
+            assert (await http.get("/healthz")).status_code == 200
+            writer.close()
+            await writer.wait_closed()
+        assert (await polling.post("40")).status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_post_in_chunks(any_app: App) -> None:
+    """A polling client sends a POST in chunks; it is heard."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"4"
+        yield b"0"
+
+    async with httpx.AsyncClient(base_url=any_app.url) as http:
+        polling = PollingClient(http)
+        await polling.open()
+        assert (await http.post(polling.address, content=chunks())).text == "ok"
+        assert (await polling.poll())[0].startswith("40{")
+
+
+@pytest.mark.parametrize("packet", ["4", "40", "42"])
+async def test_deeply_nested_json(
+    any_app: App, caplog: pytest.LogCaptureFixture, packet: str
+) -> None:
+    """A client sends JSON nested 50,000 deep; it is closed, and there is no traceback."""
+    deep = packet + "[" * 50_000
+    async with httpx.AsyncClient(base_url=any_app.url) as http, opened(any_app.url) as client:
+        await client.send(deep)
+        assert await client.closed() == []
+        polling = PollingClient(http)
+        await polling.open()
+        assert (await polling.post(deep)).status_code == 400
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_client_cannot_forge_a_line_of_the_log(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    """A client puts line breaks and terminal commands wherever the log may quote it."""
+    server = start_server(LOG_LEVEL="debug")
+    breaks = [
+        "\n",
+        "\r",
+        "\r\n",
+        "\x0b",
+        "\x0c",
+        "\x1c",
+        "\x85",
+        "\u2028",
+        "\u2029",
+        "\x1b[2K\x1b[1G",
+    ]
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        for line_break in breaks:
+            forged = f"x{line_break}2026-01-01 00:00:00,000 CRITICAL tablecast: forged"
+            for packet in (
+                f"40/{forged},",
+                f"42/{forged},[1]",
+                f'42["{forged}"]',
+                f"4{forged}",
+                forged,
+            ):
+                async with joined(server.url) as client:
+                    await client.send(packet)
+                    await client.send("nonsense")
+                    await client.closed()
+            await http.get(f"{PATH}{QUERY}polling", params={"sid": forged})
+            await http.get("/api/things/" + quote(forged), headers={"Origin": quote(forged)})
+    lines = server.log_path.read_bytes().decode().splitlines()
+    assert "forged" in server.log
+    assert not [
+        line for line in lines if not re.match(r"\d{4}-\d\d-\d\d .* (DEBUG|INFO) tablecast", line)
+    ]
 
 
 # Fuzzed

@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from app.live.subscriber import CloseReason
+from app.deadlines import Deadlines
+from app.live.subscriber import UNLIMITED, CloseReason
 from app.socketio import codec, rfc6455
-from app.socketio.deadlines import Deadlines
 from app.socketio.handshake import (
     VERSION,
     EngineError,
@@ -68,7 +68,7 @@ class EngineStats:
 class Engine:
     """All sessions. Heartbeats and deadlines of all of them share three timers.
 
-    `ping_interval`, `ping_timeout`: seconds.
+    `ping_interval`, `ping_timeout`: seconds. `max_sessions`: without it, any number.
     """
 
     def __init__(
@@ -78,8 +78,11 @@ class Engine:
         ping_interval: float,
         ping_timeout: float,
         allowed_origins: Sequence[str],
+        max_sessions: int | None = None,
     ) -> None:
         self._receiver = receiver
+        self._max_sessions = max_sessions or UNLIMITED
+        self.connections = 0  # taken over and still open
         self._allowed_origins = allowed_origins
         self._sessions: dict[str, Session] = {}
         self._closed = dict.fromkeys(CloseReason, 0)
@@ -134,6 +137,9 @@ class Engine:
         self.waiting.remove(session)
         self._receiver.ended(session)
 
+    def disconnected(self) -> None:
+        self.connections -= 1
+
     def _add(self, session: Session) -> None:
         self._sessions[session.sid] = session
         self.pings.add(session)
@@ -161,11 +167,15 @@ class Engine:
         if request.sid is None:
             if request.method != "GET":
                 raise RequestRefused(EngineError.BAD_METHOD)
+            if len(self._sessions) >= self._max_sessions:
+                raise RequestRefused(EngineError.TOO_MANY_SESSIONS)
             return None
         session = self._sessions.get(request.sid)
         if session is None:
             raise RequestRefused(EngineError.UNKNOWN_SESSION)
         if not isinstance(session, QueuedSession) or session.upgraded:
+            raise RequestRefused(EngineError.BAD_REQUEST)
+        if websocket and session.candidate is not None:
             raise RequestRefused(EngineError.BAD_REQUEST)
         return session
 
@@ -177,12 +187,13 @@ class Engine:
         old = self._judge(request, websocket=True)
         switching = SWITCHING.format(rfc6455.accept(request.headers["sec-websocket-key"])).encode()
         if isinstance(old, QueuedSession):
-            session = WebSocketSession(self, old.sid, transport, old)
+            session = old.candidate = WebSocketSession(self, old.sid, transport, old)
             self.waiting.add(session)
         else:
             session = WebSocketSession(self, secrets.token_urlsafe(SID_BYTES), transport)
             self._add(session)
             switching += rfc6455.text_frame(self._open_packet(session.sid, ()).encode())
+        self.connections += 1
         transport.set_protocol(session)
         transport.write(switching)
 
@@ -198,7 +209,7 @@ class Engine:
             response = await self._answer(request, session, Request(scope, receive))
         except RequestRefused as refused:
             logger.debug("a request was refused: %s", refused)
-            response = JSONResponse(refused.body, refused.status, NO_STORE)
+            response = JSONResponse(refused.body, refused.status, refused.headers)
             if websocket:
                 await refuse_websocket(scope, send, response)
                 return

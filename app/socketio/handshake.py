@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -15,7 +15,9 @@ from app.socketio.rfc6455 import KEY
 
 VERSION = "4"
 MOST_PARAMETERS = 50
+RETRY_AFTER_S = 5
 
+HEAD_END = b"\r\n\r\n"
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n")
 VALUE = rb"[\t -~\x80-\xff]*"
@@ -55,6 +57,7 @@ class EngineError(Enum):
     BAD_REQUEST = (400, 3, "Bad request")
     FOREIGN_ORIGIN = (403, 4, "Forbidden: this origin may not connect; see ALLOWED_ORIGINS")
     UNSUPPORTED_VERSION = (400, 5, "Unsupported protocol version")
+    TOO_MANY_SESSIONS = (503, 6, "Too many clients, see MAX_CLIENTS; try again later")
 
 
 class RequestRefused(Exception):
@@ -64,14 +67,18 @@ class RequestRefused(Exception):
         self.status, code, message = error.value
         super().__init__(message)
         self.body = {"code": code, "message": message}
+        self.headers = {"Cache-Control": "no-store"}
+        if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.headers["Retry-After"] = str(RETRY_AFTER_S)
 
     def as_http(self) -> bytes:
         """The whole answer, after which the connection is closed."""
         body = json.dumps(self.body, separators=(",", ":"))
+        headers = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         return (
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            f"Cache-Control: no-store\r\nConnection: close\r\n\r\n{body}"
+            f"{headers}Connection: close\r\n\r\n{body}"
         ).encode()
 
 
@@ -85,12 +92,18 @@ def parse_query(query: bytes) -> Mapping[str, str]:
         raise RequestRefused(EngineError.BAD_REQUEST) from None
 
 
-def request_of(scope: Mapping[str, Any]) -> EngineRequest:
-    """The request of an ASGI scope. Raises RequestRefused."""
+def headers_of(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers by name, in lower case; the values of a repeated one joined by commas."""
     headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
+    for raw_name, raw_value in raw_headers:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers
+
+
+def request_of(scope: Mapping[str, Any]) -> EngineRequest:
+    """The request of an ASGI scope. Raises RequestRefused."""
+    headers = headers_of(scope["headers"])
     scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
     query = parse_query(scope["query_string"])
     return EngineRequest(scope.get("method", "GET"), query, headers, scheme)
@@ -120,6 +133,20 @@ def parse_upgrade(head: bytes, paths: Sequence[str]) -> EngineRequest | None:
         return None
     try:
         return EngineRequest("GET", parse_query(query), headers)
+    except RequestRefused:
+        return None
+
+
+def upgrade_of(
+    method: str, version: str, target: bytes, raw_headers: Iterable[tuple[bytes, bytes]]
+) -> EngineRequest | None:
+    """The request that an HTTP parser has read, if it is a good upgrade, plain or not."""
+    headers = headers_of(raw_headers)
+    has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    if method != "GET" or version != "1.1" or has_body or not is_upgrade(headers):
+        return None
+    try:
+        return EngineRequest("GET", parse_query(target.partition(b"?")[2]), headers)
     except RequestRefused:
         return None
 

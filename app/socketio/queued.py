@@ -27,16 +27,18 @@ logger = logging.getLogger("tablecast.socketio")
 
 QUEUED_PACKETS = 10_000
 PROBE_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 10.0
 
 
 class QueuedSession(Session):
     """Packets wait until a poll, or the task that serves a WebSocket, takes them.
 
-    `upgraded`: a WebSocket takes them. `prober`: the one that is about to.
+    `upgraded`: a WebSocket takes them. `candidate`: one that may come to, and `prober` the same one
+    once the client has sent its probe.
     """
 
     __slots__ = ("_last_poll", "_polling", "_queue", "_reason", "_unsent_bytes",
-                 "_waiters", "prober", "upgraded")  # fmt: skip
+                 "_waiters", "candidate", "prober", "upgraded")  # fmt: skip
 
     def __init__(self, keeper: Keeper, sid: str) -> None:
         super().__init__(keeper, sid)
@@ -47,6 +49,7 @@ class QueuedSession(Session):
         self._last_poll = ""
         self._reason: CloseReason | None = None
         self.upgraded = False
+        self.candidate: object | None = None
         self.prober: object | None = None
 
     # Going out
@@ -135,15 +138,18 @@ class QueuedSession(Session):
         self._wake()
         return True
 
-    def end_probe(self, prober: object) -> None:
+    def end_probe(self, candidate: object) -> None:
         """Give up an upgrade; polling goes on."""
-        if self.prober is prober:
-            self.prober = None
+        if self.candidate is candidate:
+            self.candidate = self.prober = None
 
     # A WebSocket of any ASGI server
 
     async def upgrade(self, receive: Receive, send: Send) -> None:
         """Once the client has probed an accepted WebSocket and confirmed, switch to it."""
+        if self.candidate is not None:
+            return
+        self.candidate = receive
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 if await received_text(receive) != PROBE or not self.begin_probe(receive):
@@ -240,6 +246,7 @@ async def received_text(receive: Receive) -> str | None:
 
 
 async def answer_websocket_close(send: Send) -> None:
-    """Close an accepted WebSocket, whatever state it is in."""
-    with suppress(OSError, RuntimeError):
-        await send({"type": "websocket.close"})
+    """Close an accepted WebSocket, whatever state it is in, even if its client reads nothing."""
+    with suppress(OSError, RuntimeError, TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await send({"type": "websocket.close"})

@@ -15,12 +15,12 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from app.live.broadcast import Broadcast
-from app.live.subscriber import Encoder
+from app.live.subscriber import CloseReason, Encoder
 from app.socketio import codec, frames
 from app.socketio.codec import ProtocolError
 from app.socketio.engine import Engine, EngineStats
 from app.socketio.handshake import EngineRequest
-from app.socketio.session import Session
+from app.socketio.session import UNREAD_BYTES, Session
 
 logger = logging.getLogger("tablecast.socketio")
 
@@ -67,6 +67,7 @@ class SocketIO:
         ping_interval: float,
         ping_timeout: float,
         allowed_origins: Sequence[str],
+        max_clients: int | None = None,
     ) -> None:
         self._broadcast = broadcast
         self._engine = Engine(
@@ -74,11 +75,17 @@ class SocketIO:
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
             allowed_origins=allowed_origins,
+            max_sessions=max_clients,
         )
 
     def stats(self) -> EngineStats:
         """Count open sessions, and closed ones by reason."""
         return self._engine.stats()
+
+    @property
+    def connections(self) -> int:
+        """How many connections were taken over."""
+        return self._engine.connections
 
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request over ASGI on a Socket.IO path."""
@@ -104,7 +111,9 @@ class SocketIO:
             raise ProtocolError("a text that is not Unicode")
         packet = codec.decode_message(data)
         namespace = packet.namespace or "/"
-        if packet.packet_type == codec.CONNECT and namespace != "/":
+        if packet.packet_type == codec.CONNECT and session.unsent_bytes() > UNREAD_BYTES:
+            session.close(CloseReason.STALLED)
+        elif packet.packet_type == codec.CONNECT and namespace != "/":
             session.write(frames.refuse(namespace, "Invalid namespace"))
         elif packet.packet_type == codec.CONNECT:
             if session.subscriber is not None:

@@ -4,9 +4,9 @@ import logging
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
+from app.deadlines import Deadlines
 from app.live.subscriber import UNLIMITED, CloseReason, Subscriber
 from app.socketio.codec import CLOSE, MESSAGE, PING, PONG, ProtocolError, decode
-from app.socketio.deadlines import Deadlines
 from app.socketio.frames import Frames
 
 logger = logging.getLogger("tablecast.socketio")
@@ -16,6 +16,8 @@ INBOUND_MESSAGES = 50
 INBOUND_WINDOW_S = 10.0
 # The longest message is a CONNECT with an offset.
 INBOUND_BYTES = 100_000
+# How much a client may have left unread when it asks for another answer.
+UNREAD_BYTES = 1024 * 1024
 
 
 class Keeper(Protocol):
@@ -36,6 +38,9 @@ class Keeper(Protocol):
 
     def ended(self, session: "Session", reason: CloseReason) -> None:
         """Forget a session."""
+
+    def disconnected(self) -> None:
+        """A connection that was taken over has ended."""
 
 
 class Session(ABC):

@@ -110,7 +110,10 @@ class WebSocketSession(Session, asyncio.Protocol):
         except Violation as violation:
             self._part(violation.code, CloseReason.PROTOCOL_ERROR)
             return
-        self._unparsed = bytearray(given[at:]) if at < len(given) else None
+        if at == len(given):
+            self._unparsed = None
+        elif at or self._unparsed is None:  # else it is all there already
+            self._unparsed = bytearray(given[at:])
 
     def _take(self, fin: bool, opcode: int, payload: bytes) -> None:
         match opcode:
@@ -125,7 +128,9 @@ class WebSocketSession(Session, asyncio.Protocol):
             case Opcode.CONTINUATION:
                 self._continue(fin, payload)
             case Opcode.PING:
-                if self.count_inbound():
+                # Not every ping has to be answered (RFC 6455, section 5.5.3), and none of a client
+                # that does not read the answers.
+                if self.count_inbound() and not self._paused:
                     self._transport.write(frame(Opcode.PONG, payload))
             case Opcode.PONG:
                 self.count_inbound()
@@ -216,3 +221,4 @@ class WebSocketSession(Session, asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         self.close(CloseReason.CONNECTION_LOST)
         self.keeper.waiting.remove(self)
+        self.keeper.disconnected()

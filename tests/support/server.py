@@ -40,6 +40,10 @@ class RunningServer:
         """Everything the server has logged so far."""
         return self.log_path.read_text(errors="replace")
 
+    def limit_files(self, files: int) -> None:
+        """Limit how many files it may open, from the next start on."""
+        self.command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *self.command]
+
     def start(self) -> None:
         """Start, and return once requests are answered. Raises RuntimeError with the log."""
         with self.log_path.open("a") as log:

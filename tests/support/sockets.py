@@ -239,13 +239,14 @@ async def serving_here(
     """Serve the application in this event loop; `plain` as any ASGI server would. Wait until it
     follows the log, unless `ready` is false.
     """
-    app = create_app(Settings(database_url=database_url, port=0, **settings))
+    chosen = Settings(database_url=database_url, port=0, **settings)
+    app = create_app(chosen)
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
     server: uvicorn.Server
     if plain:
         server = AnyServer(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
     else:
-        server = OurServer(serving.configure(app), lambda: None)
+        server = OurServer(serving.configure(app, chosen), lambda: None)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         async with asyncio.timeout(20):
