@@ -158,7 +158,7 @@ class Arrival(asyncio.Protocol):
     server or to uvicorn, with every byte read so far.
     """
 
-    __slots__ = ("_arguments", "_door", "_head", "_transport")
+    __slots__ = ("_arguments", "_door", "_head", "transport")
 
     def __init__(self, door: Doorway, arguments: dict[str, Any]) -> None:
         self._door = door
@@ -166,10 +166,10 @@ class Arrival(asyncio.Protocol):
         self._head: bytearray | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self.transport = cast(asyncio.Transport, transport)
         self._arguments["server_state"].connections.add(self)
         self._door.waiting.add(self)
-        self._door.enter(self._transport, self._arguments)
+        self._door.enter(self.transport, self._arguments)
 
     def data_received(self, data: bytes) -> None:
         head: bytes | bytearray = data
@@ -198,38 +198,38 @@ class Arrival(asyncio.Protocol):
             self._pass_on(head + rest)
         else:
             self._leave()
-            self._door.upgrade(self._transport, self._arguments, request, rest)
+            self._door.upgrade(self.transport, self._arguments, request, rest)
 
     def _pass_on(self, head: bytes | bytearray) -> None:
         self._leave()
         protocol = HttpConnection(self._door, self._arguments)
-        self._transport.set_protocol(protocol)
-        protocol.connection_made(self._transport)
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
         protocol.data_received(bytes(head))
 
     def _refuse(self, answer: bytes) -> None:
         self._leave()
-        Parting(self._door, self._transport, self._arguments, answer)
+        Parting(self._door, self.transport, self._arguments, answer)
 
     def turn_away(self) -> None:
         """There is no room to wait for the request."""
-        self._transport.write(FULL)
-        self._transport.close()
+        self.transport.write(FULL)
+        self.transport.close()
 
     def overdue(self) -> None:
         """The head of the first request did not come in time."""
-        if self._head is None or self._transport.is_closing():
-            self._transport.abort()
+        if self._head is None or self.transport.is_closing():
+            self.transport.abort()
         else:
             self._refuse(TOO_SLOW)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._leave()
-        self._door.leave(self._transport)
+        self._door.leave(self.transport)
 
     def shutdown(self) -> None:
         """uvicorn is shutting down; no request is pending."""
-        self._transport.close()
+        self.transport.close()
 
     def _leave(self) -> None:
         self._arguments["server_state"].connections.discard(self)
@@ -439,7 +439,7 @@ class Parting(asyncio.Protocol):
     peer that still sends, and the answer may be lost.
     """
 
-    __slots__ = ("_arguments", "_door", "_received_bytes", "_transport")
+    __slots__ = ("_arguments", "_door", "_received_bytes", "transport")
 
     def __init__(
         self,
@@ -449,7 +449,7 @@ class Parting(asyncio.Protocol):
         answer: bytes,
     ) -> None:
         self._door = door
-        self._transport = transport
+        self.transport = transport
         self._arguments = arguments
         self._received_bytes = 0
         arguments["server_state"].connections.add(self)
@@ -461,20 +461,20 @@ class Parting(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received_bytes += len(data)
         if self._received_bytes > LINGER_BYTES:
-            self._transport.abort()
+            self.transport.abort()
 
     def overdue(self) -> None:
         """It has not closed."""
-        self._transport.abort()
+        self.transport.abort()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._arguments["server_state"].connections.discard(self)
         self._door.waiting.remove(self)
-        self._door.leave(self._transport)
+        self._door.leave(self.transport)
 
     def shutdown(self) -> None:
         """uvicorn is shutting down."""
-        self._transport.abort()
+        self.transport.abort()
 
 
 Guest: TypeAlias = Arrival | HttpConnection | Parting

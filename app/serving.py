@@ -6,6 +6,7 @@ the ordinary way, so the application works on any ASGI server.
 
 import asyncio
 import gc
+import logging
 import resource
 import signal
 import socket
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.application import create_app
 from app.database.connections import Refusal
@@ -23,7 +25,12 @@ from app.hosts import Hosts
 from app.settings import Settings
 from app.socketio import codec
 
+logger = logging.getLogger("tablecast")
+
 BACKLOG = 4096
+# How long a stopping server waits for pending requests, and uvicorn for what remains.
+REQUESTS_S = 0.7
+CUT_S = 0.05  # for handlers to be told that their clients have gone
 GRACE_S = 1
 # Files the process opens besides connections: database connections of the feed and the replays,
 # listening sockets, logs, static files, Python's own.
@@ -70,7 +77,33 @@ class HttpServer(uvicorn.Server):
         self.lifespan.state["socketio"].close()
         if self._settling is not None:
             await self._settling
+        ending = asyncio.create_task(self._end_requests())
         await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_requests(self) -> None:
+        """End what is left of requests when the time is up, before uvicorn does and complains."""
+        await asyncio.sleep(REQUESTS_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(CUT_S)
+        for task in list(self.server_state.tasks):
+            task.cancel()
+
+
+class Cancellable:
+    """The application; a request that the stopping server cancels ends without a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] == "lifespan":
+                raise
+            logger.info("a request was cancelled: the server stops")
 
 
 async def settle() -> None:
@@ -87,7 +120,7 @@ def configure(app: Any, settings: Settings) -> uvicorn.Config:
     hosts = Hosts(settings.allowed_hosts, settings.host)
     door = Doorway(hosts, settings.max_clients or most_clients(settings))
     return uvicorn.Config(
-        app,
+        Cancellable(app),
         http=cast(Any, door),  # it wants a class, and calls it
         ws="none",  # upgrades are the doorway's
         lifespan="on",

@@ -33,6 +33,9 @@ from tests.support.sockets import (
     until_ready,
 )
 
+WAITING_FOR_THINGS = """
+    SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'things'::regclass
+"""
 LIMIT_S = 10.0
 SHORT_S = 0.3
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
@@ -556,5 +559,34 @@ async def test_a_half_sent_post_at_shutdown(server: RunningServer) -> None:
             peer = await stack.enter_async_context(peer_of(server.url))
             await peer.send(half)
         await until_ready(server.url)
+        assert await asyncio.to_thread(server.stop, signal.SIGTERM) == 0
+    assert "ERROR" not in server.log and "Traceback" not in server.log
+
+
+async def test_a_slow_handler_at_shutdown(server: RunningServer, connection: Connection) -> None:
+    """The server stops while a request waits for the database: it waits a while, not for ever, and
+    has nothing to complain of.
+    """
+    await until_ready(server.url)
+    async with peer_of(server.url) as peer, connection.transaction():
+        await connection.execute("LOCK TABLE things IN ACCESS EXCLUSIVE MODE")
+        await peer.send(HEALTH.replace(b"healthz", b"api/things") + b"\r\n")
+        async with asyncio.timeout(LIMIT_S):
+            while not await connection.fetchval(WAITING_FOR_THINGS):
+                await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(server.stop, signal.SIGTERM) == 0
+        assert await peer.rest() == b""
+    assert "ERROR" not in server.log and "Traceback" not in server.log
+
+
+async def test_unread_responses_at_shutdown(server: RunningServer, connection: Connection) -> None:
+    """The server stops while a peer does not read its response."""
+    await connection.execute(
+        "INSERT INTO things (name, info) SELECT i, repeat(md5(i::text), 1000)"
+        " FROM generate_series(1, 500) AS i"
+    )
+    async with peer_of(server.url, limit=1) as peer:
+        await peer.send(HEALTH.replace(b"healthz", b"api/things") + b"\r\n")
+        await peer.reader.read(1)
         assert await asyncio.to_thread(server.stop, signal.SIGTERM) == 0
     assert "ERROR" not in server.log and "Traceback" not in server.log

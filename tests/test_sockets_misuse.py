@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -22,6 +23,8 @@ from app.database.connections import Connection
 from app.socketio.server import RESERVED_EVENTS
 from app.socketio.session import INBOUND_BYTES, INBOUND_MESSAGES
 from tests.support.feeds import eventually
+from tests.support.floods import FINAL, TEXT, UPGRADE, client_frame
+from tests.support.scale import scaled
 from tests.support.server import RunningServer
 from tests.support.sockets import (
     PATH,
@@ -336,7 +339,7 @@ PACKETS = st.lists(
     max_size=6,
 )  # fmt: skip
 FUZZING = settings(
-    max_examples=120, deadline=None,
+    max_examples=scaled(120, 3000), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 
@@ -373,6 +376,45 @@ def test_fuzzed_requests(server: RunningServer) -> None:
 
         ask()
     no_fault_shows(server)
+
+
+PIECES = st.sampled_from(
+    [
+        b"GET ", b"POST ", PATH.encode(), QUERY.encode(), b"polling", b"websocket", b"/healthz",
+        b"/api/things", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"Host: localhost\r\n", b"Host: x\r\n",
+        b"Transfer-Encoding: chunked\r\n", b"Content-Length: 4\r\n", b"Content-Length: -1\r\n",
+        b"Content-Type: application/json\r\n", b"Expect: 100-continue\r\n", b"\r\n", b"\n\n",
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\n", b"Upgrade: h2c\r\n",
+        b"Connection: close\r\n", b"Connection: Upgrade\r\n",
+        b"4\r\n1234\r\n", b"0\r\n\r\n", b"0\r\nx: y\r\n", UPGRADE, UPGRADE[:-2],
+        client_frame(FINAL | TEXT, b"40"), client_frame(FINAL | TEXT, b"42[")[:-3], b"{}",
+        b"%ff%00",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"a" * 20_000,
+    ]
+) | st.binary(max_size=10)  # fmt: skip
+
+
+def test_fuzzed_connections(server: RunningServer) -> None:
+    """Whatever bytes a peer sends, however they are cut, no answer is a 5xx."""
+
+    @FUZZING
+    @given(st.lists(PIECES, max_size=12), st.booleans())
+    def talk(pieces: list[bytes], whole: bool) -> None:
+        with (
+            suppress(ConnectionError, TimeoutError),
+            socket.create_connection(("127.0.0.1", server.port), 0.05) as peer,
+        ):
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for data in [b"".join(pieces)] if whole else pieces:
+                peer.sendall(data)
+            received = b""
+            while data := peer.recv(65536):
+                received += data
+                assert b"HTTP/1.1 5" not in received
+
+    talk()
+    no_fault_shows(server)
+    assert "ERROR" not in server.log
 
 
 def test_an_upgrade_with_a_body_is_refused(server: RunningServer) -> None:
