@@ -33,6 +33,9 @@ HEAD_BYTES = 16 * 1024
 PATIENCE_S = 10.0
 # Time for the body of a request: 1 MiB at 280 kbit/s.
 BODY_S = 30.0
+# What requests that have not come in full may hold together. The oldest give way, because an honest
+# request is complete in a moment.
+UNFINISHED_BYTES = 8 * 1024 * 1024
 # Requests that wait on a connection for the responses before them. No browser sends any.
 MOST_PIPELINED = 16
 # What a refused peer may still send. To close at once could take its answer away from it.
@@ -78,6 +81,11 @@ FULL = answer_of(
     "This server has as many clients as MAX_CLIENTS allows; try again later.",
     f"Retry-After: {FULL_RETRY_S}",
 )
+BUSY = answer_of(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "Too many requests are being sent at once; try again later.",
+    f"Retry-After: {FULL_RETRY_S}",
+)
 NOT_HTTP = answer_of(HTTPStatus.BAD_REQUEST, "Send a request in HTTP/1.1.")
 NO_WEBSOCKET = answer_of(HTTPStatus.NOT_FOUND, "There is no WebSocket at this URL.")
 NOT_AN_UPGRADE = answer_of(
@@ -97,6 +105,8 @@ class Doorway:
         self._max_clients = max_clients
         self._most_extra = extra_connections(max_clients)
         self._extra: dict[asyncio.Transport, None] = {}  # the oldest first
+        self._unfinished: dict[Arrival | HttpConnection, int] = {}  # the oldest first
+        self._unfinished_bytes = 0
         self.waiting: Deadlines[Guest] = Deadlines(PATIENCE_S, lambda guest: guest.overdue())
         self.bodies: Deadlines[HttpConnection] = Deadlines(
             BODY_S, lambda connection: connection.body_overdue()
@@ -121,6 +131,22 @@ class Doorway:
             else:
                 oldest.abort()
         self._extra[transport] = None
+
+    def hold(self, guest: "Arrival | HttpConnection", more_bytes: int) -> None:
+        """Count bytes of a request that has not come in full; refuse the oldest if it is too much.
+
+        The guest itself may be the oldest.
+        """
+        self._unfinished[guest] = self._unfinished.get(guest, 0) + more_bytes
+        self._unfinished_bytes += more_bytes
+        while self._unfinished_bytes > UNFINISHED_BYTES:
+            oldest = next(iter(self._unfinished))
+            self.release(oldest)
+            oldest.refuse(BUSY)
+
+    def release(self, guest: "Arrival | HttpConnection") -> None:
+        """The request of a guest has come in full, or never will."""
+        self._unfinished_bytes -= self._unfinished.pop(guest, 0)
 
     def is_extra(self, transport: asyncio.Transport) -> bool:
         """Whether a connection is one too many for a client."""
@@ -184,13 +210,15 @@ class Arrival(asyncio.Protocol):
         end = head.find(HEAD_END, max(0, seen - len(HEAD_END) + 1))
         length = len(head) if end < 0 else end + len(HEAD_END)
         if length > HEAD_BYTES:
-            self._refuse(TOO_LONG)
+            self.refuse(TOO_LONG)
         elif end >= 0:
             self._open(bytes(head[:length]), bytes(head[length:]))
         elif head.find(b"\n\n", max(0, seen - 1)) >= 0:  # not HTTP, but there is an answer to it
             self._pass_on(head)
-        elif self._head is None:
-            self._head = bytearray(data)
+        else:
+            if self._head is None:
+                self._head = bytearray(data)
+            self._door.hold(self, len(data))
 
     def _open(self, head: bytes, rest: bytes) -> None:
         request = parse_upgrade(head, SOCKET_PATHS)
@@ -207,7 +235,8 @@ class Arrival(asyncio.Protocol):
         protocol.connection_made(self.transport)
         protocol.data_received(bytes(head))
 
-    def _refuse(self, answer: bytes) -> None:
+    def refuse(self, answer: bytes) -> None:
+        """Answer a request that cannot be served, and close."""
         self._leave()
         Parting(self._door, self.transport, self._arguments, answer)
 
@@ -221,7 +250,7 @@ class Arrival(asyncio.Protocol):
         if self._head is None or self.transport.is_closing():
             self.transport.abort()
         else:
-            self._refuse(TOO_SLOW)
+            self.refuse(TOO_SLOW)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._leave()
@@ -234,6 +263,7 @@ class Arrival(asyncio.Protocol):
     def _leave(self) -> None:
         self._arguments["server_state"].connections.discard(self)
         self._door.waiting.remove(self)
+        self._door.release(self)
 
 
 def could_be_an_opening(head: bytes | bytearray) -> bool:
@@ -281,17 +311,21 @@ class HttpConnection(HttpToolsProtocol):
                     self._open_websocket(data[at:])
                     return
             except httptools.HttpParserError:
-                self._refuse(self._refusal)
+                self.refuse(self._refusal)
             else:
                 self._count(len(piece))
 
     def _count(self, fed_bytes: int) -> None:
+        if self._in_head or self._in_body:
+            self._door.hold(self, fed_bytes)
+        if self._deaf:
+            return
         if self._fruitful:
             self._fruitful, self._fruitless_bytes = False, 0
             return
         self._fruitless_bytes += fed_bytes
         if self._fruitless_bytes > HEAD_BYTES:
-            self._refuse(TOO_LONG)
+            self.refuse(TOO_LONG)
 
     def on_message_begin(self) -> None:
         self._fruitful = self._in_head = True
@@ -330,6 +364,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._fruitful, self._in_body = True, False
         self._door.bodies.remove(self)
+        self._door.release(self)
         super().on_message_complete()
 
     # Upgrades other than the first request of a connection, or in an unusual form
@@ -342,11 +377,11 @@ class HttpConnection(HttpToolsProtocol):
         method = self.parser.get_method().decode()
         request = upgrade_of(method, self.parser.get_http_version(), self.url, self.headers)
         if self._answering():
-            self._refuse(NOT_AN_UPGRADE)
+            self.refuse(NOT_AN_UPGRADE)
         elif path not in SOCKET_PATHS:
-            self._refuse(NO_WEBSOCKET)
+            self.refuse(NO_WEBSOCKET)
         elif request is None:
-            self._refuse(NOT_AN_UPGRADE)
+            self.refuse(NOT_AN_UPGRADE)
         else:
             self._detach()
             self._door.upgrade(self.transport, self._arguments, request, early)
@@ -389,15 +424,15 @@ class HttpConnection(HttpToolsProtocol):
         elif unsent_bytes or self.transport.is_closing():
             self.transport.abort()
         elif self._in_head:
-            self._refuse(TOO_SLOW)
+            self.refuse(TOO_SLOW)
         else:
             self.transport.close()
 
     def body_overdue(self) -> None:
         """The body of a request did not come in time."""
-        self._refuse(TOO_SLOW)
+        self.refuse(TOO_SLOW)
 
-    def _refuse(self, answer: bytes) -> None:
+    def refuse(self, answer: bytes) -> None:
         """Answer what cannot be a request, and close; but first the requests before it."""
         self._deaf = True
         if self._answering() and not self._in_body:
@@ -430,6 +465,7 @@ class HttpConnection(HttpToolsProtocol):
             super().shutdown()
 
     def _forget(self) -> None:
+        self._door.release(self)
         self._door.waiting.remove(self)
         self._door.bodies.remove(self)
 

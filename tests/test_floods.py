@@ -3,13 +3,13 @@
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.floods import FLOODS, GET, MIB, UPGRADE, Watch, send
+from tests.support.floods import FLOODS, GET, MIB, REST, UPGRADE, Watch, send
 from tests.support.postgres import clone
 from tests.support.scale import scaled
 from tests.support.server import RunningServer
@@ -60,6 +60,26 @@ def test_a_flood_is_hardly_felt(server: RunningServer, name: str) -> None:
     """
     with Watch(server).looking() as watch:
         send(server, FLOODS[name], AMOUNT_BYTES)
+    hardly_felt(watch)
+    assert "Traceback" not in server.log and "ERROR" not in server.log
+
+
+HEADS = [GET + b"x: " + b"y" * 15_000, UPGRADE[:-2] + b"x: " + b"y" * 15_000]
+BODY = REST.replace(b"Transfer-Encoding: chunked", b"Content-Length: 1000000") + b"y" * 950_000
+
+
+@pytest.mark.parametrize("half", [*HEADS, BODY], ids=["heads", "heads of ours", "bodies"])
+def test_many_halves_are_hardly_felt(server: RunningServer, half: bytes) -> None:
+    """Many peers send the longest halves of requests that are waited for; meanwhile others are
+    served.
+    """
+    with Watch(server).looking() as watch, ExitStack() as stack:
+        for number in range(AMOUNT_BYTES // len(half)):
+            peer = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            with suppress(ConnectionError):
+                peer.sendall(half)
+            if number % 100 == 0:
+                assert httpx.get(f"{server.url}/api/things").status_code == 200
     hardly_felt(watch)
     assert "Traceback" not in server.log and "ERROR" not in server.log
 

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from app.database.connections import connect
-from app.database.embedded import UNPRIVILEGED, Server, binary
+from app.database.embedded import Server, binary
 from app.database.migration import migrate
+from app.database.unprivileged import UNPRIVILEGED
 
 P = ParamSpec("P")
 T = TypeVar("T")
