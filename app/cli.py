@@ -1,4 +1,4 @@
-"""The command: serve, migrate, psql."""
+"""The command: serve, migrate, psql, watch, unwatch, topics."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 import uvloop
 
+from app.database import topics
 from app.database.connections import Refusal, connect
 from app.database.embedded import embedded, has_database
 from app.database.migration import check, migrate
@@ -152,6 +153,62 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
     with database(settings) as url:
         signal.signal(signal.SIGINT, lambda *_: None)  # in psql it cancels a query
         sys.exit(run_psql(url, arguments))
+
+
+@tablecast.command()
+@options("database_url", "data_dir", "things")
+@click.argument("table")
+@click.option("--topic", help="what the events are named after [default: the table's name]")
+@click.option(
+    "--destroy-with",
+    metavar="COLUMN",
+    help="what a destroy carries: the value of this unique column [default: the key]",
+)
+def watch(settings: Settings, table: str, topic: str | None, destroy_with: str | None) -> None:
+    """Make a table live; TABLE is its name as in SQL. Again, for another topic or column."""
+    with migrated_database(settings) as url:
+        watched = asyncio.run(topics.watch(url, table, topic, destroy_with))
+    name = watched.name
+    click.echo(
+        f"{watched.table} is watched: its events are {name}:create, {name}:update, {name}:destroy"
+        f" and {name}:truncate."
+    )
+
+
+@tablecast.command()
+@options("database_url", "data_dir", "things")
+@click.argument("table")
+def unwatch(settings: Settings, table: str) -> None:
+    """Stop following a table; TABLE is its name as in SQL."""
+    with migrated_database(settings) as url:
+        topic = asyncio.run(topics.unwatch(url, table))
+    click.echo(f"{table} is not watched any more; its topic was {topic}.")
+
+
+@tablecast.command("topics")
+@options("database_url", "data_dir", "things")
+def topics_command(settings: Settings) -> None:
+    """List the watched tables."""
+    with migrated_database(settings) as url:
+        found = asyncio.run(topics.list_topics(url))
+    rows = [("topic", "table", "key", "destroy carries", "problem")]
+    rows += [
+        (each.name, each.table, ", ".join(each.key), each.destroy_with or "the key",
+         each.problem or "none")
+        for each in found
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+@contextlib.contextmanager
+def migrated_database(settings: Settings) -> Iterator[str]:
+    """Yield the URL of the chosen database, which must exist and be up to date."""
+    with database(settings) as url:
+        asyncio.run(check(url, settings.things))
+        yield url
 
 
 @contextlib.contextmanager

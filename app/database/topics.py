@@ -42,7 +42,11 @@ async def watch(url: str, table: str, topic: str | None, destroy_with: str | Non
     """
     async with _connected(url) as connection:
         found = await _resolve(connection, table)
-        await connection.execute(WATCH, found["oid"], topic or found["relname"], destroy_with)
+        try:
+            await connection.execute(WATCH, found["oid"], topic or found["relname"], destroy_with)
+        except asyncpg.InvalidParameterValueError as error:
+            hint = " Name one with --topic." if topic is None and destroy_with is None else ""
+            raise Refusal(f"{error}{hint}") from error
         topics = await _list(connection)
         return next(each for each in topics if each.table == found["shown"])
 
