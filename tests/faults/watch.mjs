@@ -2,7 +2,8 @@
  * Watches a server with JavaScript clients and writes down everything they receive, one JSON line each:
  *
  *   ["list", offset, rows]                            a list loaded from REST
- *   ["hello", recovered, offset, socket.recovered]    a connection was accepted
+ *   ["hello", recovered, offset, socket.recovered]    a connection was accepted; the last is null while the database
+ *                                                     was away, when it cannot be true
  *   [event, what, offset]                             a change, as in ["thing:create", {...}, ...]; `topic:reload`
  *                                                     if a topic must be loaded again
  *   ["state", rows]                                   the items of a page's feed.js at the end
@@ -20,8 +21,17 @@ const RECONNECTION = { reconnectionDelay: 200, reconnectionDelayMax: 1000, timeo
 const LIST_TIMEOUT_MS = 10_000;
 
 function note(socket, write, isOurs = () => true) {
+  // Connected while the database was away: socket.recovered is false, whatever the hello will say.
+  let isHeld = false;
+  let isGreeted = false;
+  socket.on('connect', () => {
+    isHeld = isGreeted = false;
+  });
   socket.onAny((event, ...args) => {
-    if (event === 'feed:state') return; // it has no offset
+    if (event === 'feed:state') {
+      isHeld ||= !isGreeted;
+      return; // it has no offset
+    }
     const offset = args.pop();
     const what = args[0] ?? null;
     if (event !== 'feed:hello') {
@@ -29,7 +39,8 @@ function note(socket, write, isOurs = () => true) {
     } else if (what.topic) {
       write([`${what.topic}:reload`, null, offset]);
     } else {
-      write(['hello', what.recovered, offset, socket.recovered]);
+      isGreeted = true;
+      write(['hello', what.recovered, offset, isHeld ? null : socket.recovered]);
     }
   });
 }
