@@ -278,16 +278,37 @@ async def test_departure_while_joining(app: App, connection: Connection) -> None
 async def test_a_stall_while_joining(
     app: App, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client whose offset cannot be judged in time is let go, so that it tries again; it is
-    not refused, because after that it would not.
+    """The log is locked: a client whose offset cannot be judged is held, and continues when the log
+    can be read again.
     """
     monkeypatch.setattr(broadcast_module, "JOIN_TIMEOUT_S", 0.2)
     since = await offset_of_before(app, connection)
-    async with opened(app.url) as client, connection.transaction():
-        await connection.execute("LOCK TABLE feed.change IN ACCESS EXCLUSIVE MODE")
-        await client.send("40" + json.dumps({"since": since}))
+    async with opened(app.url) as client:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE feed.change IN ACCESS EXCLUSIVE MODE")
+            await client.send("40" + json.dumps({"since": since}))
+            assert (await client.frame()).startswith("40{")
+            assert (await client.state())["live"] is False
+        assert (await client.event())[:2] == ["feed:hello", {"recovered": True}]
+    await eventually(lambda: app.empty)
+
+
+async def test_an_offset_that_cannot_be_judged_although_the_feed_reads(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose offset cannot be judged in time is let go, so that it tries again; it is
+    not refused, because after that it would not.
+    """
+
+    async def stall(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(broadcast_module, "JOIN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(Replay, "judge", stall)
+    monkeypatch.setattr(Replay, "judge_at_once", lambda *_: (False, None))
+    async with opened(app.url) as client:
+        await client.send("40")
         assert await client.closed() == []
-        assert not app.broadcast.stats().subscribers and not app.socketio.stats().sessions
     await eventually(lambda: app.empty)
 
 
