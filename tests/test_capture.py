@@ -19,9 +19,11 @@ Change = tuple[str, Any]
 
 
 async def changes(connection: Connection, topic: str = "thing") -> list[Change]:
-    """The log as (operation, row), in log order."""
+    """The log as (operation, row), in log order, without the reloads that watching logs."""
     rows = await connection.fetch(
-        "SELECT op, coalesce(new, old)::text FROM feed.change WHERE topic = $1 ORDER BY id", topic
+        "SELECT op, coalesce(new, old)::text FROM feed.change WHERE topic = $1 AND op <> 'reload'"
+        " ORDER BY id",
+        topic,
     )
     return [(op, None if row is None else json.loads(row)) for op, row in rows]
 

@@ -209,7 +209,7 @@ async def test_a_replay_that_fails_ends_its_client_alone(
         real = log.read
 
         async def failing(*arguments: Any) -> Page:
-            if len(arguments) == 3:  # a replay
+            if len(arguments) == 4:  # a replay
                 raise KeyError("unforeseen")
             return await real(*arguments)
 
