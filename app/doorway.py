@@ -126,8 +126,8 @@ class Doorway:
             oldest = next(iter(self._extra))
             del self._extra[oldest]
             protocol = oldest.get_protocol()
-            if isinstance(protocol, Arrival):
-                protocol.turn_away()
+            if isinstance(protocol, Arrival | HttpConnection):
+                protocol.turn_away(FULL)
             else:
                 oldest.abort()
         self._extra[transport] = None
@@ -142,7 +142,7 @@ class Doorway:
         while self._unfinished_bytes > UNFINISHED_BYTES:
             oldest = next(iter(self._unfinished))
             self.release(oldest)
-            oldest.refuse(BUSY)
+            oldest.turn_away(BUSY)
 
     def release(self, guest: "Arrival | HttpConnection") -> None:
         """The request of a guest has come in full, or never will."""
@@ -240,9 +240,9 @@ class Arrival(asyncio.Protocol):
         self._leave()
         Parting(self._door, self.transport, self._arguments, answer)
 
-    def turn_away(self) -> None:
-        """There is no room to wait for the request."""
-        self.transport.write(FULL)
+    def turn_away(self, answer: bytes) -> None:
+        """There is no room to wait for the request, nor for the peer to take its answer."""
+        self.transport.write(answer)
         self.transport.close()
 
     def overdue(self) -> None:
@@ -435,12 +435,24 @@ class HttpConnection(HttpToolsProtocol):
     def refuse(self, answer: bytes) -> None:
         """Answer what cannot be a request, and close; but first the requests before it."""
         self._deaf = True
-        if self._answering() and not self._in_body:
-            self.cycle.keep_alive = False
-        elif self._answering() and (self.cycle.response_started or self.pipeline):
-            self.transport.abort()
-        elif not self.transport.is_closing():
+        if self._may_answer() and not self.transport.is_closing():
             self._part(answer)
+        elif self._answering() and not self._in_body:
+            self.cycle.keep_alive = False
+        else:
+            self.transport.abort()
+
+    def turn_away(self, answer: bytes) -> None:
+        """There is no room to wait for the request, nor for the peer to take its answer."""
+        self._deaf = True
+        if self._may_answer():
+            self.transport.write(answer)
+        self.transport.close()
+
+    def _may_answer(self) -> bool:
+        """Whether an answer now would be one to the request that is coming in."""
+        unanswered = self._in_body and not self.cycle.response_started and not self.pipeline
+        return unanswered or not self._answering()
 
     def _part(self, answer: bytes) -> None:
         self._detach()

@@ -302,6 +302,16 @@ async def test_a_websocket_on_a_used_connection(app: App) -> None:
     await eventually(lambda: app.empty and app.socketio.connections == 0)
 
 
+async def test_another_upgrade_is_ignored(app: App) -> None:
+    """A client offers HTTP/2 with each request, as curl --http2 does: it gets HTTP/1.1."""
+    request = HEALTH + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
+    async with peer_of(app.url) as peer:
+        await peer.send(request * 2)
+        assert [(await peer.answer())[0] for _ in range(2)] == [200, 200]
+        await peer.send(request)
+        assert (await peer.answer())[0] == 200
+
+
 @pytest.mark.parametrize("cut", [0, 1, 20])
 async def test_frames_glued_to_the_handshake(app: App, cut: int) -> None:
     """A client does not wait for the handshake's answer: its frames, or parts, are not lost."""

@@ -18,7 +18,7 @@ from tests.support.sockets import PollingClient, joined, until_ready
 AMOUNT_BYTES = scaled(24, 100) * MIB
 GROWTH_MIB = 20
 WAIT_S = 0.2
-CROWD = scaled(1000, 5000)
+CROWD = scaled(1000, 3000)
 
 
 async def use(url: str) -> None:
