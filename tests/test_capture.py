@@ -286,7 +286,7 @@ async def test_odd_values(connection: Connection, database_url: str) -> None:
     await connection.execute("INSERT INTO watched (id) VALUES (1)")
     rest = await connect(database_url)
     try:
-        logged = await rest.fetchval("SELECT new::text FROM feed.change")
+        logged = await rest.fetchval("SELECT new::text FROM feed.change WHERE op = 'create'")
         assert logged == await rest.fetchval("SELECT row_to_json(watched)::text FROM watched")
     finally:
         await rest.close()

@@ -22,13 +22,13 @@ pytestmark = pytest.mark.database
 
 
 async def logged(connection: Connection, topic: str = "watched") -> list[tuple[str, Any, Any]]:
-    """The log of a topic as (operation, old, new), in log order, without the reload that watching
+    """The log of a topic as (operation, old, new), in log order, without the reloads that watching
     its table has logged.
     """
     rows = await connection.fetch(
         "SELECT op, old::text, new::text FROM feed.change WHERE topic = $1 ORDER BY id", topic
     )
-    if rows and rows[0]["op"] == "reload":
+    while rows and rows[0]["op"] == "reload":
         del rows[0]
     return [(op, *(image and json.loads(image) for image in images)) for op, *images in rows]
 
@@ -172,7 +172,7 @@ async def test_rows_of_any_depth(connection: Connection) -> None:
         await connection.execute("UPDATE watched SET n = 2")
         await connection.execute("DELETE FROM watched")
     rows = await connection.fetch(
-        "SELECT op, coalesce(new, old)::text FROM feed.change ORDER BY id"
+        "SELECT op, coalesce(new, old)::text FROM feed.change WHERE op <> 'reload' ORDER BY id"
     )
     assert [row["op"] for row in rows] == ["create", "update", "destroy"] * 3
     assert rows[0][1].count("[") == 6000

@@ -208,10 +208,10 @@ async def test_a_replay_that_fails_ends_its_client_alone(
         app.replay.clear()
         real = log.read
 
-        async def failing(*arguments: Any) -> Page:
+        async def failing(*arguments: Any, **options: Any) -> Page:
             if len(arguments) == 4:  # a replay
                 raise KeyError("unforeseen")
-            return await real(*arguments)
+            return await real(*arguments, **options)
 
         monkeypatch.setattr(log, "read", failing)
         async with opened(app.url) as client:

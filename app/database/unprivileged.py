@@ -48,7 +48,8 @@ class Account:
 
     def may(self, test: str, path: Path) -> bool:
         """Return whether test(1), run as this user, says yes: `-x` enters, `-r` reads `path`."""
-        done = subprocess.run(["test", test, str(path)], cwd="/", **self.identity())
+        shell = ["/bin/sh", "-c", '[ "$0" "$1" ]']  # there whatever the PATH is
+        done = subprocess.run([*shell, test, str(path)], cwd="/", **self.identity())
         return done.returncode == 0
 
     def become(self) -> None:

@@ -330,8 +330,15 @@ CREATE FUNCTION feed.excerpt(body json, columns text[]) RETURNS json
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN (SELECT json_object_agg(part, body -> part ORDER BY place)
-            FROM unnest(columns) WITH ORDINALITY AS parts (part, place));
+    RETURN (
+        SELECT CASE WHEN bool_and(body -> part IS NOT NULL)
+                    THEN json_object_agg(part, body -> part ORDER BY place) END
+        FROM (
+            SELECT part, min(place) AS place
+            FROM unnest(columns) WITH ORDINALITY AS given (part, place)
+            WHERE part IS NOT NULL GROUP BY part
+        ) AS wanted
+    );
 EXCEPTION WHEN OTHERS THEN
     RETURN NULL;
 END

@@ -55,13 +55,13 @@ def key(event: str, what: Any) -> int:
 
 
 def logged_key(topic: str, op: str, old: Row | None, new: Row | None) -> int:
-    """Return the same for a row of the log: a destroy carries the name, or the whole row if it has
-    none.
+    """Return the same for a row of the log: a thing's destroy carries its name, any other the
+    key.
     """
     what: Any = new
     if op == "destroy":
         assert old is not None
-        what = old.get("name", old)
+        what = old["name"] if topic == "thing" else {"id": old["id"]}
     elif op in ("truncate", "reload"):
         what = None
     return key(f"{topic}:{op}", what)
@@ -155,7 +155,7 @@ class Fold:
             self.rows.clear()
             self._ids.clear()
         elif op == "destroy" and isinstance(what, dict):
-            self.surprises += self.rows.pop(what["id"], None) != what
+            self.surprises += self.rows.pop(what["id"], None) is None
         elif op == "destroy":
             id = self._ids.pop(what, None)
             self.surprises += id is None or self.rows.pop(id, None) is None

@@ -18,7 +18,7 @@ TOPICS = {
     "parent": "parents", "child": "children", BACKLOG: "items",
 }  # fmt: skip
 
-# No table has a column `name`, so a destroy carries the whole row. The audit fires first: triggers
+# A destroy of any of these carries the key. The audit fires first: triggers
 # fire in order of their names, and those of foreign keys are called RI_ConstraintTrigger.
 TABLES = """
 CREATE TABLE audit_row (

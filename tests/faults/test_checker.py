@@ -93,7 +93,7 @@ def slot_findings(order: list[int]) -> Findings:
     for id, (op, row) in enumerate(changes):
         last = id == len(changes) - 1
         offset = f"e.{SECOND}.s" if last else f"e.{FIRST}.{SECOND}.{id}.s"
-        reader.take([f"slot:{op}", row, offset])
+        reader.take([f"slot:{op}", {"id": row["id"]} if op == "destroy" else row, offset])
     return reader.finish(Snapshot(13, frozenset()), {"thing": [], "slot": [{"id": 1, "n": 3}]})
 
 

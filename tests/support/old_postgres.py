@@ -29,6 +29,8 @@ def server_of_version(version: str) -> Iterator[str]:
         def handle(self) -> None:
             self.request.recv(65536)
             self.request.sendall(greeting)
+            self.request.recv(65536)  # the session's settings
+            self.request.sendall(message(b"C", b"SET\0") + message(b"Z", b"I"))
             self.request.recv(65536)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Greeter) as server:
