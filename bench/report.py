@@ -29,6 +29,7 @@ PARTS = (
     "memory",
     "crowd",
     "rest",
+    "page",
 )
 LOAD_BEFORE = os.getloadavg()[0]  # how busy the machine is with other things
 VERDICTS = {True: "reached", False: "**missed**", None: ""}

@@ -4,9 +4,12 @@ import asyncio
 import random
 import statistics
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import asyncpg
 from playwright.async_api import CDPSession, Page
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 OBSERVE = """
     () => {
@@ -41,18 +44,21 @@ class Smoothness:
 
 
 class Writer:
-    """Updates rows of `things` at random, a tenth of the time inserts one and deletes one."""
+    """Updates rows of `things` at random, a tenth of the time inserts one and deletes one.
 
-    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]", per_second: int) -> None:
-        self._connection = connection
-        self._interval = 1 / per_second
+    Several connections write at the same time, where one would not be fast enough.
+    """
+
+    def __init__(self, per_second: int, *connections: Connection) -> None:
+        self._connections = connections
+        self._interval = len(connections) / per_second
         self._random = random.Random(1)
         self.ids: list[int] = []
         self.written = 0
 
     async def fill(self, rows: int) -> None:
         """Insert the rows to begin with."""
-        found = await self._connection.fetch(
+        found = await self._connections[0].fetch(
             "INSERT INTO things (name, info) SELECT 'thing ' || n, 'as it was'"
             " FROM generate_series(1, $1::int) n RETURNING id",
             rows,
@@ -61,6 +67,9 @@ class Writer:
 
     async def run(self, seconds: float) -> None:
         """Write at the rate, one change a transaction."""
+        await asyncio.gather(*(self._run(each, seconds) for each in self._connections))
+
+    async def _run(self, connection: Connection, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         begin = loop.time()
         count = 0
@@ -69,22 +78,22 @@ class Writer:
                 await asyncio.sleep(count * self._interval - elapsed)
             count += 1
             self.written += 1
-            await self._write_one()
+            await self._write_one(connection)
 
-    async def _write_one(self) -> None:
+    async def _write_one(self, connection: Connection) -> None:
         place = self._random.randrange(len(self.ids))
         chance = self._random.random()
         if chance < 0.05:
             self.ids.append(
-                await self._connection.fetchval(
+                await connection.fetchval(
                     "INSERT INTO things (name) VALUES ($1) RETURNING id", f"new {self.written}"
                 )
             )
         elif chance < 0.1:
             self.ids[place], self.ids[-1] = self.ids[-1], self.ids[place]
-            await self._connection.execute("DELETE FROM things WHERE id = $1", self.ids.pop())
+            await connection.execute("DELETE FROM things WHERE id = $1", self.ids.pop())
         else:
-            await self._connection.execute(
+            await connection.execute(
                 "UPDATE things SET info = $2 WHERE id = $1",
                 self.ids[place],
                 f"changed {self.written}",

@@ -19,6 +19,8 @@ import { calm, complain, explain, fill, flash, makeRow } from './row.js';
 const PAINT_EVERY_MS = 100;
 const FRAME_BUDGET_MS = 8;
 const FLASHES_PER_PAINT = 8;
+// Where this many rows change at once, flashes tell nothing, and would keep the browser painting all the time.
+const CROWD = 30;
 const LEAVE_MS = 450;
 
 export class ThingList {
@@ -106,7 +108,7 @@ export class ThingList {
     this.#paintedAt = performance.now();
     const held = !this.#releasing && this.#rows.size > 0 && this.#hold.held;
     if (this.#items.size === 0 && !held && !this.#container.querySelector('.editor')) this.#clear();
-    let flashes = FLASHES_PER_PAINT;
+    let flashes = this.#due.size < CROWD ? FLASHES_PER_PAINT : 0;
     for (const [key, op] of this.#due) {
       if (performance.now() > this.#paintedAt + FRAME_BUDGET_MS) break;
       this.#due.delete(key);

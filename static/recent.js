@@ -25,7 +25,7 @@ export class Recent {
 
   /** Add one change from a Feed; it is shown once its row is. */
   add({ op, name, before, writtenAt }) {
-    this.#fresh.push({ op, name, before, writtenAt, at: Date.now(), delay: null });
+    this.#fresh.push({ op, name, before, writtenAt, at: Date.now(), delay: null, ready: false });
     if (this.#fresh.length > KEPT) this.#fresh.shift();
   }
 
@@ -33,7 +33,9 @@ export class Recent {
   painted() {
     const now = performance.now();
     for (const change of this.#fresh) {
-      if (change.writtenAt === null || change.delay !== null) continue;
+      if (change.ready) continue;
+      change.ready = true;
+      if (change.writtenAt === null) continue;
       change.delay = Math.max(0, Math.round(now - change.writtenAt));
       this.#delays.push(change.delay);
     }
@@ -50,7 +52,9 @@ export class Recent {
     this.#scheduled = false;
     this.#paintedAt = performance.now();
     this.#empty.hidden = true;
-    for (const change of this.#fresh.splice(0)) {
+    // The rows of those that have come since then may not be on the screen yet.
+    const ready = this.#fresh.findLastIndex((change) => change.ready) + 1;
+    for (const change of this.#fresh.splice(0, ready)) {
       const li = this.#ol.childElementCount < KEPT ? template.cloneNode(true) : this.#ol.lastElementChild;
       fill(li, change);
       this.#ol.prepend(li);

@@ -22,15 +22,18 @@ export function wordsFor({ name, problem, since, missed, reloaded }, wasLive) {
 /** A sentence on why the rows may not be up to date, or ''. */
 export function sentenceFor({ name, problem, since, reason, asOf }) {
   const rows = asOf ? `; rows as of ${timeOf(asOf)}` : '';
-  if (name === 'stale') return `The database has been away since ${timeOf(since)}${rows}. ${reason}`;
+  if (name === 'stale') return `The database has been away since ${timeOf(since)}${rows}. ${sentence(reason)}`;
   if (name === 'loading' && problem?.status === 503) {
-    return `${problem.message} The list will load as soon as it is back.`;
+    return `${sentence(problem.message)} The list will load as soon as it is back.`;
   }
-  if (problem) return `${problem.message} This page keeps asking${rows}.`;
+  if (problem) return `${sentence(problem.message)} This page keeps asking${rows}.`;
   // A moment without a connection is nothing to tell.
   if (name === 'connecting' && Date.now() - asOf > SOON_MS) return `There is no connection to the server${rows}.`;
   return '';
 }
+
+/** Engine.IO's reasons, and other people's, may come without a full stop. */
+const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 function timeOf(time) {
   return (time.toDateString() === new Date().toDateString() ? clock : day).format(time);

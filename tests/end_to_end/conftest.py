@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
 from tests.end_to_end.steps import PATIENCE_S, expect_state
 from tests.support.machine import require
@@ -24,6 +24,8 @@ CHROMIUM_OPTIONS = [
 # What the browser itself reports when a server refuses or is down: not a fault of the page.
 EXPECTED_REPORTS = ("Failed to load resource:", "WebSocket connection to")
 
+# Chromium drops what it is loading when a network interface of the machine comes or goes.
+NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
 expect.set_options(timeout=PATIENCE_S * 1000)
 
 OpenPage = Callable[..., Awaitable[Page]]
@@ -59,7 +61,17 @@ async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
         page.set_default_timeout(15_000)
         page.on("console", listen)
         page.on("pageerror", lambda error: reports.append(str(error)))
+        interrupted: list[Request] = []
+
+        def note(request: Request) -> None:
+            if request.failure == NETWORK_CHANGED:
+                interrupted.append(request)
+
+        page.on("requestfailed", note)
         await page.goto(address)
+        while interrupted:
+            interrupted.clear()
+            await page.reload()
         return page
 
     yield open_page

@@ -21,7 +21,7 @@ async def test_five_thousand_things_stay_smooth(
     """500 changes a second hit 5,000 things while a user scrolls; nothing freezes, and the page
     shows the table afterwards.
     """
-    writer = Writer(connection, CHANGES_PER_SECOND)
+    writer = Writer(CHANGES_PER_SECOND, connection)
     await writer.fill(ROWS)
     page = await open_page(server.url)
     await expect_state(page, "Live")
