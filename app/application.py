@@ -12,16 +12,17 @@ from typing import TypedDict
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.cors import CrossOrigin
 from app.database.connections import Pool, create_pool, create_reading_pool
 from app.feed.feed import Feed
 from app.feed.inspection import Inspection
 from app.feed.retention import Retention
+from app.forwarded import Origins, TrustedProxies
 from app.hosts import Hosts
 from app.live.broadcast import Broadcast
 from app.live.replay import JUDGED_AT_ONCE, READS_AT_ONCE, Replay
@@ -87,7 +88,7 @@ class SocketPath:
 
 @asynccontextmanager
 async def lifespan(
-    settings: Settings, failed: Callable[[], None], _: Starlette
+    settings: Settings, origins: Origins, failed: Callable[[], None], _: Starlette
 ) -> AsyncIterator[State]:
     """Open everything the application needs, and close it in reverse."""
     assert settings.database_url is not None
@@ -103,7 +104,7 @@ async def lifespan(
             broadcast,
             ping_interval=settings.ping_interval,
             ping_timeout=settings.ping_timeout,
-            allowed_origins=settings.allowed_origins,
+            origins=origins,
             max_clients=settings.max_clients,
         )
         tasks = [
@@ -154,7 +155,7 @@ def stop_process() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def create_app(settings: Settings, failed: Callable[[], None] = stop_process) -> Starlette:
+def create_app(settings: Settings, failed: Callable[[], None] = stop_process) -> ASGIApp:
     """The ASGI application. `settings.database_url` must name a migrated database.
 
     `failed` is called when a task that must never end has failed. It must end the process, so that
@@ -171,21 +172,11 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
         Mount("/", app=PageFiles(directory=ROOT / "static", html=True)),
     ]
     hosts = Hosts(settings.allowed_hosts, settings.host)
-    middleware = [Middleware(HostCheck, hosts=hosts)]
-    if settings.allowed_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.allowed_origins,
-                allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
-                allow_headers=["Content-Type"],
-                expose_headers=["Feed-Offset", "Location", "Link"],
-            )
-        )
-    middleware.append(Middleware(Compression))
-    return Starlette(
+    origins = Origins(settings.allowed_origins, TrustedProxies(settings.trusted_proxies))
+    app = Starlette(
         routes=routes,
-        middleware=middleware,
+        middleware=[Middleware(HostCheck, hosts=hosts), Middleware(Compression)],
         exception_handlers=problems.exception_handlers,
-        lifespan=partial(lifespan, settings, failed),
+        lifespan=partial(lifespan, settings, origins, failed),
     )
+    return CrossOrigin(app, origins)

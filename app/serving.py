@@ -124,6 +124,7 @@ def configure(app: Any, settings: Settings) -> uvicorn.Config:
         http=cast(Any, door),  # it wants a class, and calls it
         ws="none",  # upgrades are the doorway's
         lifespan="on",
+        proxy_headers=False,  # app/forwarded.py reads them
         access_log=False,
         log_config=None,
         server_header=False,

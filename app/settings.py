@@ -4,9 +4,12 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from app.forwarded import LOOPBACK, Network, normal_origin
 
 UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -130,9 +133,19 @@ def origins(text: str) -> tuple[str, ...]:
     """Parse a comma-separated list of web origins, or `*`."""
     given = tuple(part.strip() for part in text.split(",") if part.strip())
     for origin in given:
-        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+        if origin != "*" and normal_origin(origin) is None:
             raise ValueError("it must list origins such as https://example.org, or be *")
     return given
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Parse a comma-separated list of IP addresses and networks."""
+    try:
+        return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(
+            "it must list IP addresses and networks such as 192.0.2.7 or 10.0.0.0/8"
+        ) from None
 
 
 def yes_or_no(text: str) -> bool:
@@ -218,7 +231,17 @@ class Settings:
         "10s",
     )
     allowed_origins: tuple[str, ...] = setting(
-        (), origins, "other web origins that may connect, separated by commas; * allows any", "none"
+        (),
+        origins,
+        "other web origins whose pages may use this server, separated by commas; * allows any",
+        "none",
+    )
+    trusted_proxies: tuple[Network, ...] = setting(
+        LOOPBACK,
+        networks,
+        "addresses and networks of proxies whose X-Forwarded-* and Forwarded headers are believed,"
+        " separated by commas",
+        "127.0.0.0/8,::1",
     )
     psql_command: str | None = setting(
         None,

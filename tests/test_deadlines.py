@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from app.deadlines import Deadlines
+from app.forwarded import Origins, TrustedProxies
 from app.live.subscriber import CloseReason
 from app.socketio import engine as engine_module
 from app.socketio.engine import Engine
@@ -71,7 +72,9 @@ async def test_a_parting_client_that_does_not_read_is_let_go(
     theirs.settimeout(5)
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
-    engine = Engine(Ignore(), ping_interval=25, ping_timeout=20, allowed_origins=())
+    engine = Engine(
+        Ignore(), ping_interval=25, ping_timeout=20, origins=Origins((), TrustedProxies(()))
+    )
     engine.accept(transport, UPGRADE)
     session = transport.get_protocol()
     assert isinstance(session, WebSocketSession)
@@ -89,7 +92,9 @@ async def test_a_parting_client_that_does_not_read_is_let_go(
 
 async def test_stopping_ends_what_is_not_a_session_yet() -> None:
     """A server that stops closes connections that are about to take over a polling session."""
-    engine = Engine(Ignore(), ping_interval=25, ping_timeout=20, allowed_origins=())
+    engine = Engine(
+        Ignore(), ping_interval=25, ping_timeout=20, origins=Origins((), TrustedProxies(()))
+    )
     sent: list[dict[str, Any]] = []
     scope = {
         "type": "http", "method": "GET", "scheme": "http", "path": "/", "headers": [],

@@ -1,5 +1,6 @@
 """Settings: each read from its variable, and invalid ones refused."""
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_every_setting_can_be_given() -> None:
             "CLIENT_BUFFER": "64KiB",
             "CLIENT_STALL": "2m",
             "ALLOWED_ORIGINS": "https://example.org, http://localhost:3000",
+            "TRUSTED_PROXIES": "10.0.0.0/8, ::1",
             "LOG_LEVEL": "WARNING",
         }
     ) == Settings(
@@ -46,6 +48,7 @@ def test_every_setting_can_be_given() -> None:
         client_buffer=65536,
         client_stall=120,
         allowed_origins=("https://example.org", "http://localhost:3000"),
+        trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1")),
         log_level="warning",
     )
 
@@ -77,6 +80,9 @@ def test_every_setting_can_be_given() -> None:
         ("CLIENT_STALL", "inf"),
         ("ALLOWED_ORIGINS", "example.org"),
         ("ALLOWED_ORIGINS", "https://example.org/path"),
+        ("ALLOWED_ORIGINS", "null"),
+        ("TRUSTED_PROXIES", "localhost"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8"),
         ("LOG_LEVEL", "loud"),
     ],
 )

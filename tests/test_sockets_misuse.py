@@ -33,7 +33,6 @@ from tests.support.sockets import (
     PollingClient,
     joined,
     opened,
-    serving_here,
 )
 from tests.support.writing import insert
 
@@ -136,33 +135,6 @@ async def test_nonsense_by_polling(app: App, http: httpx.AsyncClient) -> None:
         assert (await polling.post(body)).status_code in (400, 413), body
         assert (await polling.post("3")).status_code == 400, body
     await eventually(lambda: app.empty)
-
-
-async def test_other_origins(database_url: str) -> None:
-    """A page of another origin may connect only where it is allowed to."""
-    async with serving_here(database_url, allowed_origins=("https://ours.example",)) as app:
-        async with joined(app.url, origin="https://ours.example"):
-            pass
-        with pytest.raises(InvalidStatus):
-            async with opened(app.url, origin="https://other.example"):
-                pass
-
-
-async def test_origins_by_polling(database_url: str) -> None:
-    """A page polls from an origin that is allowed, with exactly one CORS header, and the server's
-    own page polls as ever; a page of another origin is refused.
-    """
-    async with (
-        serving_here(database_url, allowed_origins=("https://ours.example",)) as app,
-        httpx.AsyncClient(base_url=app.url) as http,
-    ):
-        address = f"{PATH}{QUERY}polling"
-        allowed = await http.get(address, headers={"Origin": "https://ours.example"})
-        assert allowed.status_code == 200
-        assert allowed.headers.get_list("Access-Control-Allow-Origin") == ["https://ours.example"]
-        assert (await http.get(address, headers={"Origin": app.url})).status_code == 200
-        refused = await http.get(address, headers={"Origin": "https://other.example"})
-        assert refused.status_code == 403 and "ALLOWED_ORIGINS" in refused.json()["message"]
 
 
 async def test_text_that_is_not_unicode(app: App, http: httpx.AsyncClient) -> None:

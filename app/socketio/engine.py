@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app.deadlines import Deadlines
+from app.forwarded import Origins
 from app.live.subscriber import UNLIMITED, CloseReason
 from app.socketio import codec, rfc6455
 from app.socketio.handshake import (
@@ -24,7 +25,6 @@ from app.socketio.handshake import (
     EngineError,
     EngineRequest,
     RequestRefused,
-    is_allowed_origin,
     request_of,
 )
 from app.socketio.queued import QueuedSession, answer_websocket_close
@@ -36,6 +36,7 @@ logger = logging.getLogger("tablecast.socketio")
 # Time allowed to CONNECT, to complete an upgrade, or to read a close frame.
 PATIENCE_S = 10.0
 SID_BYTES = 15
+MOST_REPORTED = 100
 ANY_SID = "ANY_SID"
 NO_STORE = {"Cache-Control": "no-store"}
 SWITCHING = (
@@ -77,13 +78,14 @@ class Engine:
         *,
         ping_interval: float,
         ping_timeout: float,
-        allowed_origins: Sequence[str],
+        origins: Origins,
         max_sessions: int | None = None,
     ) -> None:
         self._receiver = receiver
         self._max_sessions = max_sessions or UNLIMITED
         self.connections = 0  # taken over and still open
-        self._allowed_origins = allowed_origins
+        self._origins = origins
+        self._reported: set[str] = set()
         self._sessions: dict[str, Session] = {}
         self._closed = dict.fromkeys(CloseReason, 0)
         self._loop = asyncio.get_running_loop()
@@ -154,14 +156,15 @@ class Engine:
 
     # Requests
 
-    def _judge(self, request: EngineRequest, websocket: bool) -> Session | None:
+    def _judge(self, request: EngineRequest, websocket: bool, peer: str | None) -> Session | None:
         """The session a request belongs to, None if it opens one. Raises RequestRefused."""
         if request.query.get("EIO") != VERSION:
             raise RequestRefused(EngineError.UNSUPPORTED_VERSION)
         if request.transport not in ("polling", "websocket"):
             raise RequestRefused(EngineError.UNKNOWN_TRANSPORT)
-        if not is_allowed_origin(request, self._allowed_origins):
-            raise RequestRefused(EngineError.FOREIGN_ORIGIN)
+        if refusal := self._origins.refusal(request.headers, request.scheme, peer):
+            self._report(refusal)
+            raise RequestRefused(EngineError.FOREIGN_ORIGIN, refusal)
         if websocket != (request.transport == "websocket"):
             raise RequestRefused(EngineError.BAD_REQUEST)
         if request.sid is None:
@@ -179,12 +182,19 @@ class Engine:
             raise RequestRefused(EngineError.BAD_REQUEST)
         return session
 
+    def _report(self, refusal: str) -> None:
+        """Log why a page was refused, but not each time: it tries again for ever."""
+        if refusal not in self._reported and len(self._reported) < MOST_REPORTED:
+            self._reported.add(refusal)
+            logger.warning("%s", refusal)
+
     def accept(self, transport: asyncio.Transport, request: EngineRequest) -> None:
         """Answer a plain, valid upgrade; from now on a session owns the connection.
 
         Raises RequestRefused, with nothing done.
         """
-        old = self._judge(request, websocket=True)
+        peer = transport.get_extra_info("peername")
+        old = self._judge(request, True, peer[0] if isinstance(peer, tuple) else None)
         switching = SWITCHING.format(rfc6455.accept(request.headers["sec-websocket-key"])).encode()
         if isinstance(old, QueuedSession):
             session = old.candidate = WebSocketSession(self, old.sid, transport, old)
@@ -202,7 +212,8 @@ class Engine:
         websocket = scope["type"] == "websocket"
         try:
             request = request_of(scope)
-            session = self._judge(request, websocket)
+            client = scope.get("client")
+            session = self._judge(request, websocket, client[0] if client else None)
             if websocket:
                 await self._serve_websocket(session, receive, send)
                 return

@@ -55,16 +55,17 @@ class EngineError(Enum):
     UNKNOWN_SESSION = (400, 1, "Session ID unknown")
     BAD_METHOD = (400, 2, "Bad handshake method")
     BAD_REQUEST = (400, 3, "Bad request")
-    FOREIGN_ORIGIN = (403, 4, "Forbidden: this origin may not connect; see ALLOWED_ORIGINS")
+    FOREIGN_ORIGIN = (403, 4, "Forbidden")
     UNSUPPORTED_VERSION = (400, 5, "Unsupported protocol version")
     TOO_MANY_SESSIONS = (503, 6, "Too many clients, see MAX_CLIENTS; try again later")
 
 
 class RequestRefused(Exception):
-    """The request is answered with one of Engine.IO's errors."""
+    """The request is answered with one of Engine.IO's errors, if need be in words of its own."""
 
-    def __init__(self, error: EngineError) -> None:
+    def __init__(self, error: EngineError, detail: str | None = None) -> None:
         self.status, code, message = error.value
+        message = detail or message
         super().__init__(message)
         self.body = {"code": code, "message": message}
         self.headers = {"Cache-Control": "no-store"}
@@ -161,18 +162,3 @@ def is_upgrade(headers: Mapping[str, str]) -> bool:
         and headers.get("sec-websocket-version") == "13"
         and KEY.fullmatch(headers.get("sec-websocket-key", "")) is not None
     )
-
-
-def is_allowed_origin(request: EngineRequest, allowed: Sequence[str]) -> bool:
-    """Whether a page of the request's origin may connect: the server's own may, and those allowed.
-
-    Behind a proxy the server's own origin is what X-Forwarded-Proto and X-Forwarded-Host say.
-    """
-    headers = request.headers
-    origin = headers.get("origin")
-    if origin is None or "*" in allowed or origin in allowed:
-        return True
-    host = headers.get("host", "")
-    forwarded_scheme = headers.get("x-forwarded-proto", request.scheme).split(",")[0].strip()
-    forwarded_host = headers.get("x-forwarded-host", host).split(",")[0].strip()
-    return origin == f"{forwarded_scheme}://{forwarded_host}"

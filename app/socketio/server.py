@@ -8,12 +8,12 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from app.forwarded import Origins
 from app.live.broadcast import Broadcast
 from app.live.subscriber import CloseReason, Encoder
 from app.socketio import codec, frames
@@ -66,7 +66,7 @@ class SocketIO:
         *,
         ping_interval: float,
         ping_timeout: float,
-        allowed_origins: Sequence[str],
+        origins: Origins,
         max_clients: int | None = None,
     ) -> None:
         self._broadcast = broadcast
@@ -74,7 +74,7 @@ class SocketIO:
             self,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
-            allowed_origins=allowed_origins,
+            origins=origins,
             max_sessions=max_clients,
         )
 

@@ -244,7 +244,9 @@ async def serving_here(
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
     server: uvicorn.Server
     if plain:
-        server = AnyServer(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        server = AnyServer(
+            uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, proxy_headers=False)
+        )
     else:
         server = OurServer(serving.configure(app, chosen), lambda: None)
     task = asyncio.create_task(server.serve(sockets=[listening]))
