@@ -48,6 +48,11 @@ PAGE_HEADERS = {
 }
 
 
+def socket_paths(prefix: str) -> tuple[str, ...]:
+    """The paths of Socket.IO: as they are, and under a prefix that no proxy has taken away."""
+    return (*SOCKET_PATHS, *(prefix + path for path in SOCKET_PATHS if prefix))
+
+
 class State(TypedDict):
     """What runs during the lifespan: every request has it, and so has the server."""
 
@@ -72,18 +77,43 @@ class PageFiles(StaticFiles):
 class SocketPath:
     """A Socket.IO path: the server itself, and under it the official client's files."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._files = StaticFiles(directory=CLIENT_FILES, check_dir=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] != self._path and scope["type"] == "http":
-            await self._files(scope, receive, send)
-        elif scope["path"] != self._path:
-            await send({"type": "websocket.close"})
-        else:
+        if scope["path"] == scope["root_path"] + "/":
             state: State = scope["state"]
             await state["socketio"].handle_request(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._files(scope, receive, send)
+        else:
+            await send({"type": "websocket.close"})
+
+
+class UnderPrefix:
+    """An application that clients find under a path prefix, whether or not the proxy takes the
+    prefix away before it passes a request on.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == self._prefix:
+            await self._redirect(scope, receive, send)  # the page's URLs are relative
+        else:
+            path: str = scope["path"]
+            if not path.startswith(self._prefix + "/"):
+                path = self._prefix + path
+            await self._app({**scope, "root_path": self._prefix, "path": path}, receive, send)
+
+    async def _redirect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
+        response = Response(None, 308, {"Location": f"{self._prefix}/{query}"})
+        await response(scope, receive, send)
 
 
 @asynccontextmanager
@@ -168,7 +198,7 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
         openapi.route(settings.things),
         *health.routes,
         *about.routes(settings),
-        *(Mount(path.rstrip("/"), app=SocketPath(path)) for path in SOCKET_PATHS),
+        *(Mount(path.rstrip("/"), app=SocketPath()) for path in SOCKET_PATHS),
         Mount("/", app=PageFiles(directory=ROOT / "static", html=True)),
     ]
     hosts = Hosts(settings.allowed_hosts, settings.host)
@@ -179,4 +209,5 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
         exception_handlers=problems.exception_handlers,
         lifespan=partial(lifespan, settings, origins, failed),
     )
-    return CrossOrigin(app, origins)
+    whole = CrossOrigin(app, origins)
+    return UnderPrefix(whole, settings.root_path) if settings.root_path else whole

@@ -7,6 +7,7 @@ and `serving` are the ones that rely on what uvicorn does not document.
 """
 
 import asyncio
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, TypeAlias, cast
 
@@ -14,7 +15,6 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.application import SOCKET_PATHS
 from app.deadlines import Deadlines
 from app.hosts import Hosts
 from app.rest.problems import PROBLEM_JSON, ProblemDetails, wrong_host
@@ -43,8 +43,6 @@ LINGER_BYTES = 4 * 1024 * 1024
 # Connections beyond MAX_CLIENTS, so that health checks, REST and refusals still have a way in.
 MOST_EXTRA, LEAST_EXTRA, EXTRA_SHARE = 256, 16, 1 / 8
 FULL_RETRY_S = 5
-# What an upgrade begins with.
-OPENINGS = tuple(f"GET {path}".encode() for path in SOCKET_PATHS)
 
 
 def extra_connections(max_clients: int) -> int:
@@ -97,10 +95,12 @@ class Doorway:
     """What all connections share: their number, their deadlines, the hosts they may name.
 
     Called by uvicorn to make the protocol of a new connection. `max_clients`: how many connections
-    are served; some more are accepted, but no client among them.
+    are served; some more are accepted, but no client among them. `paths`: those of Socket.IO.
     """
 
-    def __init__(self, hosts: Hosts, max_clients: int) -> None:
+    def __init__(self, hosts: Hosts, max_clients: int, paths: Sequence[str]) -> None:
+        self.paths = paths
+        self.openings = tuple(f"GET {path}".encode() for path in paths)  # of upgrades
         self._hosts = hosts
         self._max_clients = max_clients
         self._most_extra = extra_connections(max_clients)
@@ -204,7 +204,7 @@ class Arrival(asyncio.Protocol):
             seen = len(self._head)
             self._head += data
             head = self._head
-        if not (head.startswith(OPENINGS) or could_be_an_opening(head)):
+        if not self._could_be_an_opening(head):
             self._pass_on(head)
             return
         end = head.find(HEAD_END, max(0, seen - len(HEAD_END) + 1))
@@ -220,8 +220,13 @@ class Arrival(asyncio.Protocol):
                 self._head = bytearray(data)
             self._door.hold(self, len(data))
 
+    def _could_be_an_opening(self, head: bytes | bytearray) -> bool:
+        """Whether the bytes so far are, or may become, a request on a Socket.IO path."""
+        openings = self._door.openings
+        return head.startswith(openings) or any(path.startswith(head) for path in openings)
+
     def _open(self, head: bytes, rest: bytes) -> None:
-        request = parse_upgrade(head, SOCKET_PATHS)
+        request = parse_upgrade(head, self._door.paths)
         if request is None:
             self._pass_on(head + rest)
         else:
@@ -264,11 +269,6 @@ class Arrival(asyncio.Protocol):
         self._arguments["server_state"].connections.discard(self)
         self._door.waiting.remove(self)
         self._door.release(self)
-
-
-def could_be_an_opening(head: bytes | bytearray) -> bool:
-    """Whether the few bytes of a request so far may become one on a Socket.IO path."""
-    return any(opening.startswith(head) for opening in OPENINGS)
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -355,7 +355,7 @@ class HttpConnection(HttpToolsProtocol):
     def _is_new_client(self) -> bool:
         """Whether this is a client that has no session yet; others may poll and post."""
         path, _, query = self.url.partition(b"?")
-        return path.decode("latin-1") in SOCKET_PATHS and b"sid=" not in query
+        return path.decode("latin-1") in self._door.paths and b"sid=" not in query
 
     def on_body(self, body: bytes) -> None:
         self._fruitful = True
@@ -378,7 +378,7 @@ class HttpConnection(HttpToolsProtocol):
         request = upgrade_of(method, self.parser.get_http_version(), self.url, self.headers)
         if self._answering():
             self.refuse(NOT_AN_UPGRADE)
-        elif path not in SOCKET_PATHS:
+        elif path not in self._door.paths:
             self.refuse(NO_WEBSOCKET)
         elif request is None:
             self.refuse(NOT_AN_UPGRADE)

@@ -18,7 +18,7 @@ from typing import Any, cast
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.application import create_app
+from app.application import create_app, socket_paths
 from app.database.connections import Refusal
 from app.doorway import Doorway, extra_connections
 from app.hosts import Hosts
@@ -118,7 +118,8 @@ async def settle() -> None:
 def configure(app: Any, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves the application."""
     hosts = Hosts(settings.allowed_hosts, settings.host)
-    door = Doorway(hosts, settings.max_clients or most_clients(settings))
+    most = settings.max_clients or most_clients(settings)
+    door = Doorway(hosts, most, socket_paths(settings.root_path))
     return uvicorn.Config(
         Cancellable(app),
         http=cast(Any, door),  # it wants a class, and calls it

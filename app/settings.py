@@ -14,6 +14,7 @@ from app.forwarded import LOOPBACK, Network, normal_origin
 UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 LOG_LEVELS = ("debug", "info", "warning", "error")
+OWN_SEGMENTS = ("api", "socket.io", "socket.io-client")
 LONGEST_S = 10 * 365 * UNITS_S["d"]
 POSTGRES_PORT = 5432
 ENCODE = (
@@ -148,6 +149,22 @@ def networks(text: str) -> tuple[Network, ...]:
         ) from None
 
 
+def root_path(text: str) -> str:
+    """Parse a path prefix. Nobody could tell whether a proxy has taken away one that begins like
+    paths of our own.
+    """
+    path = text.rstrip("/")
+    segments = path.split("/")[1:]
+    if path and (
+        not re.fullmatch(r"(/[A-Za-z0-9_~.-]+)+", path)
+        or not {".", ".."}.isdisjoint(segments)
+        or segments[0] in OWN_SEGMENTS
+    ):
+        own = ", ".join(f"/{segment}" for segment in OWN_SEGMENTS)
+        raise ValueError(f"it must be a path such as /app, and not begin with {own}")
+    return path
+
+
 def yes_or_no(text: str) -> bool:
     """Parse yes or no."""
     if text.lower() not in ("yes", "no"):
@@ -261,6 +278,9 @@ class Settings:
         number(1, 10_000_000),
         "connections, and Socket.IO sessions, at once; others are told to try again later",
         "as many as the limit on open files allows",
+    )
+    root_path: str = setting(
+        "", root_path, "the path prefix under which a proxy shows the server, such as /app", "none"
     )
     log_level: str = setting("info", log_level, f"one of {', '.join(LOG_LEVELS)}")
 

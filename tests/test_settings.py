@@ -32,6 +32,7 @@ def test_every_setting_can_be_given() -> None:
             "CLIENT_STALL": "2m",
             "ALLOWED_ORIGINS": "https://example.org, http://localhost:3000",
             "TRUSTED_PROXIES": "10.0.0.0/8, ::1",
+            "ROOT_PATH": "/app/live/",
             "LOG_LEVEL": "WARNING",
         }
     ) == Settings(
@@ -49,6 +50,7 @@ def test_every_setting_can_be_given() -> None:
         client_stall=120,
         allowed_origins=("https://example.org", "http://localhost:3000"),
         trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1")),
+        root_path="/app/live",
         log_level="warning",
     )
 
@@ -82,6 +84,11 @@ def test_every_setting_can_be_given() -> None:
         ("ALLOWED_ORIGINS", "https://example.org/path"),
         ("ALLOWED_ORIGINS", "null"),
         ("TRUSTED_PROXIES", "localhost"),
+        ("ROOT_PATH", "app"),
+        ("ROOT_PATH", "/a b"),
+        ("ROOT_PATH", "/../app"),
+        ("ROOT_PATH", "/api/live"),
+        ("ROOT_PATH", "https://example.org/app"),
         ("TRUSTED_PROXIES", "10.0.0.1/8"),
         ("LOG_LEVEL", "loud"),
     ],

@@ -4,12 +4,11 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from app.rest.problems import PROBLEM_JSON, ProblemDetails
-from app.rest.requests import JSON
+from app.rest.requests import JSON, RestRequest, prefix_of
 from app.rest.resource import resource
 from app.rest.things import (
     COLLECTION,
@@ -184,6 +183,7 @@ DOCUMENT: Json = {
         "version": "1",
         "description": "The rows of a table. Socket.IO clients receive every change at once.",
     },
+    "servers": [{"url": "/"}],
     "paths": {
         COLLECTION: {"get": LIST_THINGS, "post": CREATE_THING},
         f"{COLLECTION}/{{name}}": one_thing("", IN_PATH),
@@ -242,10 +242,14 @@ def referred_to(components: Json, kind: str, within: object) -> Json:
 def route(things: bool) -> Route:
     """Return the route of the document, with or without the sample table."""
     document = DOCUMENT if things else without_things(DOCUMENT)
-    encoded = msgspec.json.format(msgspec.json.encode(document), indent=2)
 
-    async def openapi(_: Request) -> Response:
+    async def openapi(request: RestRequest) -> Response:
         """GET the OpenAPI document."""
-        return Response(encoded, media_type=JSON)
+        described = document
+        if prefix := prefix_of(request):
+            described = {**document, "servers": [{"url": prefix}]}
+        return Response(
+            msgspec.json.format(msgspec.json.encode(described), indent=2), media_type=JSON
+        )
 
     return resource("/openapi.json", get=openapi)

@@ -77,6 +77,12 @@ def text_of(request: RestRequest, parameter: str) -> str | None:
     return text
 
 
+def prefix_of(request: RestRequest) -> str:
+    """Return what stands before every path that a client asks for (ROOT_PATH)."""
+    prefix: str = request.scope.get("root_path", "")
+    return prefix
+
+
 def single(request: RestRequest, parameter: str) -> str | None:
     """Return a query parameter, or None if absent. Raises the 422 if it is given twice."""
     values = request.query_params.getlist(parameter)

@@ -20,6 +20,7 @@ from app.rest.requests import (
     fetch_row,
     integer,
     json_response,
+    prefix_of,
     text_of,
 )
 from app.rest.resource import Absent, resource
@@ -92,7 +93,8 @@ async def list_things(request: RestRequest) -> Response:
         await fetch_row(request, FLUSH)
     headers = {"Feed-Offset": found["offset"]}
     if limit is not None and found["more_after"] is not None:
-        headers["Link"] = f'<{COLLECTION}?limit={limit}&after={found["more_after"]}>; rel="next"'
+        query = f"limit={limit}&after={found['more_after']}"
+        headers["Link"] = f'<{prefix_of(request)}{COLLECTION}?{query}>; rel="next"'
     return json_response(found["list"], headers=headers)
 
 
@@ -102,7 +104,8 @@ async def create_thing(request: RestRequest) -> Response:
     created = await write(request, CREATE, thing.name, thing.info)
     if created is None:
         raise Problem(409, "The database rejected this: a trigger on the table discarded it.")
-    return json_response(created[0], 201, {"Location": address_of(created["name"])})
+    location = prefix_of(request) + address_of(created["name"])
+    return json_response(created[0], 201, {"Location": location})
 
 
 async def read_thing(request: RestRequest) -> Response:
@@ -133,7 +136,7 @@ async def delete_thing(request: RestRequest) -> Response:
 
 
 def address_of(name: str) -> str:
-    """Return the path of the thing with this name, percent-encoded.
+    """Return the path of the thing with this name, percent-encoded, without any prefix.
 
     URL parsers remove `.` and `..` from a path, even if they are encoded, so these two names go
     into the query.
