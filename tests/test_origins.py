@@ -125,7 +125,9 @@ async def test_a_page_behind_a_proxy_that_ends_tls(
     nobody: dict[str, Any] = {"trusted_proxies": ()}
     for settings, status in (({}, 200), (nobody, 403)):
         async with (
-            serving_here(database_url, plain=plain, **settings) as app,
+            serving_here(
+                database_url, plain=plain, allowed_hosts=("public.example",), **settings
+            ) as app,
             httpx.AsyncClient(base_url=app.url) as http,
         ):
             for _ in range(3):

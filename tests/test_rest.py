@@ -566,6 +566,7 @@ async def test_every_address_knows_its_methods(
         problem(refused, 405)
         assert set(refused.headers["Allow"].split(", ")) == allowed
 
+    client.headers["Accept-Encoding"] = "identity"  # else a long answer's length is another
     got, head = await client.get(address), await client.head(address)
     assert (head.status_code, head.content) == (got.status_code, b"")
     for headers in (got.headers, head.headers):
