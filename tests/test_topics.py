@@ -1,8 +1,11 @@
 """A check of the tables notices what no trigger can capture, and reports it once."""
 
+import asyncpg
 import pytest
 
 from app.database.connections import Connection, connect
+from app.feed import log
+from tests.support.writing import current_offset
 
 pytestmark = pytest.mark.database
 
@@ -139,3 +142,163 @@ async def test_a_lock_delays_the_capture_and_not_the_news(
     )
     assert newest == "7"
     await reader.close()
+
+
+# Watching
+
+
+async def ops(connection: Connection) -> list[tuple[str, str]]:
+    """The log as (topic, operation), in log order."""
+    rows = await connection.fetch("SELECT topic, op FROM feed.change ORDER BY id")
+    return [(row["topic"], row["op"]) for row in rows]
+
+
+async def test_a_topic_is_one_tables(connection: Connection) -> None:
+    """Somebody watches a second table under a topic: one sentence names the table that has it. Once
+    that is unwatched or dropped, the topic is free.
+    """
+    await connection.execute(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);"
+        "SELECT feed.watch('a', 'same')"
+    )
+    with pytest.raises(asyncpg.UniqueViolationError) as refused:
+        await connection.execute("SELECT feed.watch('b', 'same')")
+    assert refused.value.args[0] == "The topic same is taken by the table public.a: choose another."
+    await connection.execute("DROP TABLE a; SELECT feed.watch('b', 'same')")
+    await connection.execute("CREATE TABLE c (id int PRIMARY KEY)")
+    await connection.execute("SELECT feed.unwatch('b'), feed.watch('c', 'same')")
+    topics = await connection.fetch("SELECT topic, relation::text FROM feed.topic ORDER BY 1")
+    assert [tuple(row) for row in topics] == [("same", "c"), ("thing", "things")]
+    captures = "SELECT count(*) FROM pg_proc WHERE proname ~ '^capture_[0-9]'"
+    assert await connection.fetchval(captures) == 2
+
+
+async def test_watching_tells_whoever_may_have_missed_something(watched: Connection) -> None:
+    """A table is watched again as it was: nobody is told. Under another topic, unwatched, altered,
+    or with lost triggers: the clients of the topics concerned load again.
+    """
+    await watched.execute("TRUNCATE feed.change")
+    for statement, told in (
+        ("SELECT feed.watch('watched', 'watched')", []),
+        ("SELECT feed.watch('watched', 'other')", ["watched", "other"]),
+        ("SELECT feed.watch('watched', 'other')", []),
+        ("SELECT feed.unwatch('watched')", ["other"]),
+        ("SELECT feed.unwatch('watched')", []),
+        ("SELECT feed.watch('watched', 'other')", ["other"]),
+        ("DROP TRIGGER feed_insert ON watched; SELECT feed.watch('watched', 'other')", ["other"]),
+        ("ALTER TABLE watched ADD w int; SELECT feed.watch('watched', 'other')", ["other"]),
+        ("DROP TABLE watched; SELECT feed.unwatch('things')", ["other", "thing"]),
+    ):
+        await watched.execute("TRUNCATE feed.change")
+        await watched.execute(statement)
+        assert await ops(watched) == [(topic, "reload") for topic in told], statement
+
+
+DESTROYED = [
+    ("id int PRIMARY KEY, name text", "(5, 'Sam')", None, '{"id": 5}'),
+    ("b int, a numeric, PRIMARY KEY (a, b)", "(1, 2.50)", None, '{"a": 2.50, "b": 1}'),
+    ('"q""\\ ö\n$body$" text PRIMARY KEY', "('x\"y')", None, '{"q\\"\\\\ ö\\n$body$": "x\\"y"}'),
+    ("doc jsonb PRIMARY KEY", """('{"id": [1, "}"]}')""", None, '{"doc": {"id": [1, "}"]}}'),
+    ("id int PRIMARY KEY, doc json", """(1, '["\\u0000"]')""", None, '{"id": 1}'),
+    ("id int PRIMARY KEY, n text UNIQUE NOT NULL", "(1, 'one')", "n", '"one"'),
+]
+
+
+@pytest.mark.parametrize(("columns", "row", "destroy_with", "body"), DESTROYED)
+async def test_a_destroy_carries_the_key(
+    connection: Connection, columns: str, row: str, destroy_with: str | None, body: str
+) -> None:
+    """A row of a table with any kind of key is deleted: the destroy carries the key, exactly as the
+    row has it, or the column that the table was watched with.
+    """
+    await connection.execute(f"CREATE TABLE t ({columns})")
+    await connection.execute("SELECT feed.watch('t', 't', $1)", destroy_with)
+    since = await current_offset(connection)
+    await connection.execute(f"INSERT INTO t VALUES {row}; DELETE FROM t")
+    created, destroyed = (await log.read(connection, since)).changes
+    assert (created.op, destroyed.op, destroyed.body) == ("create", "destroy", body)
+
+
+async def test_what_was_deleted_before_an_unwatch_is_a_reload(connection: Connection) -> None:
+    """A client returns to changes of a topic that is not watched any more: what its destroys
+    carried is not known, so it is told to load again.
+    """
+    await connection.execute("CREATE TABLE t (id int PRIMARY KEY); SELECT feed.watch('t', 't')")
+    since = await current_offset(connection)
+    await connection.execute("INSERT INTO t VALUES (1); DELETE FROM t; SELECT feed.unwatch('t')")
+    changes = (await log.read(connection, since)).changes
+    assert [(change.op, change.body) for change in changes] == [
+        ("create", '{"id":1}'), ("reload", None), ("reload", None),
+    ]  # fmt: skip
+
+
+UNFIT = [
+    ("id int PRIMARY KEY, name text", "name"),
+    ("id int PRIMARY KEY, name text UNIQUE", "name"),
+    ("id int PRIMARY KEY, name text NOT NULL", "name"),
+    ("id int PRIMARY KEY, name text NOT NULL UNIQUE DEFERRABLE", "name"),
+    ("id int PRIMARY KEY", "missing"),
+]
+
+
+@pytest.mark.parametrize(("columns", "column"), UNFIT)
+async def test_a_destroy_carries_only_what_identifies_a_row(
+    connection: Connection, columns: str, column: str
+) -> None:
+    """Somebody wants destroys to carry a column that two rows may share, that may be NULL, or that
+    is not there: one sentence refuses it.
+    """
+    await connection.execute(f"CREATE TABLE t ({columns})")
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="NOT NULL and UNIQUE"):
+        await connection.execute("SELECT feed.watch('t', 't', $1)", column)
+
+
+async def test_a_table_that_stays_with_its_topic_keeps_its_destroys(connection: Connection) -> None:
+    """Somebody watches the things again without saying what destroys carry: still the name."""
+    await connection.execute("SELECT feed.watch('things', 'thing')")
+    column = "SELECT destroy_with FROM feed.topic WHERE topic = 'thing'"
+    assert await connection.fetchval(column) == "name"
+    await connection.execute("SELECT feed.unwatch('things'), feed.watch('things', 'thing')")
+    assert await connection.fetchval(column) is None
+
+
+async def test_a_missing_right_is_a_sentence(connection: Connection, database_url: str) -> None:
+    """A role that does not own the table, or has nothing to do with the feed, watches or unwatches
+    it; the capture that a superuser makes belongs to the feed's owner.
+    """
+    suffix = database_url.rpartition("/")[2].partition("?")[0]
+    alice, bob = f'"Alice {suffix}"', f"bob_{suffix}"
+    await connection.execute(
+        f"CREATE ROLE {alice}; CREATE ROLE {bob};"
+        f"CREATE TABLE hers (id int PRIMARY KEY); ALTER TABLE hers OWNER TO {alice};"
+        f"GRANT USAGE, CREATE ON SCHEMA feed TO {bob};"
+        f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA feed TO {bob};"
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA feed TO {bob}"
+    )
+    owner = await connection.fetchval("SELECT current_user")
+    try:
+        await connection.execute(f"ALTER TABLE hers OWNER TO {bob}; SET ROLE {bob}")
+        for act in ("watch('hers', 'hers')", "unwatch('hers')"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match=f"GRANT {owner} TO {bob}"):
+                await connection.execute(f"SELECT feed.{act}")
+        await connection.execute(
+            f"RESET ROLE; ALTER TABLE hers OWNER TO {alice}; ALTER SCHEMA feed OWNER TO {bob};"
+            f"SET ROLE {bob}"
+        )
+        for act in ("watch('hers', 'hers')", "unwatch('hers')"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError) as refused:
+                await connection.execute(f"SELECT feed.{act}")
+            done = act.partition("(")[0] + "ed"
+            assert refused.value.args[0] == (
+                f"public.hers cannot be {done} by the role {bob}: triggers that must always run"
+                f" need its owner; GRANT {alice} TO {bob}."
+            )
+        await connection.execute("RESET ROLE; SELECT feed.watch('hers', 'hers')")
+        owned = "SELECT proowner::regrole::text FROM pg_proc WHERE proname = $1"
+        capture = await connection.fetchval("SELECT 'capture_' || 'hers'::regclass::oid")
+        assert await connection.fetchval(owned, capture) == bob
+    finally:
+        await connection.execute(
+            f"RESET ROLE; ALTER SCHEMA feed OWNER TO {owner}; DROP TABLE hers CASCADE;"
+            f"SELECT feed.forget_dropped(); DROP OWNED BY {bob}; DROP ROLE {alice}, {bob}"
+        )

@@ -28,6 +28,7 @@ logger = logging.getLogger("tablecast.feed")
 
 HELD_BACK_S = 10.0
 READ_TIMEOUT_S = 15.0
+SLOW_READ_S = 1.0
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 NOT_YET = "The server has not connected to the database yet."
 DEAF = "Changes arrive late: notifications do not reach the server's connection to the database."
@@ -249,12 +250,10 @@ class Feed:
         self, listener: Listener, reader: asyncpg.Connection, publisher: Publisher
     ) -> int:
         """Read and publish everything up to now; return the number of changes."""
-        assert self.reached is not None
         changes = 0
         try:
             while True:
-                page = await log.read(reader, self.reached, event_bytes=self.event_bytes)
-                self._health.answered(time.monotonic())
+                page = await self._read_page(listener, reader)
                 changes += len(page.changes)
                 self._unreadable += page.unreadable
                 if page.until != self.reached:
@@ -270,6 +269,24 @@ class Feed:
             self._looks += 1
             self._looked.notify_all()
         return changes
+
+    async def _read_page(self, listener: Listener, reader: asyncpg.Connection) -> Page:
+        """Read the next page. While that takes long, ask on the other connection whether the
+        database is there at all.
+        """
+        assert self.reached is not None
+        reading = asyncio.create_task(
+            log.read(reader, self.reached, event_bytes=self.event_bytes), name="feed read"
+        )
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            while not (await asyncio.wait([reading], timeout=SLOW_READ_S))[0]:
+                await listener.ask()
+                self._health.answered(time.monotonic())
+            self._health.answered(time.monotonic())
+            return reading.result()
+        finally:
+            reading.cancel()
 
     def _complete(self, page: Page, listener: Listener, publisher: Publisher) -> None:
         """Note that the log was read to its end."""

@@ -146,6 +146,10 @@ class Listener:
             pass
         self.deaf = not self._echo.is_set()
 
+    async def ask(self) -> None:
+        """Return if the database answers. Raises one of UNAVAILABLE."""
+        await self._connection.execute("SELECT")
+
     @property
     def bell_works(self) -> bool:
         """Whether a writer's commit would wake this node if it were asleep."""

@@ -331,13 +331,14 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN (
-        SELECT CASE WHEN bool_and(body -> part IS NOT NULL)
-                    THEN json_object_agg(part, body -> part ORDER BY place) END
+        -- One pass over the row, however many members are wanted.
+        SELECT CASE WHEN bool_and(value IS NOT NULL)
+                    THEN json_object_agg(part, value ORDER BY place) END
         FROM (
             SELECT part, min(place) AS place
             FROM unnest(columns) WITH ORDINALITY AS given (part, place)
             WHERE part IS NOT NULL GROUP BY part
-        ) AS wanted
+        ) AS wanted LEFT JOIN json_each(body) ON key = part
     );
 EXCEPTION WHEN OTHERS THEN
     RETURN NULL;

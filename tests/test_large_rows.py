@@ -1,0 +1,135 @@
+"""Rows larger than an event may be: clients get what identifies them, and nobody else is harmed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.database.connections import Connection
+from app.feed import log
+from tests.support.feeds import eventually
+from tests.support.machine import require
+from tests.support.python_client import Things
+from tests.support.scale import scaled
+from tests.support.server import RunningServer
+from tests.support.writing import current_offset, insert
+
+pytestmark = pytest.mark.database
+
+MIB = 1024 * 1024
+PATIENCE_S = 60
+HUGE_BYTES = scaled(20, 150) * MIB
+STATES = Path(__file__).parent / "support" / "states.mjs"
+# Text that does not compress: lines of digests.
+NOISE = "SELECT string_agg(md5(i::text), '') FROM generate_series(1, $1::int / 32) AS i"
+
+
+@asynccontextmanager
+async def node_events(url: str) -> AsyncIterator[list[list[object]]]:
+    """Run the official Node.js client; the list grows by what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        require("node"), STATES, url, '["websocket"]',
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=16 * MIB,
+    )  # fmt: skip
+    events: list[list[object]] = []
+
+    async def read() -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            events.append(json.loads(line))
+
+    reading = asyncio.create_task(read())
+    try:
+        yield events
+    finally:
+        process.kill()
+        await process.wait()
+        await reading
+
+
+async def test_clients_stay_connected(
+    start_server: Callable[..., RunningServer], connection: Connection
+) -> None:
+    """A row of 5 MB and one of 20 MB are written while a Python and a Node.js client are connected:
+    both get the rows' keys and names and everything after, on one connection; the server's memory
+    hardly grows.
+    """
+    server = start_server()
+    python = Things(server.url, ["websocket"])
+    following = asyncio.create_task(python.follow())
+    async with node_events(server.url) as events:
+        await eventually(lambda: python.offset is not None and len(events) >= 2)
+        before = psutil.Process(server.pid).memory_info().rss
+        for name, size in (("large", 5 * MIB), ("huge", HUGE_BYTES)):
+            noise = NOISE.replace("$1", str(size))
+            await connection.execute(
+                f"INSERT INTO things (name, info) VALUES ('{name}', ({noise}))"
+            )
+        await connection.execute("UPDATE things SET info = info || '!'")
+        await insert(connection, "after")
+        await eventually(lambda: len(python.items) == 3 and len(events) == 7, PATIENCE_S)
+        assert [event[0] for event in events] == [
+            "connect", "feed:hello", "thing:create", "thing:create", "thing:update",
+            "thing:update", "thing:create",
+        ]  # fmt: skip
+        ids = [row["id"] for row in await connection.fetch("SELECT id FROM things ORDER BY id")]
+        cut = [
+            {"id": id, "name": name, "too_large": True}
+            for id, name in zip(ids, ("large", "huge"), strict=False)
+        ]
+        assert [event[1] for event in events[2:6]] == [*cut, *cut]
+        assert [python.items[id] for id in ids[:2]] == cut
+        assert psutil.Process(server.pid).memory_info().rss - before < 15 * MIB
+        await connection.execute("DELETE FROM things WHERE name <> 'after'")
+        await eventually(lambda: len(python.items) == 1, PATIENCE_S)
+    following.cancel()
+    await asyncio.wait([following])
+
+
+async def test_the_limit_is_exact(connection: Connection) -> None:
+    """Rows just as long as an event may be come whole, those one byte longer do not, whether
+    Postgres stores them compressed or not.
+    """
+    await connection.execute(
+        "CREATE TABLE t (a text, id int PRIMARY KEY, b text); SELECT feed.watch('t', 't')"
+    )
+    limit = 100_000
+    for filler in ("repeat('x', $1::int)", f"left(({NOISE.replace('$1', '200000')}), $1)"):
+        await connection.execute("TRUNCATE t, feed.change")
+        await connection.execute(f"INSERT INTO t SELECT '', 1, {filler}", limit // 2)
+        length = await connection.fetchval(
+            "SELECT octet_length(new::text) FROM feed.change WHERE op = 'create'"
+        )
+        since = await current_offset(connection)
+        for id, longer in ((2, 0), (3, 1)):
+            size = limit // 2 + limit - length + longer
+            await connection.execute(f"INSERT INTO t SELECT '', {id}, {filler}", size)
+        whole, cut = (await log.read(connection, since, event_bytes=limit)).changes
+        assert len(whole.body or "") == limit and json.loads(whole.body or "")["id"] == 2
+        assert json.loads(cut.body or "") == {"id": 3, "too_large": True}
+        await connection.execute("UPDATE t SET a = 'y' WHERE id = 3")
+        await connection.execute("DELETE FROM t WHERE id = 3")
+        *_, updated, destroyed = (await log.read(connection, since, event_bytes=limit)).changes
+        assert json.loads(updated.body or "") == {"id": 3, "too_large": True}
+        assert json.loads(destroyed.body or "") == {"id": 3}
+
+
+@pytest.mark.parametrize("document", ['"\\u0000"', '"\\ud800"', "[" * 6000 + "]" * 6000])
+async def test_rows_that_cannot_be_cut_are_reloads(connection: Connection, document: str) -> None:
+    """A row is too large, and holds a document that Postgres stores and cannot parse: clients of
+    its topic load again or get its key, the others come as always.
+    """
+    await connection.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, doc json, long text); SELECT feed.watch('t', 't')"
+    )
+    since = await current_offset(connection)
+    await connection.execute("INSERT INTO t VALUES (1, $1::json, repeat('long', 50000))", document)
+    await connection.execute("UPDATE t SET long = ''")
+    changes = (await log.read(connection, since, event_bytes=64 * 1024)).changes
+    cut = (changes[0].op, changes[0].body and json.loads(changes[0].body))
+    assert cut in [("reload", None), ("create", {"id": 1, "too_large": True})]
+    assert changes[1].op == "update" and (changes[1].body or "").endswith('"long":""}')
