@@ -20,11 +20,7 @@ ROLE = """
     GRANT USAGE ON SCHEMA feed, public TO {role};
     GRANT ALL ON ALL TABLES IN SCHEMA feed TO {role};
     GRANT ALL ON ALL FUNCTIONS IN SCHEMA feed TO {role};
-    DO $$ BEGIN
-        IF to_regclass('public.alembic_version') IS NOT NULL THEN
-            GRANT SELECT ON public.alembic_version TO {role};
-        END IF;
-    END $$
+    GRANT SELECT ON things TO {role}
 """
 RAISE = """
     CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
@@ -46,10 +42,12 @@ def role(database_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def server_of_role(start_server: StartServer, database_url: str, role: str) -> RunningServer:
-    """The server, connected as that role."""
+    """The server, connected as that role. (It would not start without the right to read.)"""
     at = urlsplit(database_url)
     netloc = f"{role}:p@{at.hostname}:{at.port}"
-    return start_server(database_url=at._replace(netloc=netloc).geturl())
+    server = start_server(database_url=at._replace(netloc=netloc).geturl())
+    run(execute(database_url, f"REVOKE SELECT ON things FROM {role}"))
+    return server
 
 
 def problem(response: httpx.Response, status: int) -> str:
