@@ -16,6 +16,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.deadlines import Deadlines
+from app.gathering import Gathering
 from app.hosts import Hosts
 from app.rest.problems import PROBLEM_JSON, ProblemDetails, wrong_host
 from app.socketio.handshake import (
@@ -295,6 +296,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._answers = Gathering(transport)
         self._extra = self._door.is_extra(transport)
         self._door.waiting.add(self)
 
@@ -342,6 +344,8 @@ class HttpConnection(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_PIPELINED:
             raise ValueError
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = cast(asyncio.Transport, self._answers)
         self._fruitful, self._in_head, self._in_body = True, False, True
         self._door.waiting.remove(self)
         self._door.bodies.add(self)
@@ -392,6 +396,7 @@ class HttpConnection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def on_response_complete(self) -> None:
+        self._answers.flush()
         super().on_response_complete()
         self._unset_keepalive_if_required()  # `waiting` is one timer for all
         if self._answering():
@@ -461,6 +466,7 @@ class HttpConnection(HttpToolsProtocol):
     def _detach(self) -> None:
         """Give the connection away; whatever handler is left finds that its client has gone."""
         self.flow.resume_reading()
+        self._answers.flush()
         self._forget()
         super().connection_lost(ConnectionAbortedError())
 

@@ -8,19 +8,10 @@ import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
 from tests.end_to_end.steps import PATIENCE_S, expect_state
+from tests.support.chromium import CHROMIUM, CHROMIUM_OPTIONS
 from tests.support.machine import require
 from tests.support.server import RunningServer
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # What the browser itself reports when a server refuses or is down: not a fault of the page.
 EXPECTED_REPORTS = ("Failed to load resource:", "WebSocket connection to")
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ from tests.faults.tables import (
     miscaptured,
 )
 from tests.faults.writers import EXPECTED, Pace, RestWriter, SlowWriter, SqlWriter
+from tests.support.gateway import Entrance, Gateway
 from tests.support.postgres import private_server
 from tests.support.proxy import Proxy
 
@@ -60,6 +62,8 @@ STOP_TIMEOUT_S = 30.0
 OVERLAP = 10_000  # transaction ids that may have been reused after a crash
 LOG_ROWS = 5_000  # read at once
 NOWHERE = "127.0.0.1", 9  # nothing listens there
+# The clients that are not JavaScript, and the browser: each kind's module.
+PROGRAMS = {"python": "tests.faults.watch", "browser": "tests.faults.watch_browser"}
 # The share of the planned time for writing the backlog.
 AWAY = 0.4
 
@@ -180,12 +184,14 @@ class Report:
 class Oracle:
     """A run on a migrated, empty database. `async with` it, `run` it, then ask for the `verdict`.
 
-    `sabotage` names a safeguard of the product to disable (sabotage.py).
+    `sabotage` names a safeguard of the product to disable (sabotage.py). Clients connect through
+    the `gateway`, if there is one.
     """
 
     def __init__(
-        self, plan: Plan, directory: Path, postgres: Server, url: str, sabotage: str = ""
-    ) -> None:
+        self, plan: Plan, directory: Path, postgres: Server, url: str, sabotage: str = "",
+        gateway: Gateway | None = None,
+    ) -> None:  # fmt: skip
         self.plan = plan
         self.postgres = postgres
         self.url = url
@@ -203,6 +209,8 @@ class Oracle:
         self.fronts: list[Proxy] = []
         self._exposed: list[Proxy] = []  # those that faults may strike
         self._sabotage = sabotage
+        self._gateway = gateway
+        self.entrance: Entrance | None = None
         self._watchers: list[asyncio.subprocess.Process] = []
         self._writing: list[asyncio.Task[None]] = []
         self._striking: list[asyncio.Task[None]] = []
@@ -251,6 +259,16 @@ class Oracle:
             task = asyncio.create_task(node.run(self.url, ready), name=node.name)
             stack.push_async_callback(end, [task])
             await first(task, ready.wait())
+        if self._gateway is not None:
+            ports = [node.server.port for node in self.nodes]
+            self.entrance = await stack.enter_async_context(self._gateway(ports))
+
+    def _front(self, number: int) -> tuple[Proxy, str]:
+        """Return what stands before a client, and the scheme of its URL."""
+        if self.entrance is None:
+            return Proxy("127.0.0.1", self.nodes[number % len(self.nodes)].server.port), "http"
+        # The gateway chooses a node by the client's address.
+        return Proxy("127.0.0.1", self.entrance.port, f"127.0.1.{number + 1}"), "https"
 
     async def _start_clients(self, stack: contextlib.AsyncExitStack) -> None:
         programs: dict[str, list[dict[str, Any]]] = {}
@@ -258,8 +276,8 @@ class Oracle:
             name = f"{number} {kind} {'+'.join(transports)}"
             file = self.directory / f"{name.replace(' ', '-')}.jsonl"
             file.touch()
-            node = self.nodes[number % len(self.nodes)]
-            front = await stack.enter_async_context(Proxy("127.0.0.1", node.server.port))
+            front, scheme = self._front(number)
+            await stack.enter_async_context(front)
             self.fronts.append(front)
             self._readers.append(Reader(name, self._log))
             self._files.append(stack.enter_context(file.open("rb")))
@@ -268,19 +286,20 @@ class Oracle:
             ).append(
                 {
                     "kind": kind,
-                    "url": f"http://127.0.0.1:{front.port}",
+                    "url": f"{scheme}://127.0.0.1:{front.port}",
                     "transports": transports,
                     "file": str(file),
                 }
             )
         for kind, clients in programs.items():
-            command = [sys.executable, "-m", "tests.faults.watch"]
-            if kind != "python":
-                command = [node_program(), "--no-warnings", "watch.mjs"]
+            command = [sys.executable, "-m", PROGRAMS[kind]] if kind in PROGRAMS else [
+                node_program(), "--no-warnings", "watch.mjs"
+            ]  # fmt: skip
             said = stack.enter_context((self.directory / f"watch-{kind}.log").open("w"))
             watcher = await asyncio.create_subprocess_exec(
                 *command, json.dumps(clients), stdin=subprocess.PIPE, stdout=said, stderr=said,
-                cwd=ROOT if kind == "python" else HERE,
+                cwd=ROOT if kind in PROGRAMS else HERE,
+                env=os.environ | (self.entrance.environment if self.entrance else {}),
             )  # fmt: skip
             stack.push_async_callback(self._kill_watcher, watcher)
             self._watchers.append(watcher)
@@ -327,15 +346,16 @@ class Oracle:
 
     async def _write_nested(self, writers: Sequence[NestedWriter]) -> None:
         """Write the other tables, once every client has seen them empty."""
-        await self._greeted()
+        await self.greeted()
         await asyncio.gather(*(writer.run() for writer in writers))
 
-    async def _greeted(self) -> None:
+    async def greeted(self) -> None:
+        """Wait until every client has connected. Raises TimeoutError."""
         await self.until(lambda: min(self.sessions()) > 0)
 
     async def _stay_away(self) -> None:
         """Keep some clients disconnected until the backlog is written."""
-        await self._greeted()
+        await self.greeted()
         before = await self._logged()
         fronts = [self.fronts[number] for number in self.plan.away]
         for front in fronts:
@@ -593,10 +613,12 @@ async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def private_oracle(plan: Plan, directory: Path) -> AsyncIterator[Oracle]:
+async def private_oracle(
+    plan: Plan, directory: Path, gateway: Gateway | None = None
+) -> AsyncIterator[Oracle]:
     """Yield an oracle with its own Postgres, which faults may stop and kill."""
     with contextlib.ExitStack() as stack:
         postgres = await asyncio.to_thread(stack.enter_context, private_server(**POSTGRES))
         await asyncio.to_thread(migrate, postgres.url)
-        async with Oracle(plan, directory, postgres, postgres.url) as oracle:
+        async with Oracle(plan, directory, postgres, postgres.url, gateway=gateway) as oracle:
             yield oracle

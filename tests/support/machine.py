@@ -6,6 +6,9 @@ from typing import NoReturn
 
 import pytest
 
+# On Debian, servers such as nginx are where an ordinary user's PATH does not lead.
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin"])
+
 
 def missing(reason: str) -> NoReturn:
     """Skip the test because something is missing; fail it in CI (CI=true), which must have it."""
@@ -20,7 +23,7 @@ def require(*programs: str) -> str:
     If none is, the test is skipped; in CI it fails.
     """
     for program in programs:
-        found = shutil.which(program)
+        found = shutil.which(program, path=PATH)
         if found is not None:
             return found
     missing(f"this test needs {' or '.join(programs)}")

@@ -12,11 +12,13 @@ PIECE_BYTES = 64 * 1024
 class Proxy:
     """Carries bytes to and from `host:port` until stopped.
 
-    `forth` is the direction from the client to the target, `back` the opposite one.
+    `forth` is the direction from the client to the target, `back` the opposite one. `source`: the
+    address of this machine that the target sees.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, source: str | None = None) -> None:
         self.target = host, port
+        self._source = (source, 0) if source else None
         self._forth, self._back = asyncio.Event(), asyncio.Event()
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
@@ -72,7 +74,9 @@ class Proxy:
         writers = self._connections[task] = [writer]
         try:
             await self._forth.wait()
-            target_reader, target_writer = await asyncio.open_connection(*self.target)
+            target_reader, target_writer = await asyncio.open_connection(
+                *self.target, local_addr=self._source
+            )
             writers.append(target_writer)
             ways = [
                 asyncio.create_task(self._carry(reader, target_writer, self._forth)),
