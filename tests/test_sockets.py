@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, suppress
 import httpx
 import pytest
 from websockets.asyncio.client import connect as open_websocket
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.database.connections import Connection
 from app.live import broadcast as broadcast_module
@@ -21,6 +21,8 @@ from app.socketio.codec import POLL_PACKETS
 from tests.support.feeds import eventually
 from tests.support.server import RunningServer
 from tests.support.sockets import (
+    PATH,
+    QUERY,
     App,
     PollingClient,
     joined,
@@ -468,3 +470,14 @@ async def test_shutting_down_while_clients_join(
         with suppress(httpx.HTTPError):
             await posting
     assert "Traceback" not in server.log and "ERROR" not in server.log
+
+
+async def test_a_stopping_node_opens_no_sessions(any_app: App) -> None:
+    """A proxy passes another client on to a node that has just closed its sessions."""
+    async with httpx.AsyncClient(base_url=any_app.url) as http:
+        any_app.socketio.close()
+        answer = await http.get(f"{PATH}{QUERY}polling")
+        assert answer.status_code == 503 and "stopping" in answer.json()["message"]
+        with pytest.raises(InvalidStatus):
+            async with opened(any_app.url):
+                pass

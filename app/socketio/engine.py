@@ -86,6 +86,7 @@ class Engine:
         self.connections = 0  # taken over and still open
         self._origins = origins
         self._reported: set[str] = set()
+        self._stopping = False
         self._sessions: dict[str, Session] = {}
         self._closed = dict.fromkeys(CloseReason, 0)
         self._loop = asyncio.get_running_loop()
@@ -104,7 +105,10 @@ class Engine:
         return EngineStats(len(self._sessions), self._closed.copy())
 
     def close(self) -> None:
-        """Close every transport, without a DISCONNECT, so that clients reconnect."""
+        """Close every transport, without a DISCONNECT, so that clients reconnect, and open no more:
+        a proxy's connections may outlive the sessions by a moment.
+        """
+        self._stopping = True
         for session in list(self._sessions.values()):
             session.close(CloseReason.SERVER_STOPS)
         for session in list(self.waiting):  # about to upgrade, or parting
@@ -170,6 +174,8 @@ class Engine:
         if request.sid is None:
             if request.method != "GET":
                 raise RequestRefused(EngineError.BAD_METHOD)
+            if self._stopping:
+                raise RequestRefused(EngineError.STOPPING)
             if len(self._sessions) >= self._max_sessions:
                 raise RequestRefused(EngineError.TOO_MANY_SESSIONS)
             return None

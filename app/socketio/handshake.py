@@ -57,6 +57,7 @@ class EngineError(Enum):
     BAD_REQUEST = (400, 3, "Bad request")
     FOREIGN_ORIGIN = (403, 4, "Forbidden")
     UNSUPPORTED_VERSION = (400, 5, "Unsupported protocol version")
+    STOPPING = (503, 6, "This node is stopping; connect again")
     TOO_MANY_SESSIONS = (503, 6, "Too many clients, see MAX_CLIENTS; try again later")
 
 
