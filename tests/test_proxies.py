@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import aiohttp
 import pytest
 import socketio
 
+from tests.faults.checker import THE_END
 from tests.faults.oracle import BOTH, POLLING, WEBSOCKET, Oracle, Plan, private_oracle
 from tests.support.feeds import eventually
 from tests.support.gateway import Entrance, MakeGateway, haproxy, nginx
@@ -26,17 +28,15 @@ PATIENCE_S = 30
 
 class PatientClient:
     """One of python-socketio's own clients, which reconnects by itself. It keeps an offset, and
-    counts the marks that it sees.
+    notes the changes that it receives.
     """
 
     def __init__(self, client: Any, transports: list[str]) -> None:
-        self.marks: Counter[str] = Counter()
+        self.changes: list[str] = []
         self._offset: str | None = None
         self._transports = transports
         self._client = client
-        client.on("feed:hello", self._note_offset)
-        client.on("thing:create", self._note_thing)
-        client.on("*", self._note_any)
+        client.on("*", self._note)
 
     def connecting(self, url: str) -> Any:
         """Connect, or return the coroutine that does."""
@@ -45,16 +45,16 @@ class PatientClient:
             wait_timeout=PATIENCE_S, retry=True,
         )  # fmt: skip
 
-    def _note_offset(self, _: dict[str, Any], offset: str) -> None:
-        self._offset = offset
+    def _note(self, event: str, *arguments: Any) -> None:
+        *what, self._offset = arguments
+        if event == "thing:create" and what[0]["name"].startswith("mark "):
+            self.changes.append(what[0]["name"])
+        elif event != "feed:hello":
+            self.changes.append(json.dumps([event, *what]))
 
-    def _note_thing(self, thing: dict[str, Any], offset: str) -> None:
-        self._offset = offset
-        if thing["name"].startswith("mark "):
-            self.marks[thing["name"]] += 1
-
-    def _note_any(self, _: str, *arguments: Any) -> None:
-        self._offset = arguments[-1]
+    def between(self, first: str, last: str) -> Counter[str]:
+        """Return the changes between two marks."""
+        return Counter(self.changes[self.changes.index(first) : self.changes.index(last)])
 
 
 @contextlib.asynccontextmanager
@@ -90,7 +90,7 @@ async def mark(oracle: Oracle, patient: list[PatientClient], number: int) -> Non
     async with oracle.session() as connection:
         await connection.execute("INSERT INTO things (name) VALUES ($1)", name)
     await oracle.seen(name)
-    await eventually(lambda: all(name in client.marks for client in patient), PATIENCE_S)
+    await eventually(lambda: all(name in client.changes for client in patient), PATIENCE_S)
 
 
 @pytest.mark.parametrize("make", [nginx, haproxy], ids=["nginx", "HAProxy"])
@@ -119,7 +119,9 @@ async def test_clients_of_every_kind_stay_exact_behind_a_proxy(
                 await node.start()
                 await node.ready()
             report = await oracle.verdict()
+            await eventually(lambda: all(THE_END in client.changes for client in patient))
     assert not report.failures(), report
     assert all(findings.sessions > 1 for findings in report.clients.values()), report
-    for client in patient[:-1]:  # the threaded client may apply events out of order
-        assert [client.marks[f"mark {number}"] for number in range(5)] == [1] * 5
+    # The threaded client may apply events out of order, and so continue from an older one.
+    received = [client.between("mark 0", THE_END) for client in patient[:-1]]
+    assert received[0] == received[1] == received[2]
