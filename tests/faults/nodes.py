@@ -94,15 +94,15 @@ class Node:
         except (AssertionError, psutil.NoSuchProcess):
             return False
 
-    async def ready(self) -> bool:
-        """Wait until /readyz reports ready; return False if it does not in time."""
+    async def ready(self, wanted: bool = True) -> bool:
+        """Wait until /readyz reports ready, or not ready; return False if it does not in time."""
         end = time.monotonic() + READY_TIMEOUT_S
         timeout = aiohttp.ClientTimeout(5)
         async with aiohttp.ClientSession(timeout=timeout) as http:
             while time.monotonic() < end:
                 try:
                     async with http.get(f"{self.url}/readyz") as answer:
-                        if answer.status == 200:
+                        if (answer.status == 200) is wanted:
                             return True
                 except (OSError, aiohttp.ClientError):
                     pass

@@ -79,6 +79,7 @@ async def the_database_was_away(oracle: Oracle) -> None:
     database.cut()
     async with oracle.session() as connection:
         await connection.execute(CREATE, "meanwhile")
+        assert await oracle.nodes[0].ready(False)
         database.pass_on()
         database.cut()
         assert await oracle.nodes[0].ready()
