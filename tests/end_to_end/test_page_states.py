@@ -80,7 +80,9 @@ async def test_a_refused_page_says_why(server: RunningServer, open_page: OpenPag
     """
     async with under_prefix(server.url, "/", host="localhost") as (address, requests):
         page = await open_page(address)
-        await expect(page.locator("#notice")).to_contain_text("the server's own origin is http://localhost")
+        await expect(page.locator("#notice")).to_contain_text(
+            "the server's own origin is http://localhost"
+        )
         await expect_state(page, "Refused by the server")
         begin = asyncio.get_running_loop().time()
         async with asyncio.timeout(PATIENCE_S):
