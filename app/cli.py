@@ -191,6 +191,9 @@ def topics_command(settings: Settings) -> None:
     """List the watched tables."""
     with migrated_database(settings) as url:
         found = asyncio.run(topics.list_topics(url))
+    if not found:
+        click.echo("No table is watched.")
+        return
     rows = [("topic", "table", "key", "destroy carries", "problem")]
     rows += [
         (each.name, each.table, ", ".join(each.key), each.destroy_with or "the key",

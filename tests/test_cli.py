@@ -430,3 +430,55 @@ def test_the_version_can_be_asked() -> None:
     """A user asks for the version."""
     done = tablecast("--version")
     assert (done.returncode, done.stdout) == (0, f"tablecast, version {version('tablecast')}\n")
+
+
+async def test_watching_from_the_command_line(connection: Connection, database_url: str) -> None:
+    """A user watches tables by their names as SQL has them, lists them, and unwatches them."""
+    await connection.execute(
+        'CREATE TABLE orders (id int PRIMARY KEY); CREATE SCHEMA "My Shop";'
+        'CREATE TABLE "My Shop"."Lines"'
+        " (o int, n int, sku text UNIQUE NOT NULL, PRIMARY KEY (o, n))"
+    )
+
+    def run(*arguments: str) -> str:
+        done = tablecast(*arguments, DATABASE_URL=database_url)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    assert run("watch", "orders").endswith("orders:create, orders:update, orders:destroy and"
+                                           " orders:truncate.\n")  # fmt: skip
+    lines = '"My Shop"."Lines"'
+    run("watch", lines, "--topic", "line", "--destroy-with", "sku")
+    await connection.execute("ALTER TABLE orders DISABLE TRIGGER ALL")
+    listed = run("topics").splitlines()
+    assert listed[1].split() == ["line", '"My', 'Shop"."Lines"', "o,", "n", "sku", "none"]
+    assert listed[2].endswith(
+        "triggers are disabled or missing: what is written now is not captured"
+    )
+    assert run("unwatch", "orders") == "orders is not watched any more; its topic was orders.\n"
+    assert "orders" not in run("topics")
+    run("unwatch", lines)
+    run("unwatch", "things")
+    assert run("topics") == "No table is watched.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("watch", "nowhere"), "There is no table nowhere: name it as in SQL"),
+        (("watch", "a b"), "'a b' is not the name of a table"),
+        (("watch", "things", "--topic", "A"), "The topic 'A' cannot be used"),
+        (("watch", "v"), "public.v cannot be watched: only ordinary, permanent tables can."),
+        (("watch", "Odd"), "There is no table Odd"),
+        (("watch", '"Odd"'), "The topic 'Odd' cannot be used: take a lower-case word of letters,"),
+        (("watch", '"Odd"', "--topic", "thing"), "The topic thing is taken by the table"),
+        (("watch", "things", "--destroy-with", "info"), "public.things cannot be watched with"),
+        (("unwatch", '"Odd"'), '"Odd" is not watched.'),
+    ],
+)
+async def test_what_cannot_be_watched_is_a_sentence(
+    connection: Connection, database_url: str, arguments: tuple[str, ...], sentence: str
+) -> None:
+    """A user names a table or a topic that cannot be."""
+    await connection.execute('CREATE VIEW v AS SELECT 1; CREATE TABLE "Odd" (id int PRIMARY KEY)')
+    assert refusal(tablecast(*arguments, DATABASE_URL=database_url)).startswith(sentence)
