@@ -84,13 +84,13 @@ def _more(connection: socket.socket) -> bytes:
 
 
 def _list(_things: int) -> Callable[[], bytes]:
-    request = b"GET /api/things HTTP/1.1\r\nHost: bench\r\n\r\n"
+    request = b"GET /api/things HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     return lambda: request
 
 
 def _one(things: int) -> Callable[[], bytes]:
     return lambda: (
-        b"GET /api/things/thing-%d HTTP/1.1\r\nHost: bench\r\n\r\n" % random.randint(1, things)
+        b"GET /api/things/thing-%d HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % random.randint(1, things)
     )
 
 
@@ -100,7 +100,7 @@ def _post(_things: int) -> Callable[[], bytes]:
     def request() -> bytes:
         body = json.dumps({"name": f"{stem}-{next(numbers)}", "info": "measured"}).encode()
         return (
-            b"POST /api/things HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+            b"POST /api/things HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
         )
 

@@ -11,7 +11,7 @@ from bench.servers import START_SECONDS, Peer, Server, spawn
 
 ROUNDS = 7
 PAUSE_SECONDS = 0.001
-REQUEST = b"GET /nothing HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+REQUEST = b"GET /nothing HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 MOST_OF_NODE = 1.2
 
 
