@@ -7,9 +7,10 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from app.database.connections import Connection, connect
+from app.database.connections import Connection, Refusal, connect
 from app.database.migration import configuration, migrate, newest_revision
 from app.feed import log
+from app.feed.offset import Offset
 from tests.support.catalog import catalog, digest
 from tests.support.older import install_0_1_0
 
@@ -96,6 +97,35 @@ async def test_migrating_again_changes_nothing(database_url: str) -> None:
         assert await connection.fetchval("SELECT count(*) FROM things") == 1
     finally:
         await connection.close()
+
+
+async def test_tables_that_share_a_topic_are_named(empty_database_url: str) -> None:
+    """Two tables share a topic, as was possible before: the migration says which, and changes
+    nothing; once one of them has another topic, it goes through.
+    """
+    url = empty_database_url
+    await asyncio.to_thread(command.upgrade, configuration(url), "0003")
+    before = await catalog(url)
+    connection = await connect(url)
+    try:
+        await connection.execute(
+            "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, name text);"
+            "SELECT feed.watch('a', 'same'), feed.watch('b', 'same')"
+        )
+        with pytest.raises(Refusal, match=r"topic same is used by the tables (a and b|b and a)"):
+            await asyncio.to_thread(migrate, url)
+        await connection.execute("SELECT feed.watch('b', 'other')")
+        await asyncio.to_thread(migrate, url)
+        since = Offset(await log.current_position(connection))
+        await connection.execute("INSERT INTO b VALUES (1, 'Sam'); DELETE FROM b")
+        await connection.execute("INSERT INTO things (name) VALUES ('a'); DELETE FROM things")
+        changes = (await log.read(connection, since)).changes
+        assert [change.body for change in changes if change.op == "destroy"] == ['{"id": 1}', '"a"']
+        await connection.execute("SELECT feed.unwatch('a'), feed.unwatch('b'); DROP TABLE a, b")
+    finally:
+        await connection.close()
+    await asyncio.to_thread(command.downgrade, configuration(url), "0003")
+    assert await catalog(url) == before
 
 
 # An installation of 0.1.0
