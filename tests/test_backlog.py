@@ -108,6 +108,24 @@ async def test_changes_of_one_row_stay_in_order_across_checkpoints(
     assert sum(page.until.until is None for page in pages) > 3
 
 
+async def blocks(
+    connection: Connection, query: str, since: Offset, until: str, *limits: int
+) -> int:
+    """Return how many blocks one of the reads touches, with the plan that the feed uses."""
+    for setting in READER.items():
+        await connection.execute("SELECT set_config($1, $2, false)", *setting)
+    values = [f"'{since.position}'", f"'{until}'", *map(str, limits)]
+    types = ["text", "text", *("boolean" if limit is True else "bigint" for limit in limits)]
+    await connection.execute(f"PREPARE reading ({', '.join(types)}) AS {query}")
+    plan = json.loads(
+        await connection.fetchval(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) EXECUTE reading ({', '.join(values)})"
+        )
+    )[0]["Plan"]
+    await connection.execute("DEALLOCATE reading")
+    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
 async def test_a_page_of_a_replay_touches_as_much_as_it_holds(connection: Connection) -> None:
     """Finding the next batch and reading it touches few blocks, however long the backlog is and
     however old the planner's statistics are.
@@ -119,28 +137,29 @@ async def test_a_page_of_a_replay_touches_as_much_as_it_holds(connection: Connec
         "ANALYZE feed.change; INSERT INTO feed.checkpoint"
         " SELECT until, id + n, snapshot FROM feed.checkpoint, generate_series(1, 60) AS n"
     )
-    for setting in READER.items():
-        await connection.execute("SELECT set_config($1, $2, false)", *setting)
     until = await log.current_position(connection)
-
-    async def blocks(query: str, until: str, *limits: int) -> int:
-        """How many blocks one of the reads touches, with the plan that the feed uses."""
-        values = [f"'{since.position}'", f"'{until}'", *map(str, limits)]
-        types = ["text", "text", *("boolean" if limit is True else "bigint" for limit in limits)]
-        await connection.execute(f"PREPARE reading ({', '.join(types)}) AS {query}")
-        plan = json.loads(
-            await connection.fetchval(
-                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) EXECUTE reading ({', '.join(values)})"
-            )
-        )[0]["Plan"]
-        await connection.execute("DEALLOCATE reading")
-        return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
-
     page = (log.PAGE_ROWS, log.PAGE_BYTES, True, log.ANY_SIZE)
     checkpoint = await connection.fetchval(log.NEXT_CHECKPOINT, str(since.position), str(until))
-    assert await blocks(log.NEXT_CHECKPOINT, str(until)) < 100
-    assert await blocks(log.READ_BATCH, str(until), log.FEW_ROWS, *page) < 200
-    assert await blocks(log.READ_BATCH, checkpoint, log.BATCH_ROWS, *page) < 600
+    assert await blocks(connection, log.NEXT_CHECKPOINT, since, str(until)) < 100
+    few, batch = (log.FEW_ROWS, *page), (log.BATCH_ROWS, *page)
+    assert await blocks(connection, log.READ_BATCH, since, str(until), *few) < 200
+    assert await blocks(connection, log.READ_BATCH, since, checkpoint, *batch) < 600
+
+
+async def test_a_page_reads_no_row_beyond_its_end(connection: Connection) -> None:
+    """Of a backlog of rows that are longer than an event may be, a page reads its own: judging the
+    length of those after it would make each of many pages as expensive as all of them.
+    """
+    await connection.execute("CREATE TABLE t (id int PRIMARY KEY, long text)")
+    await connection.execute("SELECT feed.watch('t', 't')")
+    since = await current_offset(connection)
+    await connection.execute(
+        "INSERT INTO t SELECT i, (SELECT string_agg(md5((i * j)::text), '')"
+        " FROM generate_series(1, 250) AS j) FROM generate_series(1, 500) AS i"
+    )
+    until = str(await log.current_position(connection))
+    limits = (log.FEW_ROWS, log.PAGE_ROWS, 64 * 1024, True, 4096)
+    assert await blocks(connection, log.READ_BATCH, since, until, *limits) < 500
 
 
 async def test_the_feed_catches_up_over_checkpoints(

@@ -55,23 +55,29 @@ ended AS (
 """
 PAGE = """
 page AS (
-    SELECT *, sum(size) OVER (ORDER BY id) AS bytes,
-           CASE WHEN stored > $7::bigint OR is_compressed AND stored > $7 / 255
-                THEN octet_length(body::text) > $7 ELSE false END AS is_too_large
+    SELECT *, CASE WHEN stored > $7::bigint OR is_compressed AND stored > $7 / 255
+                   THEN octet_length(body::text) > $7 ELSE false END AS is_too_large
     FROM (
-        SELECT *, stored * CASE WHEN is_compressed THEN 10 ELSE 1::float8 END AS size
+        SELECT *, sum(size) OVER (ORDER BY id) AS bytes
         FROM (
-            SELECT *, coalesce(pg_column_size(body), 0) AS stored,
-                   pg_column_compression(body) IS NOT NULL AS is_compressed
+            SELECT *, stored * CASE WHEN is_compressed THEN 10 ELSE 1::float8 END AS size
             FROM (
-                SELECT id, topic, op, at,
-                       CASE op WHEN 'destroy' THEN coalesce(old, new)
-                               WHEN 'rekey' THEN NULL ELSE new END AS body
-                FROM unread
-            ) AS sent
-            ORDER BY id LIMIT $4
-        ) AS measured
-    ) AS sized
+                SELECT *, coalesce(pg_column_size(body), 0) AS stored,
+                       pg_column_compression(body) IS NOT NULL AS is_compressed
+                FROM (
+                    SELECT id, topic, op, at,
+                           CASE op WHEN 'destroy' THEN coalesce(old, new)
+                                   WHEN 'rekey' THEN NULL ELSE new END AS body
+                    FROM unread
+                ) AS sent
+                ORDER BY id LIMIT $4
+            ) AS measured
+        ) AS sized
+    ) AS summed
+    WHERE bytes - size < $5
+    -- Lengths are found once each, and only of the page's own rows: finding one may mean reading
+    -- the whole row.
+    OFFSET 0
 )
 SELECT NULL::bigint AS id, NULL AS topic, NULL AS op, NULL AS body, NULL::text[] AS key,
        NULL AS destroy_with, false AS is_too_large, NULL::float8 AS written_at,
@@ -88,7 +94,6 @@ SELECT id, page.topic, op,
        CASE WHEN op = 'destroy' THEN watched.destroy_with END,
        is_too_large, date_part('epoch', at), NULL, NULL, NULL, NULL, NULL, NULL
 FROM page LEFT JOIN feed.topic AS watched ON watched.topic = page.topic
-WHERE bytes - size < $5
 ORDER BY id NULLS FIRST
 """
 
