@@ -232,6 +232,24 @@ async def test_what_was_deleted_before_an_unwatch_is_a_reload(connection: Connec
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("ddl", ["RENAME n TO m", "DROP n"])
+async def test_a_destroy_without_its_column_is_a_reload(connection: Connection, ddl: str) -> None:
+    """The column that a topic's destroys carry is renamed or dropped, and a row is deleted: clients
+    load again, and never get a key where they expect the column's value.
+    """
+    await connection.execute("CREATE TABLE t (id int PRIMARY KEY, n text UNIQUE NOT NULL)")
+    await connection.execute("SELECT feed.watch('t', 't', 'n')")
+    await connection.execute("INSERT INTO t VALUES (1, 'one'), (2, 'two')")
+    await connection.execute(f"ALTER TABLE t {ddl}")
+    since = await current_offset(connection)
+    await connection.execute("DELETE FROM t WHERE id = 1")
+    [(_, problem)] = await look(connection)
+    assert problem is not None and "NOT NULL and UNIQUE" in problem
+    await connection.execute("DELETE FROM t")
+    changes = (await log.read(connection, since)).changes
+    assert [(change.op, change.body) for change in changes] == [("reload", None)] * 3
+
+
 UNFIT = [
     ("id int PRIMARY KEY, name text", "name"),
     ("id int PRIMARY KEY, name text UNIQUE", "name"),

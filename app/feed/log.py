@@ -380,9 +380,12 @@ def _change(
 
 
 def _destroyed(row: str, key: list[str] | None, destroy_with: str | None) -> str | None:
-    """What a destroy carries of a row; None if the topic is not watched any more."""
-    if destroy_with is not None and (found := members(row, (destroy_with,))) is not None:
-        return found[0]
+    """What a destroy carries of a row; None if the row does not have it (its column was renamed or
+    dropped), or the topic is not watched any more.
+    """
+    if destroy_with is not None:
+        found = members(row, (destroy_with,))
+        return None if found is None else found[0]
     return None if key is None else excerpt(row, tuple(key))
 
 
