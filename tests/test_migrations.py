@@ -111,6 +111,7 @@ async def test_tables_that_share_a_topic_are_named(empty_database_url: str) -> N
         await connection.execute(
             "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, name text);"
             "SELECT feed.watch('a', 'same'), feed.watch('b', 'same')"
+            ";CREATE TABLE c (id int PRIMARY KEY); SELECT feed.watch('c', 'other'); DROP TABLE c"
         )
         with pytest.raises(Refusal, match=r"topic same is used by the tables (a and b|b and a)"):
             await asyncio.to_thread(migrate, url)

@@ -100,6 +100,8 @@ async def _connected(url: str) -> AsyncIterator[Connection]:
         finally:
             connection.terminate()
     except UNAVAILABLE as error:
-        raise Refusal(f"The database cannot be reached: {error or 'no answer'}.") from error
+        raise Refusal(
+            f"The database cannot be reached: {str(error).rstrip('.') or 'it does not answer'}."
+        ) from error
     except asyncpg.PostgresError as error:  # the sentences of feed.watch among them
         raise Refusal(f"{str(error).rstrip('.')}.") from error

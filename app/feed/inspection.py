@@ -44,7 +44,9 @@ class Inspection:
                     self._reloads += len(changed)
                     report(changed)
                 except UNAVAILABLE as error:
-                    logger.info("the tables were not inspected: %s", error or type(error).__name__)
+                    logger.info(
+                        "the tables were not inspected: %s", str(error) or type(error).__name__
+                    )
                 except asyncpg.PostgresError as error:
                     logger.error("the tables cannot be inspected: %s", error)
             await asyncio.sleep(PAUSE_S)

@@ -51,7 +51,7 @@ class Retention:
                         )
                         self._pruned += deleted
                 except UNAVAILABLE as error:
-                    logger.info("the log was not pruned: %s", error or type(error).__name__)
+                    logger.info("the log was not pruned: %s", str(error) or type(error).__name__)
                 except asyncpg.PostgresError as error:
                     logger.error("the log cannot be pruned: %s", error)
             await asyncio.sleep(SHORT_PAUSE_S if deleted == STEP_ROWS else PAUSE_S)

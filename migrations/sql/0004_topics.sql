@@ -5,6 +5,13 @@
 -- whose value a destroy carries, NULL for the key.
 ALTER TABLE feed.topic ADD COLUMN key text[], ADD COLUMN destroy_with text;
 
+-- Dropped tables hold no topic.
+WITH gone AS (
+    DELETE FROM feed.topic
+    WHERE NOT EXISTS (SELECT FROM pg_class WHERE pg_class.oid = relation) RETURNING topic
+)
+INSERT INTO feed.change (topic, op) SELECT topic, 'reload' FROM gone;
+
 DO $$
 DECLARE
     shared record;
