@@ -280,6 +280,17 @@ async def test_a_table_that_stays_with_its_topic_keeps_its_destroys(connection: 
     assert await connection.fetchval(column) is None
 
 
+async def test_a_kept_column_must_still_identify_a_row(connection: Connection) -> None:
+    """The column that destroys carry may be shared by two rows now, and the table is watched again:
+    one sentence refuses it.
+    """
+    await connection.execute("CREATE TABLE t (id int PRIMARY KEY, n text UNIQUE NOT NULL)")
+    await connection.execute("SELECT feed.watch('t', 't', 'n')")
+    await connection.execute("ALTER TABLE t DROP CONSTRAINT t_n_key")
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="NOT NULL and UNIQUE"):
+        await connection.execute("SELECT feed.watch('t', 't')")
+
+
 async def test_a_missing_right_is_a_sentence(connection: Connection, database_url: str) -> None:
     """A role that does not own the table, or has nothing to do with the feed, watches or unwatches
     it; the capture that a superuser makes belongs to the feed's owner.

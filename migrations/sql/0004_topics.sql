@@ -236,9 +236,12 @@ DECLARE
     before feed.topic;
     continues boolean;
 BEGIN
+    SELECT * INTO before FROM feed.topic AS watched WHERE watched.relation = watch.relation;
+    IF before.topic = watch.topic THEN
+        destroy_with := coalesce(destroy_with, before.destroy_with);
+    END IF;
     PERFORM feed.require_watchable(relation, topic, destroy_with);
     PERFORM feed.forget_dropped();
-    SELECT * INTO before FROM feed.topic AS watched WHERE watched.relation = watch.relation;
     continues := before.topic = watch.topic AND before.shape = feed.shape(watch.relation)
                  AND feed.problem_of(watch.relation) IS NULL;
     PERFORM feed.install_capture(watch.relation, watch.topic);
@@ -248,9 +251,7 @@ BEGIN
                 watch.destroy_with, feed.shape(watch.relation))
         ON CONFLICT ON CONSTRAINT topic_pkey DO UPDATE
         SET topic = excluded.topic, key = excluded.key, shape = excluded.shape,
-            destroy_with = CASE WHEN watched.topic = excluded.topic
-                                THEN coalesce(excluded.destroy_with, watched.destroy_with)
-                                ELSE excluded.destroy_with END;
+            destroy_with = excluded.destroy_with;
     EXCEPTION WHEN unique_violation THEN
         RAISE EXCEPTION 'The topic % has just been taken by another table: choose another.',
             watch.topic USING ERRCODE = 'unique_violation';
