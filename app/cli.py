@@ -156,9 +156,11 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
 
 
 @tablecast.command()
-@options("database_url", "data_dir", "things")
+@options("database_url", "data_dir")
 @click.argument("table")
-@click.option("--topic", help="what the events are named after [default: the table's name]")
+@click.option(
+    "--topic", help="what the events are named after [default: as now, else the table's name]"
+)
 @click.option(
     "--destroy-with",
     metavar="COLUMN",
@@ -167,16 +169,18 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
 def watch(settings: Settings, table: str, topic: str | None, destroy_with: str | None) -> None:
     """Make a table live; TABLE is its name as in SQL. Again, for another topic or column."""
     with migrated_database(settings) as url:
-        watched = asyncio.run(topics.watch(url, table, topic, destroy_with))
+        watched, before = asyncio.run(topics.watch(url, table, topic, destroy_with))
     name = watched.name
     click.echo(
         f"{watched.table} is watched: its events are {name}:create, {name}:update, {name}:destroy"
         f" and {name}:truncate."
     )
+    if before not in (None, name):
+        click.echo(f"Before, its topic was {before}: clients that follow it get nothing more.")
 
 
 @tablecast.command()
-@options("database_url", "data_dir", "things")
+@options("database_url", "data_dir")
 @click.argument("table")
 def unwatch(settings: Settings, table: str) -> None:
     """Stop following a table; TABLE is its name as in SQL."""
@@ -186,7 +190,7 @@ def unwatch(settings: Settings, table: str) -> None:
 
 
 @tablecast.command("topics")
-@options("database_url", "data_dir", "things")
+@options("database_url", "data_dir")
 def topics_command(settings: Settings) -> None:
     """List the watched tables."""
     with migrated_database(settings) as url:
@@ -210,7 +214,7 @@ def topics_command(settings: Settings) -> None:
 def migrated_database(settings: Settings) -> Iterator[str]:
     """Yield the URL of the chosen database, which must exist and be up to date."""
     with database(settings) as url:
-        asyncio.run(check(url, settings.things))
+        asyncio.run(check(url, things=False))  # the sample table is none of their business
         yield url
 
 

@@ -457,6 +457,8 @@ async def test_watching_from_the_command_line(connection: Connection, database_u
     )
     assert run("unwatch", "orders") == "orders is not watched any more; its topic was orders.\n"
     assert "orders" not in run("topics")
+    assert run("watch", lines).startswith(f"{lines} is watched: its events are line:create")
+    assert "its topic was line:" in run("watch", lines, "--topic", "position")
     run("unwatch", lines)
     run("unwatch", "things")
     assert run("topics") == "No table is watched.\n"
@@ -469,6 +471,7 @@ async def test_watching_from_the_command_line(connection: Connection, database_u
         (("watch", "a b"), "'a b' is not the name of a table"),
         (("watch", "things", "--topic", "A"), "The topic 'A' cannot be used"),
         (("watch", "v"), "public.v cannot be watched: only ordinary, permanent tables can."),
+        (("watch", "pg_class"), "pg_class cannot be watched: it is Postgres's own."),
         (("watch", "Odd"), "There is no table Odd"),
         (("watch", '"Odd"'), "The topic 'Odd' cannot be used: take a lower-case word of letters,"),
         (("watch", '"Odd"', "--topic", "thing"), "The topic thing is taken by the table"),

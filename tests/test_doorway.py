@@ -54,7 +54,7 @@ class Peer:
         self.writer = writer
 
     async def send(self, data: bytes, piece_bytes: int = 0) -> None:
-        """Send bytes, in segments of at most so many each, until the other side closes."""
+        """Send bytes, in segments of at most `piece_bytes`, until the other side closes."""
         if not piece_bytes:
             self.writer.write(data)
             return

@@ -176,6 +176,7 @@ FUNCTIONS = {
     ),
     "0004_topics.sql": (
         "log_reload",
+        "identifies",
         "problem_of",
         "forget_dropped",
         "require_owner",

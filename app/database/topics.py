@@ -35,20 +35,24 @@ class Topic:
     problem: str | None
 
 
-async def watch(url: str, table: str, topic: str | None, destroy_with: str | None) -> Topic:
-    """Watch a table, named as in SQL, under a topic (None: the table's own name).
+async def watch(
+    url: str, table: str, topic: str | None, destroy_with: str | None
+) -> tuple[Topic, str | None]:
+    """Watch a table, named as in SQL, under a topic (None: the one it has, else its own name).
 
-    Raises Refusal.
+    Returns also the topic it had before, if any. Raises Refusal.
     """
     async with _connected(url) as connection:
         found = await _resolve(connection, table)
+        before: str | None = await connection.fetchval(TOPIC_OF, found["oid"])
+        chosen = topic or before or found["relname"]
         try:
-            await connection.execute(WATCH, found["oid"], topic or found["relname"], destroy_with)
+            await connection.execute(WATCH, found["oid"], chosen, destroy_with)
         except asyncpg.InvalidParameterValueError as error:
-            hint = " Name one with --topic." if topic is None and destroy_with is None else ""
+            hint = " Name one with --topic." if "topic" in str(error) and topic is None else ""
             raise Refusal(f"{error}{hint}") from error
         topics = await _list(connection)
-        return next(each for each in topics if each.table == found["shown"])
+        return next(each for each in topics if each.name == chosen), before
 
 
 async def unwatch(url: str, table: str) -> str:

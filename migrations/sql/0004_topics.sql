@@ -45,6 +45,17 @@ BEGIN
 END
 $$;
 
+-- Whether a column's value is one row's: only then can clients find a destroyed row by it.
+CREATE FUNCTION feed.identifies(relation regclass, column_name text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_attribute
+        JOIN pg_index ON indrelid = attrelid AND indkey::text = attnum::text
+        WHERE attrelid = relation AND attname = column_name AND attnotnull
+              AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL)
+$$;
+
 -- Why changes of a watched table are not captured, or not all of them; NULL if they are.
 CREATE FUNCTION feed.problem_of(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -60,6 +71,11 @@ AS $$
               WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace
                     AND tgenabled <> 'D') < 5
             THEN 'triggers are disabled or missing: what is written now is not captured'
+        WHEN EXISTS (SELECT FROM feed.topic AS watched
+                     WHERE watched.relation = problem_of.relation
+                           AND destroy_with IS NOT NULL
+                           AND NOT feed.identifies(watched.relation, destroy_with))
+            THEN 'the column that its destroys carry is not NOT NULL and UNIQUE any more'
     END
 $$;
 
@@ -104,8 +120,7 @@ END
 $$;
 
 -- Raises, with a sentence, unless a table can be watched under a topic.
-CREATE FUNCTION feed.require_watchable(relation regclass, topic text, destroy_with text)
-RETURNS void
+CREATE FUNCTION feed.require_watchable(relation regclass, topic text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -128,6 +143,9 @@ BEGIN
     ELSIF kind.relnamespace = 'feed'::regnamespace THEN
         RAISE EXCEPTION '% cannot be watched: it is the feed''s own.', relation
             USING ERRCODE = 'wrong_object_type';
+    ELSIF relation::oid < 16384 THEN
+        RAISE EXCEPTION '% cannot be watched: it is Postgres''s own.', relation
+            USING ERRCODE = 'wrong_object_type';
     ELSIF kind.relispartition OR kind.inherits THEN
         RAISE EXCEPTION '% cannot be watched: it shares its rows with another table (partition or inheritance).', relation
             USING ERRCODE = 'wrong_object_type';
@@ -143,15 +161,6 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'The topic % is taken by the table %: choose another.', topic, taken_by
             USING ERRCODE = 'unique_violation';
-    ELSIF destroy_with IS NOT NULL AND NOT EXISTS (
-        -- A client finds the row by this value, so it must be one row's.
-        SELECT FROM pg_attribute
-        JOIN pg_index ON indrelid = attrelid AND indkey::text = attnum::text
-        WHERE attrelid = relation AND attname = destroy_with AND attnotnull
-              AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL
-    ) THEN
-        RAISE EXCEPTION '% cannot be watched with the column %: there must be such a column, NOT NULL and UNIQUE, because clients find the destroyed row by it.', relation, quote_ident(destroy_with)
-            USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
 $$;
@@ -236,26 +245,26 @@ DECLARE
     before feed.topic;
     continues boolean;
 BEGIN
+    PERFORM pg_advisory_xact_lock(1413563213, 5);  -- one at a time: what was before must be known
+    PERFORM feed.require_watchable(relation, topic);
     SELECT * INTO before FROM feed.topic AS watched WHERE watched.relation = watch.relation;
     IF before.topic = watch.topic THEN
         destroy_with := coalesce(destroy_with, before.destroy_with);
     END IF;
-    PERFORM feed.require_watchable(relation, topic, destroy_with);
+    IF destroy_with IS NOT NULL AND NOT feed.identifies(relation, destroy_with) THEN
+        RAISE EXCEPTION '% cannot be watched with the column %: there must be such a column, NOT NULL and UNIQUE, because clients find the destroyed row by it.', relation, quote_ident(destroy_with)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     PERFORM feed.forget_dropped();
     continues := before.topic = watch.topic AND before.shape = feed.shape(watch.relation)
                  AND feed.problem_of(watch.relation) IS NULL;
     PERFORM feed.install_capture(watch.relation, watch.topic);
-    BEGIN
-        INSERT INTO feed.topic AS watched (relation, topic, key, destroy_with, shape)
-        VALUES (watch.relation, watch.topic, feed.key_of(watch.relation)::text[],
-                watch.destroy_with, feed.shape(watch.relation))
-        ON CONFLICT ON CONSTRAINT topic_pkey DO UPDATE
-        SET topic = excluded.topic, key = excluded.key, shape = excluded.shape,
-            destroy_with = excluded.destroy_with;
-    EXCEPTION WHEN unique_violation THEN
-        RAISE EXCEPTION 'The topic % has just been taken by another table: choose another.',
-            watch.topic USING ERRCODE = 'unique_violation';
-    END;
+    INSERT INTO feed.topic AS watched (relation, topic, key, destroy_with, shape)
+    VALUES (watch.relation, watch.topic, feed.key_of(watch.relation)::text[],
+            watch.destroy_with, feed.shape(watch.relation))
+    ON CONFLICT ON CONSTRAINT topic_pkey DO UPDATE
+    SET topic = excluded.topic, key = excluded.key, shape = excluded.shape,
+        destroy_with = excluded.destroy_with;
     IF before.topic <> watch.topic THEN
         PERFORM feed.log_reload(before.topic);
     END IF;
@@ -273,6 +282,7 @@ AS $$
 DECLARE
     forgotten text;
 BEGIN
+    PERFORM pg_advisory_xact_lock(1413563213, 5);  -- as in feed.watch
     PERFORM feed.require_owner(relation, 'unwatched');
     PERFORM feed.forget_dropped();
     PERFORM feed.remove_capture(relation);
@@ -311,7 +321,7 @@ BEGIN
             PERFORM feed.drop_unused_captures();
         ELSIF seen.problem IS NULL THEN
             BEGIN
-                PERFORM feed.require_watchable(seen.relation, seen.topic, seen.destroy_with);
+                PERFORM feed.require_watchable(seen.relation, seen.topic);
                 PERFORM feed.install_capture(seen.relation, seen.topic);
             EXCEPTION
                 WHEN lock_not_available THEN

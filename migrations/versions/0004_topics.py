@@ -13,9 +13,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     run_text(
         """
-        DROP FUNCTION feed.watch, feed.log_reload, feed.problem_of, feed.forget_dropped,
-            feed.require_owner, feed.require_watchable, feed.remove_capture, feed.install_capture,
-            feed.excerpt;
+        DROP FUNCTION feed.watch, feed.log_reload, feed.identifies, feed.problem_of,
+            feed.forget_dropped, feed.require_owner, feed.require_watchable, feed.remove_capture,
+            feed.install_capture, feed.excerpt;
         ALTER TABLE feed.topic DROP CONSTRAINT topic_topic_key, DROP COLUMN key,
             DROP COLUMN destroy_with;
         """
