@@ -173,6 +173,25 @@ def test_two_users_of_one_embedded_server(data_dir: Path) -> None:
     assert postgres.pid is None
 
 
+def test_a_killed_embedded_server_comes_back(data_dir: Path) -> None:
+    """Somebody kills Postgres's processes one after the other; the page goes on."""
+    postgres = Server(data_dir / "postgres")
+    with serving(data_dir) as (_, address, _):
+        samples = names(address)
+        deadline = time.monotonic() + LIMIT_S
+        for kill in (postgres.kill, lambda: os.kill(postgres.pid or 0, signal.SIGKILL)):
+            killed = postgres.pid
+            kill()
+            while (
+                postgres.pid in (None, killed)
+                or httpx.get(f"{address}/readyz").status_code != 200
+                or httpx.get(f"{address}/api/things").status_code != 200
+            ):
+                assert time.monotonic() < deadline, (data_dir / "postgres" / "log").read_text()
+                time.sleep(0.1)
+            assert names(address) == samples
+
+
 @pytest.mark.parametrize("command", ["psql", "migrate"])
 def test_no_database_is_created_by_the_way(data_dir: Path, command: str) -> None:
     """A user asks for psql in a directory where no embedded database is."""

