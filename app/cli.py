@@ -23,11 +23,13 @@ from app.database.connections import Refusal, connect
 from app.database.embedded import embedded, has_database
 from app.database.migration import check, migrate
 from app.database.psql import run_psql, without_password
+from app.database.rights import Rights, refuse_serving, refuse_watching
 from app.database.unprivileged import UNPRIVILEGED, data_directory
 from app.logs import log_to_stderr
 from app.settings import SettingError, Settings, flag, variable
 
 REFUSED, WRONG_USE = 1, 2
+FROM_ENVIRONMENT = 'psql "$DATABASE_URL"'
 EXAMPLE = "INSERT INTO things (name) VALUES ('hello at ' || now())"
 SAMPLES = """
     INSERT INTO public.things (name, info)
@@ -120,6 +122,8 @@ def announce(address: str, command: str, settings: Settings) -> None:
         click.echo(f'Change its table:  {command} -c "{EXAMPLE}"')
     else:
         click.echo(f"Change its tables:  {command}")
+    if command == FROM_ENVIRONMENT:
+        click.echo("In another terminal, set DATABASE_URL there as well.")
     if settings.database_url is None:
         directory = data_directory(settings.data_dir)
         if directory != settings.data_dir.absolute():
@@ -168,7 +172,7 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
 )
 def watch(settings: Settings, table: str, topic: str | None, destroy_with: str | None) -> None:
     """Make a table live; TABLE is its name as in SQL. Again, for another topic or column."""
-    with migrated_database(settings) as url:
+    with migrated_database(settings, refuse_watching) as url:
         watched, before = asyncio.run(topics.watch(url, table, topic, destroy_with))
     name = watched.name
     click.echo(
@@ -184,7 +188,7 @@ def watch(settings: Settings, table: str, topic: str | None, destroy_with: str |
 @click.argument("table")
 def unwatch(settings: Settings, table: str) -> None:
     """Stop following a table; TABLE is its name as in SQL."""
-    with migrated_database(settings) as url:
+    with migrated_database(settings, refuse_watching) as url:
         topic = asyncio.run(topics.unwatch(url, table))
     click.echo(f"{table} is not watched any more; its topic was {topic}.")
 
@@ -211,10 +215,13 @@ def topics_command(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def migrated_database(settings: Settings) -> Iterator[str]:
-    """Yield the URL of the chosen database, which must exist and be up to date."""
+def migrated_database(settings: Settings, rights: Rights = refuse_serving) -> Iterator[str]:
+    """Yield the URL of the chosen database, which must exist and be up to date.
+
+    Raises Refusal, also if `rights` finds that the role may not do what is to be done.
+    """
     with database(settings) as url:
-        asyncio.run(check(url, things=False))  # the sample table is none of their business
+        asyncio.run(check(url, False, rights))  # the sample table is none of their business
         yield url
 
 
@@ -271,7 +278,7 @@ def psql_command(settings: Settings) -> str:
         option = "" if default else f" --data-dir {shlex.quote(str(settings.data_dir))}"
         return f"{shlex.quote(own_name())} psql{option}"
     if settings.database_url == os.environ.get("DATABASE_URL"):
-        return 'psql "$DATABASE_URL"'
+        return FROM_ENVIRONMENT
     return f"psql {shlex.quote(without_password(settings.database_url)[0])}"
 
 
@@ -308,5 +315,6 @@ def main() -> NoReturn:
         click.echo(f"tablecast: {message}", err=True)
         sys.exit(WRONG_USE)
     except Refusal as error:
-        click.echo(f"tablecast: {error}", err=True)
+        sentence = str(error).replace("`tablecast ", f"`{own_name()} ")
+        click.echo(f"tablecast: {sentence}", err=True)
         sys.exit(REFUSED)

@@ -119,12 +119,11 @@ async function start() {
   const server = await about();
   if (server?.psql) {
     element('command').textContent = `${server.psql} -c "${EXAMPLE}"`;
+    element('try-where').hidden = !server.psql.includes('$DATABASE_URL');
     element('try').hidden = false;
   }
   if (server?.things === false) {
     document.body.classList.add('without-things');
-    const command = server.psql?.includes('tablecast psql') ? server.psql : 'tablecast psql';
-    element('watch').textContent = command.replace('tablecast psql', 'tablecast watch TABLE');
   } else {
     feed.start();
   }

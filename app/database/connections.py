@@ -1,5 +1,6 @@
 """Connections to Postgres, with the same session settings, and the errors of an unavailable one."""
 
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
@@ -70,6 +71,7 @@ ABSENCES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((TimeoutError,), "it does not answer"),
     ((ConnectionRefusedError, FileNotFoundError), "nothing listens at its address"),
     ((ConnectionError, asyncpg.PostgresConnectionError), "the connection was lost"),
+    ((socket.gaierror,), "the name of its host is unknown"),
     ((OSError,), "the network does not reach it"),
     ((asyncpg.InterfaceError, asyncpg.InternalClientError), "it does not answer"),
     ((asyncpg.CannotConnectNowError,), "it is starting up or shutting down"),
@@ -112,6 +114,16 @@ def absence(error: BaseException) -> str:
         if isinstance(error, types):
             return f"The database cannot be reached: {reason}."
     return "The database reports an error; the server's log has the details."
+
+
+def reason(error: BaseException | None) -> str:
+    """Say what went wrong, as the end of a sentence, to the one who runs Tablecast."""
+    if isinstance(error, OSError) and (error.errno or not str(error)):  # numbers help nobody
+        for types, sentence in ABSENCES:
+            if isinstance(error, types) and OSError not in types:
+                return sentence
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0].rstrip(".")
 
 
 async def connect(

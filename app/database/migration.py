@@ -16,9 +16,15 @@ from app.database.connections import (
     Connection,
     Refusal,
     connect,
+    reason,
 )
 from app.database.installation import installed_revision, sample_table
-from app.database.rights import refuse_migrating, refuse_reading_the_sample, refuse_serving
+from app.database.rights import (
+    Rights,
+    refuse_migrating,
+    refuse_reading_the_sample,
+    refuse_serving,
+)
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -53,12 +59,12 @@ def migrate(url: str, things: bool = True) -> str | None:
     return before
 
 
-async def check(url: str, things: bool = True) -> None:
+async def check(url: str, things: bool = True, rights: Rights = refuse_serving) -> None:
     """Raise Refusal unless the database is at the revision this version needs, and holds the
-    sample table if `things` are to be served, and its role may use them.
+    sample table if `things` are to be served, and its role may use them (see `rights`).
     """
     async with reading(url) as connection:
-        await refuse_serving(connection)
+        await rights(connection)
         found, needed = await installed_revision(connection), newest_revision()
         sample = await sample_table(connection) if things else None
         if sample is not None:
@@ -153,11 +159,3 @@ def configuration(url: str, things: bool = True) -> "Config":
     config.attributes["url"] = url
     config.attributes["things"] = things
     return config
-
-
-def reason(error: BaseException | None) -> str:
-    """Return an error's message as the end of a sentence."""
-    if isinstance(error, TimeoutError):
-        return "it does not answer"
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

@@ -1,6 +1,10 @@
 """Which rights a role lacks to migrate a database or to serve it, and the grants that help."""
 
+from collections.abc import Awaitable, Callable
+
 from app.database.connections import Connection, Refusal
+
+Rights = Callable[[Connection], Awaitable[None]]  # raises Refusal if the role lacks any
 
 # Revisions make temporary tables. Whoever owns the schema `feed` owns what is in it.
 MIGRATING = """
@@ -58,6 +62,17 @@ async def refuse_migrating(connection: Connection) -> None:
         raise Refusal(
             f"The role {role} may not migrate this database: the schema feed belongs to {owner},"
             " so connect as that role or as a member of it."
+        )
+
+
+async def refuse_watching(connection: Connection) -> None:
+    """Raise Refusal if the role may neither watch nor unwatch any table."""
+    found = await connection.fetchrow(MIGRATING)
+    role, owner = found["role"], found["owner"]
+    if found["is_owner"] is False:
+        raise Refusal(
+            f"The role {role} may not watch or unwatch tables: only the role that installed"
+            f" Tablecast may. Connect as {owner}, or run GRANT {owner} TO {role}."
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from app.database.connections import UNAVAILABLE, Connection, Refusal, connect
+from app.database.connections import UNAVAILABLE, Connection, Refusal, connect, reason
 
 # The table as the role's own search path finds it.
 RESOLVE = """
@@ -104,8 +104,6 @@ async def _connected(url: str) -> AsyncIterator[Connection]:
         finally:
             connection.terminate()
     except UNAVAILABLE as error:
-        raise Refusal(
-            f"The database cannot be reached: {str(error).rstrip('.') or 'it does not answer'}."
-        ) from error
+        raise Refusal(f"The database cannot be reached: {reason(error)}.") from error
     except asyncpg.PostgresError as error:  # the sentences of feed.watch among them
         raise Refusal(f"{str(error).rstrip('.')}.") from error

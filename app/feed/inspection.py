@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from app.database.connections import UNAVAILABLE, borrowed
+from app.database.connections import UNAVAILABLE, borrowed, reason
 from app.feed import log
 from app.feed.feed import Feed
 
@@ -44,9 +44,7 @@ class Inspection:
                     self._reloads += len(changed)
                     report(changed)
                 except UNAVAILABLE as error:
-                    logger.info(
-                        "the tables were not inspected: %s", str(error) or type(error).__name__
-                    )
+                    logger.info("the tables were not inspected: %s", reason(error))
                 except asyncpg.PostgresError as error:
                     logger.error("the tables cannot be inspected: %s", error)
             await asyncio.sleep(PAUSE_S)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from app.database.connections import UNAVAILABLE, borrowed
+from app.database.connections import UNAVAILABLE, borrowed, reason
 from app.feed import log
 from app.feed.feed import Feed
 
@@ -51,7 +51,7 @@ class Retention:
                         )
                         self._pruned += deleted
                 except UNAVAILABLE as error:
-                    logger.info("the log was not pruned: %s", str(error) or type(error).__name__)
+                    logger.info("the log was not pruned: %s", reason(error))
                 except asyncpg.PostgresError as error:
                     logger.error("the log cannot be pruned: %s", error)
             await asyncio.sleep(SHORT_PAUSE_S if deleted == STEP_ROWS else PAUSE_S)
