@@ -65,6 +65,7 @@ export class Editor {
       this.onclose();
     } catch (problem) {
       complain(this.form, problem);
+      this.form.querySelector('.problem').scrollIntoView({ block: 'nearest' });
     } finally {
       this.#saving = false;
     }

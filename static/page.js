@@ -21,6 +21,7 @@ const announcer = new Announcer(element('announcement'));
 
 let loaded = false;
 let wasLive = false;
+let hidden = ''; // a notice over the page that somebody does not want to see any longer
 let calmDown;
 
 feed.onload = () => {
@@ -72,10 +73,17 @@ function notice() {
   else if (!trouble && size === 0) text = 'No things yet. Add the first one above, or from a terminal.';
   const { classList } = element('notice');
   if (classList.contains('above') !== size > 0) classList.toggle('above', size > 0);
-  if (element('notice').hidden !== !text) element('notice').hidden = !text;
-  setText('notice', text);
+  if (text !== hidden) hidden = '';
+  const shown = text !== '' && text !== hidden;
+  if (element('notice').hidden === shown) element('notice').hidden = !shown;
+  setText('notice-text', text);
   setText('count', loaded ? counted(size, 'row') : '');
 }
+
+element('hide').addEventListener('click', () => {
+  hidden = element('notice-text').textContent;
+  notice();
+});
 
 function setText(id, text) {
   if (element(id).textContent !== text) element(id).textContent = text;

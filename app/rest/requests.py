@@ -167,7 +167,7 @@ async def fetch_row(
         raise  # an argument of the wrong type: our mistake, though an InterfaceError of asyncpg
     except UNAVAILABLE as error:
         logger.info("the database does not answer: %s", reason(error))  # the feed warns, once
-        raise Unavailable("The database is not answering; try again soon.") from error
+        raise Unavailable("The database is not answering.") from error
     except (asyncpg.UniqueViolationError, asyncpg.ProgramLimitExceededError):
         raise
     except (asyncpg.PostgresError, asyncpg.PostgresWarning) as error:

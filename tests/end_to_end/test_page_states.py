@@ -28,6 +28,7 @@ LAYOUT = """
       };
     }
 """
+LONG = "hello at 2026-11-28 10:30:58+00"
 AMBER = "getComputedStyle(document.querySelector('#state'), '::before').backgroundColor"
 
 
@@ -58,10 +59,16 @@ async def test_a_database_that_is_away_is_reported(
     assert await page.evaluate(AMBER) != green
     await page.get_by_label("Name").fill("fig")
     await page.get_by_role("button", name="Add").click()
-    await expect(page.locator("#add-problem")).to_contain_text("try again soon")
+    await expect(page.locator("#add-problem")).to_have_text("The database is not answering.")
     late = await open_page(server.url)
-    await expect(late.locator("#notice")).to_contain_text("The database")
+    await expect(late.locator("#notice-text")).to_have_text(
+        "The database is not answering. The list will load as soon as it is back."
+    )
     await expect_state(late, "Waiting for the database")
+
+    await page.get_by_role("button", name="Hide").click()
+    await expect(page.locator("#notice")).to_be_hidden()
+    await expect_state(page, "Database away since ")
 
     await asyncio.to_thread(postgres.start)
     for each in (page, late):
@@ -112,19 +119,40 @@ async def test_the_layout_fits(
     nothing is cut off, names have room, and rows come before the side panel.
     """
     await connection.execute(
-        "INSERT INTO things (name, info) VALUES ('שלום עולם', ''), ('fig', E'two\\nlines'),"
+        f"INSERT INTO things (name, info) VALUES ('שלום עולם', ''), ('{LONG}', ''),"
+        " ('fig', E'two\\nlines'),"
         " ('Donaudampfschifffahrtsgesellschaft', repeat('x', 250))"
     )
     page = await open_page(server.url, viewport={"width": width, "height": 800})
     await expect(row(page, "fig")).to_be_visible()
     layout = await page.evaluate(LAYOUT)
     assert layout["overflow"] <= 0
+    cell = row(page, LONG).locator(".name")
+    assert await cell.evaluate("e => e.scrollWidth <= e.clientWidth")
+    assert await cell.evaluate("e => e.scrollHeight <= e.clientHeight + 1")
+    ends = [await row(page, name).locator(".delete").bounding_box() for name in ("fig", LONG)]
+    assert ends[0] and ends[1] and ends[0]["x"] == ends[1]["x"]
     assert layout["stateEnds"] <= width
     assert layout["name"] >= 120
     assert layout["actionsEnd"] <= 0
     assert layout["rowsBeforeSide"] or width >= 800
     assert layout["rowsBegin"] < 260
     await long_words(page, width)
+
+
+async def test_a_problem_with_an_edit_is_in_view(
+    server: RunningServer, open_page: OpenPage, connection: Connection
+) -> None:
+    """On a phone, the editor is at the bottom of the window: its problem is scrolled into view."""
+    await connection.execute("INSERT INTO things (name) VALUES ('last'), ('b'), ('taken')")
+    page = await open_page(server.url, viewport={"width": 390, "height": 480})
+    await row(page, "last").get_by_role("button", name="Edit").click()
+    editor = page.locator(".editor")
+    await editor.get_by_label("Name").fill("taken")
+    await page.evaluate("document.querySelector('.editor input').scrollIntoView({block: 'end'})")
+    await editor.get_by_label("Name").press("Enter")
+    await expect(editor.locator(".problem")).to_contain_text("Another thing has this name")
+    await expect(editor.locator(".problem")).to_be_in_viewport(ratio=1)
 
 
 async def long_words(page: Page, width: int) -> None:
