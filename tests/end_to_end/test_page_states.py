@@ -145,7 +145,7 @@ async def test_a_problem_with_an_edit_is_in_view(
 ) -> None:
     """On a phone, the editor is at the bottom of the window: its problem is scrolled into view."""
     await connection.execute("INSERT INTO things (name) VALUES ('last'), ('b'), ('taken')")
-    page = await open_page(server.url, viewport={"width": 390, "height": 480})
+    page = await open_page(server.url, viewport={"width": 390, "height": 420})
     await row(page, "last").get_by_role("button", name="Edit").click()
     editor = page.locator(".editor")
     await editor.get_by_label("Name").fill("taken")
