@@ -3,6 +3,8 @@
 The tests need to be root, as in a container. The ordinary user is one that every machine has.
 """
 
+import atexit
+import functools
 import os
 import pwd
 import shutil
@@ -13,7 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import pytest
 
@@ -23,6 +25,7 @@ from tests.support.server import TABLECAST
 
 LIMIT_S = 60
 ROOT = Path(__file__).parent.parent
+UNNEEDED = shutil.ignore_patterns(".*", "node_modules", "site-packages", "test", "tests")
 COUNT = "SELECT count(*) FROM things"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="these tests are about root")
@@ -57,25 +60,37 @@ def modes_above(directory: Path) -> list[tuple[int, int]]:
     return [(path.stat().st_mode, path.stat().st_uid) for path in (directory, *directory.parents)]
 
 
-def command(account: Account | None) -> list[str]:
-    """Return how this user runs `tablecast`.
+@functools.cache
+def reachable(path: Path) -> Path:
+    """Return this directory, or a copy of it, where every user can get at it."""
+    if Account.of("nobody").may("-x", path):
+        return path
+    copy = Path(mkdtemp(prefix="tablecast-open-"))
+    atexit.register(shutil.rmtree, copy)
+    shutil.copytree(path, copy, symlinks=True, ignore=UNNEEDED, dirs_exist_ok=True)
+    copy.chmod(0o755)
+    return copy
 
-    A user who cannot get at the tests' own Python takes the system's, if it is the same version.
-    """
+
+def command(account: Account | None) -> list[str]:
+    """Return how this user runs `tablecast`."""
     if account is None:
         return [str(TABLECAST)]
-    system = Path(f"/usr/bin/python3.{sys.version_info.minor}")
-    for python in (Path(sys.executable), system):
-        if account.may("-x", python) and account.may("-r", Path(__file__)):
-            return [str(python), "-c", "from app.cli import main; main()"]
-    pytest.skip("ordinary users cannot get at this checkout or at its Python")
+    python = reachable(Path(sys.base_prefix)) / "bin" / f"python3.{sys.version_info.minor}"
+    return [str(python), "-c", "from app.cli import main; main()"]
 
 
 def environment(account: Account | None, **environ: str) -> dict[str, str]:
-    """Return a user's environment, in which any Python finds the tests' packages."""
-    path = os.pathsep.join((str(ROOT), sysconfig.get_path("purelib")))
-    home = {"HOME": pwd.getpwuid(account.uid).pw_dir} if account else {}
-    return os.environ | {"PYTHONPATH": path} | home | environ
+    """Return a user's environment, in which Python finds the tests' packages and its library."""
+    parts = ROOT, Path(sysconfig.get_path("purelib"))
+    if account is None:
+        return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, parts))} | environ
+    users = {
+        "PYTHONPATH": os.pathsep.join(str(reachable(part)) for part in parts),
+        "LD_LIBRARY_PATH": str(reachable(Path(sys.base_prefix)) / "lib"),
+        "HOME": pwd.getpwuid(account.uid).pw_dir,
+    }
+    return os.environ | users | environ
 
 
 def psql(directory: Path, sql: str, account: Account | None = None) -> str:
