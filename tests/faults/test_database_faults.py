@@ -85,7 +85,8 @@ async def test_postgres_is_restarted_again_and_again(
     async with followed(postgres.url, Follower(server.url)) as writer:
         for _ in range(scaled(3, 20)):
             await asyncio.to_thread(postgres.restart)
-            await asyncio.sleep(0.1)  # some are back by then, some are not
+            while await ask_rest(server.url, 5) != 200:  # some are back by then, some are not
+                await asyncio.sleep(0.02)
         await writer.write_on()
     no_fault_shows(server)
 

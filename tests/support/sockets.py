@@ -49,6 +49,12 @@ class RawClient:
                     return frame
                 await self.send("3")
 
+    async def ping(self, timeout: float = FRAME_TIMEOUT_S) -> None:
+        """Answer the server's next ping, which must come before anything else."""
+        async with asyncio.timeout(timeout):
+            assert await self.websocket.recv() == "2"
+            await self.send("3")
+
     async def event(self, timeout: float = FRAME_TIMEOUT_S) -> Event:
         """The next event but `feed:state`; moves the offset if it carries one."""
         while (event := await self.any_event(timeout))[0] == "feed:state":
