@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn, behind our own doorway (app/doorway.py).
+"""The HTTP server: uvicorn, behind our own doorway (app/doorway/).
 
 A WebSocket never reaches uvicorn: the connection itself becomes the session. Everything else takes
 the ordinary way, so the application works on any ASGI server.
@@ -20,7 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.application import create_app, socket_paths
 from app.database.connections import Refusal
-from app.doorway import Doorway, extra_connections
+from app.doorway.arrival import Doorway
+from app.doorway.limits import extra_connections
 from app.hosts import Hosts
 from app.settings import Settings
 from app.socketio import codec

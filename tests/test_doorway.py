@@ -14,9 +14,9 @@ import pytest
 from websockets.asyncio.client import connect as open_websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from app import doorway
 from app.database.connections import Connection
-from app.doorway import HEAD_BYTES, MOST_PIPELINED
+from app.doorway import limits
+from app.doorway.limits import HEAD_BYTES, MOST_PIPELINED
 from app.socketio import engine as engine_module
 from tests.support.feeds import eventually
 from tests.support.floods import CONTINUATION, FINAL, PING, TEXT, UPGRADE, client_frame
@@ -106,8 +106,8 @@ async def peer_of(url: str, **options: Any) -> AsyncIterator[Peer]:
 @pytest.fixture
 async def hasty_app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[App]:
     """The application, with little patience."""
-    monkeypatch.setattr(doorway, "PATIENCE_S", SHORT_S)
-    monkeypatch.setattr(doorway, "BODY_S", SHORT_S)
+    monkeypatch.setattr(limits, "PATIENCE_S", SHORT_S)
+    monkeypatch.setattr(limits, "BODY_S", SHORT_S)
     monkeypatch.setattr(engine_module, "PATIENCE_S", SHORT_S)
     async with serving_here(database_url) as app:
         yield app

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from app.gathering import Gathering
+from app.doorway.gathering import Gathering
 from tests.support.sockets import PATH, QUERY, App
 
 

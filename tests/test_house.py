@@ -52,7 +52,7 @@ def test_only_the_codec_imports_the_protocol_libraries() -> None:
 
 
 def test_what_is_taken_from_uvicorn_is_there() -> None:
-    """An upgrade of uvicorn takes away, or makes otherwise, what app/serving.py and app/doorway.py
+    """An upgrade of uvicorn takes away, or makes otherwise, what app/serving.py and app/doorway/
     rely on.
     """
     assert list(inspect.signature(HttpToolsProtocol).parameters) == [

@@ -1,0 +1,82 @@
+"""What the connections that are no sessions share: their number, deadlines and unfinished bytes."""
+
+import asyncio
+from typing import Any, Protocol, cast
+
+from app.deadlines import Deadlines
+from app.doorway import limits
+from app.doorway.answers import BUSY, FULL
+from app.doorway.limits import UNFINISHED_BYTES, extra_connections
+
+
+class Guest(Protocol):
+    """A connection that is no session."""
+
+    def overdue(self) -> None:
+        """What it was to do has not been done in time."""
+
+    def turn_away(self, answer: bytes) -> None:
+        """There is no room for it: answer and close at once, without waiting for the peer."""
+
+
+class Sender(Guest, Protocol):
+    """A guest whose request's body comes in."""
+
+    def body_overdue(self) -> None:
+        """The body has not come in time."""
+
+
+class Bounds:
+    """Counts guests and what they hold.
+
+    `max_clients`: how many connections are served; some more are accepted, but no client among
+    them.
+    """
+
+    def __init__(self, max_clients: int) -> None:
+        self._max_clients = max_clients
+        self._most_extra = extra_connections(max_clients)
+        self._extra: dict[asyncio.Transport, None] = {}  # the oldest first
+        self._unfinished: dict[Guest, int] = {}  # the oldest first
+        self._unfinished_bytes = 0
+        self.waiting: Deadlines[Guest] = Deadlines(limits.PATIENCE_S, lambda guest: guest.overdue())
+        self.bodies: Deadlines[Sender] = Deadlines(
+            limits.BODY_S, lambda sender: sender.body_overdue()
+        )
+
+    def enter(self, transport: asyncio.Transport, arguments: dict[str, Any]) -> None:
+        """Take in a new connection. When there are too many, the one that has been among them for
+        longest makes room: whoever has a request to make has made it by then.
+        """
+        sessions = arguments["app_state"]["socketio"].connections
+        if len(arguments["server_state"].connections) + sessions <= self._max_clients:
+            return
+        if len(self._extra) >= self._most_extra:
+            oldest = next(iter(self._extra))
+            del self._extra[oldest]
+            cast(Guest, oldest.get_protocol()).turn_away(FULL)
+        self._extra[transport] = None
+
+    def hold(self, guest: Guest, more_bytes: int) -> None:
+        """Count bytes of a request that has not come in full; refuse the oldest if it is too much.
+
+        The guest itself may be the oldest.
+        """
+        self._unfinished[guest] = self._unfinished.get(guest, 0) + more_bytes
+        self._unfinished_bytes += more_bytes
+        while self._unfinished_bytes > UNFINISHED_BYTES:
+            oldest = next(iter(self._unfinished))
+            self.release(oldest)
+            oldest.turn_away(BUSY)
+
+    def release(self, guest: Guest) -> None:
+        """The request of a guest has come in full, or never will."""
+        self._unfinished_bytes -= self._unfinished.pop(guest, 0)
+
+    def is_extra(self, transport: asyncio.Transport) -> bool:
+        """Whether a connection is one too many for a client."""
+        return transport in self._extra
+
+    def leave(self, transport: asyncio.Transport) -> None:
+        """Forget a connection."""
+        self._extra.pop(transport, None)

@@ -1,0 +1,241 @@
+"""Requests that are no Socket.IO sessions: uvicorn's protocol, within limits."""
+
+import asyncio
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.doorway.answers import FULL, NO_WEBSOCKET, NOT_AN_UPGRADE, NOT_HTTP, TOO_LONG, TOO_SLOW
+from app.doorway.bounds import Bounds
+from app.doorway.gathering import Gathering
+from app.doorway.limits import HEAD_BYTES, MOST_PIPELINED
+from app.doorway.parting import Parting
+from app.doorway.upgrades import Upgrades
+from app.socketio.handshake import upgrade_of
+
+
+class HttpConnection(HttpToolsProtocol):
+    """uvicorn's protocol, fed no more than a request may have, with deadlines that share timers.
+
+    httptools keeps the part of a header that it has seen, and copies it with every part that
+    follows, so it must not be fed headers without end. It says when it has read something to the
+    end; bytes from which nothing comes are counted.
+    """
+
+    def __init__(self, bounds: Bounds, upgrades: Upgrades, arguments: dict[str, Any]) -> None:
+        super().__init__(**arguments)
+        self._bounds = bounds
+        self._upgrades = upgrades
+        self._arguments = arguments
+        self._extra = False
+        self._body = bytearray()  # read and not handed on yet
+        self._fruitless_bytes = 0  # fed since anything came of it
+        self._fruitful = False
+        self._in_head = self._in_body = False
+        self._deaf = False  # the answers that are due are the last
+        self._refusal = NOT_HTTP
+        self._unsent_bytes = 0
+
+    # Coming in
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._answers = Gathering(transport)
+        self._extra = self._bounds.is_extra(transport)
+        self._bounds.waiting.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        at = 0
+        while at < len(data) and not self._deaf:
+            piece = data[at : at + HEAD_BYTES]
+            at += len(piece)
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                at -= len(piece) - upgrade.args[0]
+                if self._should_upgrade():
+                    self._open_websocket(data[at:])
+                    return
+            except httptools.HttpParserError:
+                self.refuse(self._refusal)
+            else:
+                self._take_body()
+                self._count(len(piece))
+
+    def _take_body(self) -> None:
+        """Hand on what has been read of a body: at once, because chunks may be of a byte each."""
+        if self._body:
+            self._fruitful = True
+            super().on_body(bytes(self._body))
+            self._body.clear()
+
+    def _count(self, fed_bytes: int) -> None:
+        if self._in_head or self._in_body:
+            self._bounds.hold(self, fed_bytes)
+        if self._deaf:
+            return
+        if self._fruitful:
+            self._fruitful, self._fruitless_bytes = False, 0
+            return
+        self._fruitless_bytes += fed_bytes
+        if self._fruitless_bytes > HEAD_BYTES:
+            self.refuse(TOO_LONG)
+
+    def on_message_begin(self) -> None:
+        self._fruitful = self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """A request has begun. Raises ValueError, which the parser turns into its own error."""
+        if self.head_bytes() > HEAD_BYTES:
+            self._refusal = TOO_LONG
+            raise ValueError
+        if self._extra and self._is_new_client():
+            self._refusal = FULL
+            raise ValueError
+        if len(self.pipeline) >= MOST_PIPELINED:
+            raise ValueError
+        super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = cast(asyncio.Transport, self._answers)
+        self._fruitful, self._in_head, self._in_body = True, False, True
+        self._bounds.waiting.remove(self)
+        self._bounds.bodies.add(self)
+        if self._extra and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def head_bytes(self) -> int:
+        """The length of the URL and headers of a request, with what separates them."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _is_new_client(self) -> bool:
+        """Whether this is a client that has no session yet; others may poll and post."""
+        path, _, query = self.url.partition(b"?")
+        return path.decode("latin-1") in self._upgrades.paths and b"sid=" not in query
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        self._take_body()
+        self._fruitful, self._in_body = True, False
+        self._bounds.bodies.remove(self)
+        self._bounds.release(self)
+        super().on_message_complete()
+
+    # Upgrades other than the first request of a connection, or in an unusual form
+
+    def _should_upgrade_to_ws(self) -> bool:
+        return True
+
+    def _open_websocket(self, early: bytes) -> None:
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        method = self.parser.get_method().decode()
+        request = upgrade_of(method, self.parser.get_http_version(), self.url, self.headers)
+        if self._answering():
+            self.refuse(NOT_AN_UPGRADE)
+        elif path not in self._upgrades.paths:
+            self.refuse(NO_WEBSOCKET)
+        elif request is None:
+            self.refuse(NOT_AN_UPGRADE)
+        else:
+            self._detach()
+            self._upgrades.open(self.transport, self._arguments, request, early)
+
+    # Going out
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def on_response_complete(self) -> None:
+        self._answers.flush()
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # `waiting` is one timer for all
+        if self._answering():
+            return
+        if self._in_body and not self.transport.is_closing():
+            self._part(b"")  # the answer did not wait for the body
+        else:
+            self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._answering():
+            self._bounds.waiting.remove(self)
+
+    def _watch(self) -> None:
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        self._bounds.waiting.add(self)
+
+    # The end
+
+    def overdue(self) -> None:
+        """For a while the peer has read nothing of a response, or sent no request."""
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if 0 < unsent_bytes < self._unsent_bytes:
+            self._watch()  # it reads, slowly
+        elif unsent_bytes or self.transport.is_closing():
+            self.transport.abort()
+        elif self._in_head:
+            self.refuse(TOO_SLOW)
+        else:
+            self.transport.close()
+
+    def body_overdue(self) -> None:
+        """The body of a request did not come in time."""
+        self.refuse(TOO_SLOW)
+
+    def refuse(self, answer: bytes) -> None:
+        """Answer what cannot be a request, and close; but first the requests before it."""
+        self._deaf = True
+        if self._may_answer() and not self.transport.is_closing():
+            self._part(answer)
+        elif self._answering() and not self._in_body:
+            self.cycle.keep_alive = False
+        else:
+            self.transport.abort()
+
+    def turn_away(self, answer: bytes) -> None:
+        """There is no room to wait for the request, nor for the peer to take its answer."""
+        self._deaf = True
+        if self._may_answer():
+            self.transport.write(answer)
+        self.transport.close()
+
+    def _may_answer(self) -> bool:
+        """Whether an answer now would be one to the request that is coming in."""
+        unanswered = self._in_body and not self.cycle.response_started and not self.pipeline
+        return unanswered or not self._answering()
+
+    def _part(self, answer: bytes) -> None:
+        self._detach()
+        Parting(self._bounds, self.transport, self._arguments, answer)
+
+    def _detach(self) -> None:
+        """Give the connection away; whatever handler is left finds that its client has gone."""
+        self.flow.resume_reading()
+        self._answers.flush()
+        self._forget()
+        super().connection_lost(ConnectionAbortedError())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        self._bounds.leave(self.transport)
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """uvicorn is shutting down. A request that has not come in full is not waited for."""
+        if self._in_body:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def _forget(self) -> None:
+        self._bounds.release(self)
+        self._bounds.waiting.remove(self)
+        self._bounds.bodies.remove(self)
