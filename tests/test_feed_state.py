@@ -6,9 +6,8 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -21,7 +20,7 @@ from app.database.connections import Connection
 from app.database.embedded import Server
 from app.feed import health, pacing
 from tests.support.feeds import eventually
-from tests.support.machine import require
+from tests.support.node_client import node_client
 from tests.support.proxy import Proxy, proxied
 from tests.support.server import RunningServer
 from tests.support.sockets import (
@@ -39,7 +38,6 @@ SOON_S = 2.0
 STOP_S = 5.0
 SENTENCE = re.compile(r"[A-Z][^\n]*\.")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-STATES = Path(__file__).parent / "support" / "states.mjs"
 StartPostgres = Callable[..., Server]
 
 
@@ -92,29 +90,6 @@ async def reports(client: RawClient, outage: bool, timeout: float = 10) -> None:
     """Wait until a client is told that the database is away, or that it is back."""
     while is_outage(await client.state(timeout)) != outage:
         assert not outage  # another reason
-
-
-@asynccontextmanager
-async def node_client(url: str, *transports: str) -> AsyncIterator[list[list[Any]]]:
-    """An official client in Node.js, and the growing list of what it prints."""
-    process = await asyncio.create_subprocess_exec(
-        require("node"), str(STATES), url, json.dumps(transports),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    lines: list[list[Any]] = []
-
-    async def read() -> None:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            lines.append(json.loads(line))
-
-    reading = asyncio.create_task(read())
-    try:
-        yield lines
-    finally:
-        process.kill()
-        await process.wait()
-        await reading
 
 
 @pytest.mark.parametrize(

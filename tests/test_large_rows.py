@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from app.database.connections import Connection
 from app.feed import log
 from tests.support.feeds import eventually
-from tests.support.machine import require
+from tests.support.node_client import node_client
 from tests.support.python_client import Things
 from tests.support.scale import scaled
 from tests.support.server import RunningServer
@@ -23,32 +21,8 @@ pytestmark = pytest.mark.database
 MIB = 1024 * 1024
 PATIENCE_S = 60
 HUGE_BYTES = scaled(20, 150) * MIB
-STATES = Path(__file__).parent / "support" / "states.mjs"
 # Text that does not compress: lines of digests.
 NOISE = "SELECT string_agg(md5(i::text), '') FROM generate_series(1, $1::int / 32) AS i"
-
-
-@asynccontextmanager
-async def node_events(url: str) -> AsyncIterator[list[list[object]]]:
-    """Run the official Node.js client; the list grows by what it prints."""
-    process = await asyncio.create_subprocess_exec(
-        require("node"), STATES, url, '["websocket"]',
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=16 * MIB,
-    )  # fmt: skip
-    events: list[list[object]] = []
-
-    async def read() -> None:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            events.append(json.loads(line))
-
-    reading = asyncio.create_task(read())
-    try:
-        yield events
-    finally:
-        process.kill()
-        await process.wait()
-        await reading
 
 
 async def test_clients_stay_connected(
@@ -61,7 +35,7 @@ async def test_clients_stay_connected(
     server = start_server()
     python = Things(server.url, ["websocket"])
     following = asyncio.create_task(python.follow())
-    async with node_events(server.url) as events:
+    async with node_client(server.url, "websocket") as events:
         await eventually(lambda: python.offset is not None and len(events) >= 2)
         before = psutil.Process(server.pid).memory_info().rss
         for name, size in (("large", 5 * MIB), ("huge", HUGE_BYTES)):
