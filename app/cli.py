@@ -72,6 +72,15 @@ def options(*names: str) -> Callable[[Callable[..., None]], Callable[[], None]]:
     return decorate
 
 
+def in_utf_8(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return an argument; Postgres takes no bytes that are not UTF-8. Raises BadParameter."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("it must be UTF-8.", param=parameter) from None
+    return value
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tablecast")
 def tablecast() -> None:
@@ -161,12 +170,15 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
 
 @tablecast.command()
 @options("database_url", "data_dir")
-@click.argument("table")
+@click.argument("table", callback=in_utf_8)
 @click.option(
-    "--topic", help="what the events are named after [default: as now, else the table's name]"
+    "--topic",
+    callback=in_utf_8,
+    help="what the events are named after [default: as now, else the table's name]",
 )
 @click.option(
     "--destroy-with",
+    callback=in_utf_8,
     metavar="COLUMN",
     help="what a destroy carries: the value of this unique column [default: the key]",
 )
@@ -185,7 +197,7 @@ def watch(settings: Settings, table: str, topic: str | None, destroy_with: str |
 
 @tablecast.command()
 @options("database_url", "data_dir")
-@click.argument("table")
+@click.argument("table", callback=in_utf_8)
 def unwatch(settings: Settings, table: str) -> None:
     """Stop following a table; TABLE is its name as in SQL."""
     with migrated_database(settings, refuse_watching) as url:

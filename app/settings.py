@@ -17,9 +17,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 OWN_SEGMENTS = ("api", "socket.io", "socket.io-client")
 LONGEST_S = 10 * 365 * UNITS_S["d"]
 POSTGRES_PORT = 5432
-ENCODE = (
-    "special characters in a user name or password must be percent-encoded (/ is %2F, @ is %40)"
-)
+SESSION_ATTRS = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
+ENCODE = "percent-encode special characters in a user name or password (/ is %2F, @ is %40)"
 
 
 class SettingError(ValueError):
@@ -71,6 +70,11 @@ def postgres_url(text: str) -> str:
     if not text.startswith(("postgresql://", "postgres://")):
         raise ValueError("it must look like postgresql://user:password@host:5432/database")
     database_hosts(text)
+    query = dict(parse_qsl(urlsplit(text).query))
+    if query.get("target_session_attrs", "any") not in SESSION_ATTRS:
+        raise ValueError(f"it must have target_session_attrs of {', '.join(SESSION_ATTRS)}")
+    if query.get("channel_binding") == "require":
+        raise ValueError("it must not require channel binding, which the driver does not have")
     return text
 
 

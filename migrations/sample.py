@@ -4,10 +4,15 @@ import os
 
 from alembic import context
 
+from app.database.connections import Refusal
 from app.database.installation import SampleTable, sample_table
 from app.settings import Settings
 from migrations.sql_files import on_connection, run_file, run_text
 
+OTHER_TABLE = """
+    SELECT relation::text FROM feed.topic
+    WHERE topic = 'thing' AND relation <> 'public.things'::regclass
+"""
 WATCH = "SELECT feed.watch('public.things', 'thing', 'name')"
 
 
@@ -32,6 +37,12 @@ def make_sample() -> None:
 def complete_sample() -> None:
     """Create and watch the table in a database that was migrated under THINGS=no."""
     make_sample()
+    other = on_connection(lambda connection: connection.fetchval(OTHER_TABLE))
+    if other is not None:
+        raise Refusal(
+            f"The topic thing, which the sample table has, is that of {other}: watch {other} under"
+            " another topic, or set THINGS=no to do without the sample."
+        )
     found = found_sample()
     if found is not None and not found.is_watched:
         run_text(WATCH)

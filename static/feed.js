@@ -19,7 +19,8 @@
  *   sleep, or a restart of the server, the stream continues after the last change seen. The official client does this
  *   by itself (its "connection state recovery"), and `auth.since` does the same with a server that no longer knows us.
  *   If the server cannot continue from there it says so (`recovered: false`); the list is then loaded again, and a new
- *   socket begins at the new list's offset. Until that list arrives, `items` stays as it was.
+ *   socket begins at the new list's offset; the same if a destroy does not tell which row is gone, because the options
+ *   do not fit the topic, say. Until that list arrives, `items` stays as it was.
  *
  * What it does not guarantee
  *   Changes of one transaction come one by one. Numbers above Number.MAX_SAFE_INTEGER lose digits in JSON.parse, so
@@ -330,12 +331,15 @@ export class Feed {
   #remove(what, offset) {
     const { key: columns, name } = this.#options;
     const isKey = isObject(what) && [columns].flat().every((column) => Object.hasOwn(what, column));
-    const [key] = isKey ? [this.keyOf(what)] : (this.#holders.get(comparable(what)) ?? []);
+    const [key, another] = isKey ? [this.keyOf(what)] : (this.#holders.get(comparable(what)) ?? []);
     const before = this.items.get(key);
-    if (before) {
-      this.#release(before, key);
-      this.items.delete(key);
+    if (!before || another !== undefined) {
+      this.offset = offset;
+      this.#reload(); // which row is gone cannot be told
+      return;
     }
+    this.#release(before, key);
+    this.items.delete(key);
     this.#changed({ op: 'destroy', key, name: isKey ? before?.[name] : what, row: null, before, offset });
   }
 
@@ -363,7 +367,7 @@ export class Feed {
   }
 
   // Names are unique in the table, but not between the changes of one statement: `UPDATE ... SET name = ...` may
-  // pass a name from row to row. So we keep all holders of a name; a destroy means the one that has held it longest.
+  // pass a name from row to row. So we keep all holders of a name.
 
   #claim(row, key) {
     const name = comparable(row[this.#options.name]);

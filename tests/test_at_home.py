@@ -518,6 +518,41 @@ async def test_the_sample_is_made_when_it_is_wanted_after_all(
         assert (await client.event())[1]["name"] == "kept"
 
 
+async def test_the_url_of_a_provider(home: Home) -> None:
+    """A provider's URL has parameters for Postgres's own clients."""
+    url = home.as_owner + "?sslmode=prefer&channel_binding=prefer&connect_timeout=10"
+    assert tablecast("migrate", DATABASE_URL=f"{url}&keepalives_idle=30").returncode == 0
+    assert tablecast("topics", DATABASE_URL=f"{url}&tcp_user_timeout=9").returncode == 0
+
+
+async def test_a_database_that_quotes_every_name(home: Home) -> None:
+    """Postgres is set to show each name in quotes."""
+    migrate(home.as_owner)
+    database = await value(home.url, "SELECT quote_ident(current_database())")
+    await execute(home.url, f"ALTER DATABASE {database} SET quote_all_identifiers = on")
+    migrate(home.as_owner)
+    await migration.check(home.as_owner)
+
+
+async def test_a_sample_that_is_not_followed_is_reported(
+    home: Home, start_server: Callable[..., RunningServer]
+) -> None:
+    """Somebody has unwatched the sample table, and its page is served."""
+    migrate(home.as_owner)
+    await execute(home.as_owner, "SELECT feed.unwatch('public.things')")
+    assert "no page follows it" in start_server(database_url=home.as_owner).log
+
+
+async def test_a_renamed_sample_keeps_its_topic(home: Home) -> None:
+    """Somebody has renamed the sample table, and migrates again: one sentence says what to do."""
+    migrate(home.as_owner)
+    await execute(home.as_owner, "ALTER TABLE public.things RENAME TO stuff")
+    assert "is that of stuff: watch stuff under another topic" in refused(home.as_owner)
+    migrate(home.as_owner, things=False)
+    await execute(home.as_owner, "SELECT feed.watch('public.stuff', 'stuff')")
+    migrate(home.as_owner)
+
+
 async def test_a_guest_may_not_watch(home: Home) -> None:
     """A role that may only connect would watch a table of its own: it is told whose right that
     is, and with that right it can.

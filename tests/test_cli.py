@@ -454,6 +454,37 @@ def test_the_version_can_be_asked() -> None:
     assert (done.returncode, done.stdout) == (0, f"tablecast, version {version('tablecast')}\n")
 
 
+async def test_an_interrupted_watch_leaves_nothing_behind(
+    connection: Connection, database_url: str
+) -> None:
+    """A user watches a table that a transaction has in use, and gives up: others can use the table,
+    and it is not watched when the transaction ends.
+    """
+    await connection.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass"
+    deadline = time.monotonic() + LIMIT_S
+    async with connection.transaction():
+        await connection.execute("SELECT FROM t")
+        watching = await asyncio.create_subprocess_exec(
+            TABLECAST, "watch", "t", "--database-url", database_url
+        )
+        while not await connection.fetchval(waits):
+            assert time.monotonic() < deadline
+        watching.send_signal(signal.SIGINT)
+        await watching.wait()
+        while await connection.fetchval(waits):
+            assert time.monotonic() < deadline
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE t")
+    assert await connection.fetchval("SELECT count(*) FROM feed.topic WHERE topic = 't'") == 0
+
+
+def test_an_argument_that_is_no_text(database_url: str) -> None:
+    """A user names a table in bytes that are not UTF-8."""
+    message = refusal(tablecast("watch", "\udcff", DATABASE_URL=database_url), 2)
+    assert message.endswith("it must be UTF-8.")
+
+
 async def test_watching_from_the_command_line(connection: Connection, database_url: str) -> None:
     """A user watches tables by their names as SQL has them, lists them, and unwatches them."""
     await connection.execute(
@@ -491,6 +522,7 @@ async def test_watching_from_the_command_line(connection: Connection, database_u
     [
         (("watch", "nowhere"), "There is no table nowhere: name it as in SQL"),
         (("watch", "a b"), "'a b' is not the name of a table"),
+        (("watch", "things", "--topic", ""), "The topic '' cannot be used"),
         (("watch", "things", "--topic", "A"), "The topic 'A' cannot be used"),
         (("watch", "v"), "public.v cannot be watched: only ordinary, permanent tables can."),
         (("watch", "pg_class"), "pg_class cannot be watched: it is Postgres's own."),

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from app.database.connections import Connection
+from app.database.connections import Connection, connect
 from tests.support.machine import require
 from tests.support.server import RunningServer
 
@@ -142,14 +142,13 @@ async def rows_of(connection: Connection, table: Table) -> list[str]:
 
 
 @asynccontextmanager
-async def lists(connection: Connection) -> AsyncIterator[str]:
+async def lists(url: str) -> AsyncIterator[str]:
     """Serve every table as a list with its Feed-Offset, as a user's own endpoint would."""
 
-    one_by_one = asyncio.Lock()
-
     async def answer(request: web.Request) -> web.Response:
-        async with one_by_one:
-            found = await connection.fetchrow(LIST.format(request.match_info["table"]))
+        connection = await connect(url)
+        found = await connection.fetchrow(LIST.format(request.match_info["table"]))
+        await connection.close()
         headers = {"Feed-Offset": found["offset"]}
         return web.Response(text=found["list"], content_type="application/json", headers=headers)
 
@@ -172,9 +171,10 @@ async def following(
     """Create the tables, watch them, and follow them with feed.js."""
     for table in tables:
         if table is not THINGS:
-            await connection.execute(f"CREATE TABLE {table.name} ({table.definition})")
+            if table.definition:
+                await connection.execute(f"CREATE TABLE {table.name} ({table.definition})")
             await connection.execute("SELECT feed.watch($1::text::regclass, $1)", table.name)
-    async with lists(connection) as address:
+    async with lists(server.env["DATABASE_URL"]) as address:
         options = [
             {
                 "topic": "thing" if table is THINGS else table.name,
@@ -232,6 +232,56 @@ async def test_keys_of_any_type(server: RunningServer, connection: Connection) -
         )
         await connection.execute("""DELETE FROM documents WHERE doc IN ('"[1]"', '"1"')""")
         await connection.execute("""UPDATE documents SET n = 2 WHERE doc = '{"a": 1}'""")
+        await followers.until_they_show(connection)
+
+
+CODED = Table("coded", "id int PRIMARY KEY, code text NOT NULL UNIQUE", "id")
+NESTED = """
+    CREATE TABLE nested (
+        id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL UNIQUE
+    );
+    CREATE FUNCTION leave_and_go() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO nested (name) VALUES (old.name);
+        DELETE FROM nested WHERE name = old.name;
+        RETURN NULL;
+    END $$;
+    INSERT INTO nested (name) VALUES ('a');
+    CREATE TRIGGER leave AFTER UPDATE ON nested FOR EACH ROW EXECUTE FUNCTION leave_and_go()
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "SELECT feed.watch('coded', 'coded', 'code')",
+        "ALTER TABLE coded DROP CONSTRAINT coded_pkey, ADD PRIMARY KEY (code), ADD UNIQUE (id);"
+        "SELECT feed.check_topics()",
+    ],
+    ids=["other destroys", "another key"],
+)
+async def test_destroys_that_the_options_do_not_fit(
+    server: RunningServer, connection: Connection, change: str
+) -> None:
+    """While feed.js follows a table by its key, destroys begin to carry something else: it has no
+    row under that, and loads the list again.
+    """
+    async with following(server, connection, [CODED]) as followers:
+        await connection.execute("INSERT INTO coded VALUES (1, 'a'), (2, 'b'), (3, 'c')")
+        await connection.execute(change)
+        await followers.until_they_show(connection)
+        await connection.execute("DELETE FROM coded WHERE id = 1")
+        await followers.until_they_show(connection)
+
+
+async def test_a_destroy_of_a_name_that_two_rows_had(
+    server: RunningServer, connection: Connection
+) -> None:
+    """Within the statement that renames a row, another one of the old name comes and goes."""
+    await connection.execute(NESTED)
+    async with following(server, connection, [Table("nested", "", "id")]) as followers:
+        await connection.execute("SELECT feed.watch('nested', 'nested', 'name')")
+        await followers.until_they_show(connection)
+        await connection.execute("UPDATE nested SET name = 'b'")
         await followers.until_they_show(connection)
 
 

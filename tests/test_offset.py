@@ -1,5 +1,6 @@
 """Offsets: what was formatted is parsed back, and nothing else is accepted."""
 
+import json
 import string
 import uuid
 
@@ -7,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.database.connections import Connection
+from app.database.connections import Connection, connect
 from app.feed import log
 from app.feed.offset import GREATEST_XID, Epoch, InvalidOffset, Offset, Position, xid_after
+from tests.support.writing import insert
 
 EPOCH = Epoch("0123abcd", "secret")
 ALLOWED = set(string.ascii_letters + string.digits + ".:,_-")
@@ -153,6 +155,26 @@ async def test_sql_and_python_write_the_same_offset(connection: Connection) -> N
     epoch = await log.current_epoch(connection)
     assert epoch.parse(text) == Offset(Position.parse(position))
     assert epoch.format(Offset(Position.parse(position))) == text
+
+
+@pytest.mark.database
+async def test_the_offset_of_a_transaction_that_writes_on(
+    connection: Connection, database_url: str
+) -> None:
+    """A list and its offset are read in the middle of a transaction: what it writes afterwards
+    follows, whatever others commit meanwhile.
+    """
+    other = await connect(database_url)
+    async with connection.transaction():
+        await insert(connection, "before")
+        await other.execute("CREATE TABLE another ()")
+        text = await connection.fetchval("SELECT feed.offset()")
+        await insert(connection, "after")
+    since = (await log.current_epoch(connection)).parse(text)
+    changes = (await log.read(connection, since)).changes
+    names = [json.loads(change.body or "")["name"] for change in changes]
+    assert names == ["before", "after"]
+    await other.close()
 
 
 @pytest.mark.database

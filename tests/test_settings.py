@@ -131,6 +131,8 @@ WRONG_URLS = [
     "postgresql://u:se?cret@h/d", "postgresql://u:secret@[::1/d", "postgresql://u:secret@a,/d",
     "postgresql://u:secret@:5432/d", "postgresql:///d?host=a,b&port=1,2,3&password=secret",
     "postgresql:///d?password=secret&host", "postgresql://u:secret@h:99999/d",
+    "postgresql://u:secret@h/d?target_session_attrs=any-secret",
+    "postgresql://u:secret@h/d?channel_binding=require",
 ]  # fmt: skip
 
 

@@ -12,10 +12,6 @@ from tests.support.writing import current_offset
 pytestmark = pytest.mark.database
 
 NOT_CAPTURED = "triggers are disabled or missing: what is written now is not captured"
-SHARES_ROWS = (
-    "public.watched cannot be watched: it shares its rows with another table"
-    " (partition or inheritance)."
-)
 HAS_CHILDREN = "its table has children, whose rows are not captured"
 NOTICED = [
     ("ALTER TABLE watched ALTER v TYPE text USING upper(v)", None),
@@ -34,7 +30,8 @@ NOTICED = [
     ("ALTER TABLE watched SET UNLOGGED",
      "public.watched cannot be watched: only ordinary, permanent tables can."),
     ("CREATE TABLE papa (id int NOT NULL, v text, m mood, p pair);"
-     "ALTER TABLE watched INHERIT papa", SHARES_ROWS),
+     "ALTER TABLE watched INHERIT papa",
+     "its table has a parent: what is written through that is not captured"),
     ("BEGIN; ALTER TABLE watched DISABLE TRIGGER ALL; INSERT INTO watched VALUES (2);"
      "ALTER TABLE watched ENABLE ALWAYS TRIGGER feed_begin; "
      "ALTER TABLE watched ENABLE ALWAYS TRIGGER feed_insert; "
@@ -258,6 +255,9 @@ UNFIT = [
     ("id int PRIMARY KEY, name text NOT NULL", "name"),
     ("id int PRIMARY KEY, name text NOT NULL UNIQUE DEFERRABLE", "name"),
     ("id int PRIMARY KEY", "missing"),
+    ("id int PRIMARY KEY, doc jsonb NOT NULL UNIQUE", "doc"),
+    ("id int PRIMARY KEY, pair pair NOT NULL UNIQUE", "pair"),
+    ("id int PRIMARY KEY, pair wrapped NOT NULL UNIQUE", "pair"),
 ]
 
 
@@ -268,9 +268,22 @@ async def test_a_destroy_carries_only_what_identifies_a_row(
     """Somebody wants destroys to carry a column that two rows may share, that may be NULL, or that
     is not there: one sentence refuses it.
     """
+    await connection.execute("CREATE TYPE pair AS (id int); CREATE DOMAIN wrapped AS pair")
     await connection.execute(f"CREATE TABLE t ({columns})")
     with pytest.raises(asyncpg.InvalidParameterValueError, match="NOT NULL and UNIQUE"):
         await connection.execute("SELECT feed.watch('t', 't', $1)", column)
+
+
+async def test_a_promise_not_to_be_null_must_have_been_checked(connection: Connection) -> None:
+    """A column with NULLs is declared NOT NULL for new rows only, as Postgres 18 can."""
+    if connection.get_server_version().major < 18:
+        pytest.skip("only Postgres 18 and later have NOT NULL that is not checked")
+    await connection.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n text UNIQUE); INSERT INTO t VALUES (1), (2);"
+        "ALTER TABLE t ADD CONSTRAINT checked NOT NULL n NOT VALID"
+    )
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="NOT NULL and UNIQUE"):
+        await connection.execute("SELECT feed.watch('t', 't', 'n')")
 
 
 async def test_a_table_that_stays_with_its_topic_keeps_its_destroys(connection: Connection) -> None:
@@ -291,6 +304,90 @@ async def test_a_kept_column_must_still_identify_a_row(connection: Connection) -
     await connection.execute("ALTER TABLE t DROP CONSTRAINT t_n_key")
     with pytest.raises(asyncpg.InvalidParameterValueError, match="NOT NULL and UNIQUE"):
         await connection.execute("SELECT feed.watch('t', 't')")
+
+
+async def test_destroys_that_may_mean_two_rows_are_reloads(connection: Connection) -> None:
+    """The constraint of the column that destroys carry is dropped: clients load again, at once and
+    for every deleted row, until it is there again.
+    """
+    await connection.execute("CREATE TABLE t (id int PRIMARY KEY, n text UNIQUE NOT NULL)")
+    await connection.execute("SELECT feed.watch('t', 't', 'n')")
+    await connection.execute("ALTER TABLE t DROP CONSTRAINT t_n_key")
+    problem = "the column that its destroys carry is not NOT NULL and UNIQUE any more"
+    assert await look(connection) == [("t", problem)]
+    assert await look(connection) == []
+    assert await connection.fetchval("SELECT problem FROM feed.topic WHERE topic = 't'") == problem
+    since = await current_offset(connection)
+    await connection.execute("INSERT INTO t VALUES (1, 'Sam'), (2, 'Sam'), (3, 'Kim')")
+    await connection.execute("DELETE FROM t WHERE id = 2")
+    page = await log.read(connection, since)
+    assert (page.changes[3].op, page.changes[3].body) == ("reload", None)
+    await connection.execute("ALTER TABLE t ADD UNIQUE (n)")
+    assert await look(connection) == [("t", None)]
+    await connection.execute("DELETE FROM t WHERE id = 1")
+    changes = (await log.read(connection, page.until)).changes
+    assert [(change.op, change.body) for change in changes] == [
+        ("reload", None), ("destroy", '"Sam"'),
+    ]  # fmt: skip
+
+
+async def test_another_column_for_destroys_is_a_reload(connection: Connection) -> None:
+    """Whoever has kept rows by their key, or by another column, begins again."""
+    await connection.execute("CREATE TABLE t (id int PRIMARY KEY, n text UNIQUE NOT NULL)")
+    await connection.execute("SELECT feed.watch('t', 't'); TRUNCATE feed.change")
+    await connection.execute("SELECT feed.watch('t', 't', 'n')")
+    assert await ops(connection) == [("t", "reload")]
+    await connection.execute("SELECT feed.watch('t', 't', 'n')")
+    assert await ops(connection) == [("t", "reload")]
+
+
+@pytest.mark.parametrize(
+    ("act", "topic"), [("unwatch('b')", None), ("watch('b', 'moved')", "moved")]
+)
+async def test_a_check_leaves_alone_what_was_changed_meanwhile(
+    connection: Connection, database_url: str, act: str, topic: str | None
+) -> None:
+    """A check of the tables waits for one of them, and meanwhile another is unwatched, or moved to
+    another topic: so it stays.
+    """
+    await connection.execute(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);"
+        "SELECT feed.watch('a', 'a'), feed.watch('b', 'b');"
+        "ALTER TABLE a ADD n int; ALTER TABLE b ADD n int"
+    )
+    checker, other = await connect(database_url), await connect(database_url)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE a IN ACCESS SHARE MODE")
+        checking = asyncio.create_task(look(checker))
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1"
+        async with asyncio.timeout(10):
+            while not await connection.fetchval(waits, checker.get_server_pid()):
+                await asyncio.sleep(0.001)
+        await other.execute(f"SELECT feed.{act}")
+        await checking
+    await connection.execute("TRUNCATE feed.change; INSERT INTO b VALUES (1)")
+    assert await ops(connection) == ([(topic, "create")] if topic else [])
+    assert await connection.fetchval("SELECT topic FROM feed.topic WHERE relation = 'b'::regclass"
+        ) == topic  # fmt: skip
+    for each in (checker, other):
+        await each.close()
+
+
+async def test_a_watch_that_is_not_committed_keeps_no_other_table_unchecked(
+    connection: Connection, database_url: str
+) -> None:
+    """Somebody watches a table and leaves the transaction open; another one is altered."""
+    await connection.execute(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);"
+        "SELECT feed.watch('a', 'a'), feed.watch('b', 'b');"
+        "ALTER TABLE a ADD n int; ALTER TABLE b ADD n int"
+    )
+    other = await connect(database_url)
+    async with connection.transaction():
+        await connection.execute("SELECT feed.watch('a', 'a')")
+        assert await look(other) == [("b", None)]
+    assert await look(other) == []
+    await other.close()
 
 
 async def test_two_at_once_know_of_each_other(connection: Connection, database_url: str) -> None:

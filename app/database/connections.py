@@ -4,6 +4,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 from asyncpg.exceptions import TargetServerAttributeNotMatched
@@ -18,6 +19,16 @@ RELEASE_TIMEOUT_S = 1.0
 # The only setting that is sent while connecting: poolers refuse parameters they do not know.
 STARTUP = {"application_name": "tablecast"}
 
+# Parameters of URLs that concern only Postgres's own clients. The driver would pass them on to the
+# server, which refuses what it does not know.
+LIBPQ_ONLY = frozenset(
+    {
+        "channel_binding", "connect_timeout", "fallback_application_name", "gssencmode",
+        "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval",
+        "sslcompression", "sslsni", "tcp_user_timeout",
+    }
+)  # fmt: skip
+
 # A row must look the same in a REST response as in the trigger's log, whatever the client.
 SESSION = {
     "TimeZone": "UTC",
@@ -25,6 +36,7 @@ SESSION = {
     "IntervalStyle": "postgres",
     "bytea_output": "hex",
     "extra_float_digits": "1",
+    "quote_all_identifiers": "off",
     # Reading under a database's default of serializable could make writers fail.
     "default_transaction_isolation": "read committed",
 }
@@ -147,8 +159,18 @@ async def connect(
     return connection
 
 
+def for_the_driver(url: str) -> str:
+    """Return the URL of a database without what only Postgres's own clients understand."""
+    parts = urlsplit(url)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    kept = [(name, value) for name, value in query if name not in LIBPQ_ONLY]
+    if kept == query:
+        return url
+    return urlunsplit(parts._replace(query=urlencode(kept, quote_via=quote)))
+
+
 async def _connect_to_any(url: str, options: dict[str, Any]) -> Connection:
-    hosts = database_hosts(url)
+    hosts, url = database_hosts(url), for_the_driver(url)
     if len(hosts) < 2:
         return await asyncpg.connect(url, **options)
     # asyncpg would let a host that does not answer use up the time of all others.

@@ -1,8 +1,9 @@
-"""Takes every lock a migration needs at once, in a way that makes no writer fail or wait for long.
+"""Takes the locks of watched tables in a way that makes no writer fail or wait for long.
 
-If a migration took them one by one, a transaction that writes to two watched tables could end in a
-deadlock with it, and Postgres might choose the writer as the victim. And while a migration waits
-for one lock, every later writer waits behind it.
+A migration takes all that it needs at once: if it took them one by one, a transaction that writes
+to two watched tables could end in a deadlock with it, and Postgres might choose the writer as the
+victim. And while anybody waits for a lock, every later writer waits behind: so nobody does so for
+long, but gives up and tries again.
 """
 
 import asyncio
@@ -20,6 +21,11 @@ GIVE_UP_S = 60.0
 LOCK = """
     SAVEPOINT unlocked;
     SET LOCAL lock_timeout = '300ms';
+    {};
+    SET LOCAL lock_timeout = 0
+"""
+UNLOCK = "ROLLBACK TO SAVEPOINT unlocked"
+WATCHED_TABLES = """
     DO $$ BEGIN
         EXECUTE (
             SELECT coalesce('LOCK TABLE ' || string_agg(format('%I.%I', nspname, relname), ', ')
@@ -28,10 +34,10 @@ LOCK = """
             WHERE pg_has_role(relowner, 'USAGE') AND EXISTS (
                 SELECT FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
                 WHERE tgrelid = pg_class.oid AND pronamespace = to_regnamespace('feed')));
-    END $$;
-    SET LOCAL lock_timeout = 0
+    END $$
 """
-UNLOCK = "ROLLBACK TO SAVEPOINT unlocked"
+# The first is the lock of feed.watch and feed.unwatch.
+ONE_TABLE = "SELECT pg_advisory_xact_lock(1413563213, 5); LOCK TABLE {} IN ACCESS EXCLUSIVE MODE"
 
 
 async def lock_watched_tables(connection: Connection) -> None:
@@ -39,17 +45,37 @@ async def lock_watched_tables(connection: Connection) -> None:
 
     Raises Refusal if others keep one of them in use for a minute.
     """
+    await _lock(
+        connection,
+        WATCHED_TABLES,
+        "The database cannot be migrated now: a long transaction or a dump has a watched table in"
+        " use; try again when it has ended.",
+    )
+
+
+async def lock_table(connection: Connection, table: str) -> None:
+    """Lock a table, named as in SQL, that is to be watched or unwatched, until the transaction
+    ends.
+
+    Raises Refusal if others keep it in use for a minute.
+    """
+    await _lock(
+        connection,
+        ONE_TABLE.format(table),
+        f"{table} is in use by a long transaction or a dump, or tables are just being watched by"
+        " somebody else: try again when that has ended.",
+    )
+
+
+async def _lock(connection: Connection, statement: str, refusal: str) -> None:
     deadline = time.monotonic() + GIVE_UP_S
     while True:
         try:
-            await connection.execute(LOCK)
+            await connection.execute(LOCK.format(statement))
         except asyncpg.LockNotAvailableError as error:
             await connection.execute(UNLOCK)
             if time.monotonic() > deadline:
-                raise Refusal(
-                    "The database cannot be migrated now: a long transaction or a dump has a"
-                    " watched table in use; try again when it has ended."
-                ) from error
+                raise Refusal(refusal) from error
             await asyncio.sleep(PAUSE_S)
         else:
             return

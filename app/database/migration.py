@@ -1,6 +1,7 @@
 """Migrates a database, and checks whether it is up to date."""
 
 import asyncio
+import logging
 import re
 import threading
 from collections.abc import AsyncIterator
@@ -29,9 +30,15 @@ from app.database.rights import (
 if TYPE_CHECKING:
     from alembic.config import Config
 
+logger = logging.getLogger("tablecast")
+
 ALEMBIC = threading.Lock()  # alembic keeps its state in globals
 ROOT = Path(__file__).parent.parent.parent
 REVISION = re.compile(r'^(revision|down_revision) = "(\w+)"$', re.MULTILINE)
+IS_FOLLOWED = """
+    SELECT EXISTS (SELECT FROM feed.topic
+                   WHERE topic = 'thing' AND relation = to_regclass('public.things'))
+"""
 FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
 
 
@@ -55,7 +62,8 @@ def migrate(url: str, things: bool = True) -> str | None:
             command.upgrade(configuration(url, things), "head")
     except (*FAILURES, DBAPIError, CommandError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        raise Refusal(f"The database cannot be migrated: {reason(cause)}.") from error
+        hint = " Or unwatch it first: SELECT feed.unwatch('...')." * ("be watched:" in str(cause))
+        raise Refusal(f"The database cannot be migrated: {reason(cause)}.{hint}") from error
     return before
 
 
@@ -70,6 +78,11 @@ async def check(url: str, things: bool = True, rights: Rights = refuse_serving) 
         if sample is not None:
             sample.refuse_foreign()
             await refuse_reading_the_sample(connection)
+        if found == needed and sample is not None and not await connection.fetchval(IS_FOLLOWED):
+            logger.warning(
+                "public.things is not watched as thing: no page follows it. Run `tablecast watch"
+                " things --topic thing --destroy-with name`, or set THINGS=no"
+            )
     if found is None:
         raise Refusal("The database is not migrated yet: run `tablecast migrate` first.")
     if found not in known_revisions():

@@ -107,6 +107,8 @@ topic = Table(
     Column("shape", Text, nullable=False),
     Column("key", ARRAY(Text)),
     Column("destroy_with", Text),
+    Column("ambiguous", Boolean, nullable=False, server_default=text("false")),
+    Column("problem", Text),
     UniqueConstraint("topic", name="topic_topic_key"),
     schema="feed",
 )
@@ -142,7 +144,6 @@ FUNCTIONS = {
         "xid_before",
         "epoch",
         "position_of",
-        "position",
         "continues",
         "adopt",
     ),
@@ -175,6 +176,7 @@ FUNCTIONS = {
         "shape",
     ),
     "0004_topics.sql": (
+        "position",
         "log_reload",
         "identifies",
         "problem_of",

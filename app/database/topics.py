@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import asyncpg
 
 from app.database.connections import UNAVAILABLE, Connection, Refusal, connect, reason
+from app.database.locking import lock_table
 
 # The table as the role's own search path finds it.
 RESOLVE = """
-SELECT pg_class.oid, relname, pg_class.oid::regclass::text AS shown
+SELECT pg_class.oid, relname, pg_class.oid::regclass::text AS shown,
+       relkind = 'r' AND pg_has_role(relowner, 'USAGE') AS may_be_locked
 FROM pg_class WHERE pg_class.oid = $1::text::regclass
 """
 WATCH = "SELECT feed.watch($1::oid::regclass, $2, $3)"
@@ -18,7 +20,7 @@ UNWATCH = "SELECT feed.unwatch($1::oid::regclass)"
 TOPIC_OF = "SELECT topic FROM feed.topic WHERE relation = $1::oid"
 LIST = """
 SELECT topic, coalesce(pg_class.oid::regclass::text, '(dropped)') AS relation, key, destroy_with,
-       feed.problem_of(relation) AS problem
+       coalesce(feed.problem_of(relation), problem) AS problem
 FROM feed.topic LEFT JOIN pg_class ON pg_class.oid = relation
 ORDER BY topic
 """
@@ -45,9 +47,10 @@ async def watch(
     async with _connected(url) as connection:
         found = await _resolve(connection, table)
         before: str | None = await connection.fetchval(TOPIC_OF, found["oid"])
-        chosen = topic or before or found["relname"]
+        chosen = topic if topic is not None else before or found["relname"]
         try:
-            await connection.execute(WATCH, found["oid"], chosen, destroy_with)
+            async with _locked(connection, found):
+                await connection.execute(WATCH, found["oid"], chosen, destroy_with)
         except asyncpg.InvalidParameterValueError as error:
             hint = " Name one with --topic." if "topic" in str(error) and topic is None else ""
             raise Refusal(f"{error}{hint}") from error
@@ -62,7 +65,8 @@ async def unwatch(url: str, table: str) -> str:
         topic: str | None = await connection.fetchval(TOPIC_OF, found["oid"])
         if topic is None:
             raise Refusal(f"{found['shown']} is not watched.")
-        await connection.execute(UNWATCH, found["oid"])
+        async with _locked(connection, found):
+            await connection.execute(UNWATCH, found["oid"])
         return topic
 
 
@@ -93,6 +97,15 @@ async def _resolve(connection: Connection, table: str) -> asyncpg.Record:
             " the search path."
         )
     return found
+
+
+@asynccontextmanager
+async def _locked(connection: Connection, found: asyncpg.Record) -> AsyncIterator[None]:
+    """A transaction with the lock that changing a table's triggers takes, if the role may."""
+    async with connection.transaction():
+        if found["may_be_locked"]:
+            await lock_table(connection, found["shown"])
+        yield
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ logger = logging.getLogger("tablecast.feed")
 
 HELD_BACK_S = 10.0
 READ_TIMEOUT_S = 15.0
-SLOW_READ_S = 1.0
+SLOW_READ_S = 0.5
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 NOT_YET = "The server has not connected to the database yet."
 DEAF = "Changes arrive late: notifications do not reach the server's connection to the database."

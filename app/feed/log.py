@@ -93,7 +93,9 @@ SELECT id, page.topic, op,
        CASE WHEN is_too_large OR op = 'destroy' THEN watched.key END,
        CASE WHEN op = 'destroy' THEN watched.destroy_with END,
        is_too_large, date_part('epoch', at), NULL, NULL, NULL, NULL, NULL, NULL
-FROM page LEFT JOIN feed.topic AS watched ON watched.topic = page.topic
+-- Nothing is known of a destroyed row whose value need not be its own.
+FROM page LEFT JOIN feed.topic AS watched
+          ON watched.topic = page.topic AND NOT (op = 'destroy' AND ambiguous)
 ORDER BY id NULLS FIRST
 """
 
@@ -371,7 +373,12 @@ def _change(
     if body is not None and op == "destroy":
         body = _destroyed(body, key, destroy_with)
     elif body is not None and is_too_large:
-        body = f'{body.rstrip()[:-1].rstrip()}, "too_large": true}}'
+        # A key column of that name: the row could not be told from one that is not too large.
+        body = (
+            None
+            if "too_large" in (key or ())
+            else f'{body.rstrip()[:-1].rstrip()}, "too_large": true}}'
+        )
     if body is None:
         # The row was too long for the log, or nothing in it identifies it. A changed key that was
         # not split into a destroy and a create (rekey) could not be put into order.

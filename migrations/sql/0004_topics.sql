@@ -2,8 +2,14 @@
 -- a destroy carries.
 
 -- `key`: the columns of the table's primary key, NULL while it has none. `destroy_with`: the column
--- whose value a destroy carries, NULL for the key.
-ALTER TABLE feed.topic ADD COLUMN key text[], ADD COLUMN destroy_with text;
+-- whose value a destroy carries, NULL for the key. `ambiguous`: this value need not be one row's any
+-- more, so clients have to load the topic again instead. `problem`: what the last check could not
+-- repair.
+ALTER TABLE feed.topic
+    ADD COLUMN key text[],
+    ADD COLUMN destroy_with text,
+    ADD COLUMN ambiguous boolean NOT NULL DEFAULT false,
+    ADD COLUMN problem text;
 
 -- Dropped tables hold no topic.
 WITH gone AS (
@@ -26,12 +32,17 @@ END
 $$;
 ALTER TABLE feed.topic ADD CONSTRAINT topic_topic_key UNIQUE (topic);
 
-UPDATE feed.topic
-SET key = feed.key_of(relation)::text[],
-    destroy_with = CASE WHEN topic = 'thing' AND relation = to_regclass('public.things')
-                        THEN 'name' END;
-
 DROP FUNCTION feed.watch(regclass, text);
+
+-- In a transaction that writes, the statement sees what it has written so far, but not what is still
+-- to come: all of it counts as unseen. What it wrote before comes again after the offset, and changes
+-- nothing then.
+CREATE OR REPLACE FUNCTION feed.position() RETURNS pg_snapshot
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT feed.position_of(CASE WHEN pg_current_xact_id_if_assigned() IS NULL
+                                 THEN pg_current_snapshot() ELSE feed.seen_by_others() END)
+$$;
 
 -- Logs that clients must load a topic again.
 CREATE FUNCTION feed.log_reload(topic text) RETURNS void
@@ -45,16 +56,34 @@ BEGIN
 END
 $$;
 
--- Whether a column's value is one row's: only then can clients find a destroyed row by it.
+-- Whether a column's value is one row's: only then can clients find a destroyed row by it. (A value
+-- that is rendered as an object could be taken for a key.)
 CREATE FUNCTION feed.identifies(relation regclass, column_name text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT EXISTS (
-        SELECT FROM pg_attribute
-        JOIN pg_index ON indrelid = attrelid AND indkey::text = attnum::text
+    WITH RECURSIVE found AS (
+        SELECT attnum, atttypid FROM pg_attribute
         WHERE attrelid = relation AND attname = column_name AND attnotnull
-              AND indisunique AND indimmediate AND indisvalid AND indpred IS NULL)
+    ), types AS (
+        SELECT atttypid AS type FROM found
+        UNION
+        SELECT typbasetype FROM types JOIN pg_type ON pg_type.oid = type WHERE typtype = 'd'
+    )
+    SELECT EXISTS (SELECT FROM found JOIN pg_index ON indkey::text = attnum::text
+                   WHERE indrelid = relation AND indisunique AND indimmediate AND indisvalid
+                         AND indpred IS NULL)
+           AND NOT EXISTS (SELECT FROM found JOIN pg_constraint ON conkey = ARRAY[attnum]
+                           WHERE conrelid = relation AND contype = 'n' AND NOT convalidated)
+           AND NOT EXISTS (SELECT FROM types JOIN pg_type ON pg_type.oid = type
+                           LEFT JOIN pg_cast ON castsource = type AND casttarget = 'json'::regtype
+                           WHERE type IN ('json'::regtype, 'jsonb'::regtype) OR typtype = 'c'
+                                 OR pg_cast.oid IS NOT NULL)
 $$;
+
+UPDATE feed.topic
+SET key = feed.key_of(relation)::text[],
+    destroy_with = CASE WHEN topic = 'thing' AND relation = to_regclass('public.things')
+                             AND feed.identifies(relation, 'name') THEN 'name' END;
 
 -- Why changes of a watched table are not captured, or not all of them; NULL if they are.
 CREATE FUNCTION feed.problem_of(relation regclass) RETURNS text
@@ -65,17 +94,14 @@ AS $$
             THEN 'its table was dropped'
         WHEN EXISTS (SELECT FROM pg_inherits WHERE inhparent = relation)
             THEN 'its table has children, whose rows are not captured'
+        WHEN EXISTS (SELECT FROM pg_inherits WHERE inhrelid = relation)
+            THEN 'its table has a parent: what is written through that is not captured'
         WHEN feed.key_of(relation) IS NULL
             THEN 'its table has no primary key any more'
         WHEN (SELECT count(*) FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
               WHERE tgrelid = relation AND pronamespace = 'feed'::regnamespace
                     AND tgenabled <> 'D') < 5
             THEN 'triggers are disabled or missing: what is written now is not captured'
-        WHEN EXISTS (SELECT FROM feed.topic AS watched
-                     WHERE watched.relation = problem_of.relation
-                           AND destroy_with IS NOT NULL
-                           AND NOT feed.identifies(watched.relation, destroy_with))
-            THEN 'the column that its destroys carry is not NOT NULL and UNIQUE any more'
     END
 $$;
 
@@ -247,24 +273,26 @@ DECLARE
 BEGIN
     PERFORM pg_advisory_xact_lock(1413563213, 5);  -- one at a time: what was before must be known
     PERFORM feed.require_watchable(relation, topic);
-    SELECT * INTO before FROM feed.topic AS watched WHERE watched.relation = watch.relation;
+    SELECT * INTO before FROM feed.topic AS watched WHERE watched.relation = watch.relation
+    FOR UPDATE;  -- a check of the tables passes over this one
     IF before.topic = watch.topic THEN
         destroy_with := coalesce(destroy_with, before.destroy_with);
     END IF;
     IF destroy_with IS NOT NULL AND NOT feed.identifies(relation, destroy_with) THEN
-        RAISE EXCEPTION '% cannot be watched with the column %: there must be such a column, NOT NULL and UNIQUE, because clients find the destroyed row by it.', relation, quote_ident(destroy_with)
+        RAISE EXCEPTION '% cannot be watched with the column %: there must be such a column, NOT NULL and UNIQUE, and not of documents, because clients find the destroyed row by it.', relation, quote_ident(destroy_with)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM feed.forget_dropped();
     continues := before.topic = watch.topic AND before.shape = feed.shape(watch.relation)
-                 AND feed.problem_of(watch.relation) IS NULL;
+                 AND before.destroy_with IS NOT DISTINCT FROM watch.destroy_with
+                 AND NOT before.ambiguous AND feed.problem_of(watch.relation) IS NULL;
     PERFORM feed.install_capture(watch.relation, watch.topic);
     INSERT INTO feed.topic AS watched (relation, topic, key, destroy_with, shape)
     VALUES (watch.relation, watch.topic, feed.key_of(watch.relation)::text[],
             watch.destroy_with, feed.shape(watch.relation))
     ON CONFLICT ON CONSTRAINT topic_pkey DO UPDATE
     SET topic = excluded.topic, key = excluded.key, shape = excluded.shape,
-        destroy_with = excluded.destroy_with;
+        destroy_with = excluded.destroy_with, ambiguous = false, problem = NULL;
     IF before.topic <> watch.topic THEN
         PERFORM feed.log_reload(before.topic);
     END IF;
@@ -284,6 +312,7 @@ DECLARE
 BEGIN
     PERFORM pg_advisory_xact_lock(1413563213, 5);  -- as in feed.watch
     PERFORM feed.require_owner(relation, 'unwatched');
+    PERFORM FROM feed.topic AS watched WHERE watched.relation = unwatch.relation FOR UPDATE;
     PERFORM feed.forget_dropped();
     PERFORM feed.remove_capture(relation);
     DELETE FROM feed.topic AS watched WHERE watched.relation = unwatch.relation
@@ -296,33 +325,46 @@ $$;
 
 -- Checks all watched tables. For each that has changed, logs that its topic must be loaded again,
 -- updates its capture if possible, and returns the topic and what is wrong (NULL if nothing is any
--- more). A lock held by another session only delays the update; until then capture is slower, but
--- correct.
+-- more). A table that is just being watched or unwatched is passed over. A lock held by another
+-- session only delays the update; until then capture is slower, but correct.
 CREATE OR REPLACE FUNCTION feed.check_topics() RETURNS TABLE (topic text, problem text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
 AS $$
 #variable_conflict use_column
 DECLARE
+    suspect regclass;
     seen record;
     told boolean;
 BEGIN
-    FOR seen IN
-        SELECT watched.*, feed.shape(watched.relation) AS now,
-               pg_class.oid IS NULL AS gone, feed.problem_of(watched.relation) AS problem
-        FROM feed.topic AS watched LEFT JOIN pg_class ON pg_class.oid = watched.relation
+    FOR suspect IN
+        SELECT relation FROM feed.topic AS watched
+        WHERE shape IS DISTINCT FROM feed.shape(relation)
+              OR NOT EXISTS (SELECT FROM pg_class WHERE pg_class.oid = relation)
+              OR destroy_with IS NOT NULL AND ambiguous = feed.identifies(relation, destroy_with)
     LOOP
-        CONTINUE WHEN seen.now = seen.shape AND NOT seen.gone;
-        told := seen.now || ' told' = seen.shape AND NOT seen.gone;
+        -- Others may have changed what is watched since the statement above began.
+        PERFORM FROM feed.topic WHERE relation = suspect FOR UPDATE SKIP LOCKED;
+        CONTINUE WHEN NOT FOUND;
+        SELECT watched.*, feed.shape(relation) AS now, pg_class.oid IS NULL AS gone,
+               destroy_with IS NOT NULL
+               AND NOT feed.identifies(relation, destroy_with) AS is_ambiguous
+        INTO seen
+        FROM feed.topic AS watched LEFT JOIN pg_class ON pg_class.oid = relation
+        WHERE relation = suspect;
+        CONTINUE WHEN seen.now = seen.shape AND seen.is_ambiguous = seen.ambiguous
+                      AND NOT seen.gone;
+        told := seen.now || ' told' = seen.shape AND seen.is_ambiguous = seen.ambiguous
+                AND NOT seen.gone;
         check_topics.topic := seen.topic;
-        check_topics.problem := seen.problem;
+        check_topics.problem := feed.problem_of(suspect);
         seen.shape := NULL;
         IF seen.gone THEN
-            DELETE FROM feed.topic WHERE relation = seen.relation;
+            DELETE FROM feed.topic WHERE relation = suspect;
             PERFORM feed.drop_unused_captures();
-        ELSIF seen.problem IS NULL THEN
+        ELSIF check_topics.problem IS NULL THEN
             BEGIN
-                PERFORM feed.require_watchable(seen.relation, seen.topic);
-                PERFORM feed.install_capture(seen.relation, seen.topic);
+                PERFORM feed.require_watchable(suspect, seen.topic);
+                PERFORM feed.install_capture(suspect, seen.topic);
             EXCEPTION
                 WHEN lock_not_available THEN
                     seen.shape := seen.now || ' told';
@@ -330,10 +372,15 @@ BEGIN
                     check_topics.problem := SQLERRM;
             END;
         END IF;
+        IF seen.is_ambiguous AND check_topics.problem IS NULL THEN
+            check_topics.problem := 'the column that its destroys carry is not NOT NULL and UNIQUE any more';
+        END IF;
         UPDATE feed.topic
-        SET shape = coalesce(seen.shape, feed.shape(seen.relation)),
-            key = feed.key_of(seen.relation)::text[]
-        WHERE relation = seen.relation;
+        SET shape = coalesce(seen.shape, feed.shape(suspect)),
+            key = feed.key_of(suspect)::text[],
+            ambiguous = seen.is_ambiguous,
+            problem = check_topics.problem
+        WHERE relation = suspect;
         CONTINUE WHEN told;
         PERFORM feed.log_reload(seen.topic);
         RETURN NEXT;
