@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.cors import CrossOrigin
+from app.cors import CrossOrigin, Preflights
 from app.database.connections import Pool, create_pool, create_reading_pool
 from app.feed.feed import Feed
 from app.feed.inspection import Inspection
@@ -203,11 +203,13 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
     ]
     hosts = Hosts(settings.allowed_hosts, settings.host)
     origins = Origins(settings.allowed_origins, TrustedProxies(settings.trusted_proxies))
-    app = Starlette(
+    app: ASGIApp = Starlette(
         routes=routes,
-        middleware=[Middleware(HostCheck, hosts=hosts), Middleware(Compression)],
+        middleware=[Middleware(Compression)],
         exception_handlers=problems.exception_handlers,
         lifespan=partial(lifespan, settings, origins, failed),
     )
-    whole = CrossOrigin(app, origins)
-    return UnderPrefix(whole, settings.root_path) if settings.root_path else whole
+    app = Preflights(app, origins)
+    if settings.root_path:
+        app = UnderPrefix(app, settings.root_path)
+    return CrossOrigin(HostCheck(app, hosts), origins)

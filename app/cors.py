@@ -1,6 +1,7 @@
 """Answers with the headers that let pages of other origins read them (CORS).
 
-It stands before everything else, so that every answer has them: errors and Socket.IO's too.
+`CrossOrigin` stands before everything else, so that every answer of the application has them:
+errors and Socket.IO's too.
 """
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,7 +20,7 @@ PREFLIGHT = {
 
 
 class CrossOrigin:
-    """Adds the headers to what an application answers, and answers preflights itself."""
+    """Adds the headers to what an application answers."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
         self._app = app
@@ -29,20 +30,14 @@ class CrossOrigin:
         if scope["type"] != "http" or not self._origins.others:
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        allowed = self._allowed(origin)
+        allowed = self._allowed(Headers(scope=scope).get("origin"))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._add(MutableHeaders(scope=message), allowed)
             await send(message)
 
-        if allowed and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            preflight = Response(status_code=204, headers=PREFLIGHT)
-            await preflight(scope, receive, send_with_headers)
-        else:
-            await self._app(scope, receive, send_with_headers)
+        await self._app(scope, receive, send_with_headers)
 
     def _allowed(self, origin: str | None) -> str | None:
         """Return what may read the answer, if anything besides the server's own pages."""
@@ -56,3 +51,23 @@ class CrossOrigin:
         if allowed is not None:
             headers[ALLOW_ORIGIN] = allowed
             headers["Access-Control-Expose-Headers"] = EXPOSED
+
+
+class Preflights:
+    """Answers the questions that browsers ask before pages of other origins may write."""
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._is_allowed(scope):
+            await Response(status_code=204, headers=PREFLIGHT)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        return is_preflight and origin is not None and self._origins.lists(origin)

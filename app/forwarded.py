@@ -17,6 +17,7 @@ LOOPBACK: tuple[Network, ...] = (
     ipaddress.ip_network("127.0.0.0/8"),
     ipaddress.ip_network("::1/128"),
 )
+MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 ANY = "*"
 ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<name>[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?P<port>:[0-9]{1,5})?"
@@ -30,7 +31,7 @@ PORT = re.compile(r"[0-9]{1,5}")
 # A parameter of Forwarded, and what separates it from the next one: `;`, or `,` between proxies.
 # Colons and brackets must be quoted, but not every proxy does it.
 PARAMETER = re.compile(
-    r"[\t ;,]*([A-Za-z]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]*))[\t ]*(?=[;,]|$)"
+    r"[\t ;,]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]*))[\t ]*(?=[;,]|$)"
 )
 FORWARDED_HEADERS = (
     "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded",
@@ -80,11 +81,19 @@ class Target:
         return normal_origin(f"{self.scheme}://{self.host}")
 
 
+def unmapped(network: Network) -> Network:
+    """Return the IPv4 network that an IPv6 one stands for, if it does."""
+    if isinstance(network, ipaddress.IPv4Network) or not network.subnet_of(MAPPED):
+        return network
+    address = network.network_address.ipv4_mapped
+    return ipaddress.ip_network(f"{address}/{network.prefixlen - MAPPED.prefixlen}")
+
+
 class TrustedProxies:
     """The proxies whose headers are believed, by address."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
-        self._networks = tuple(networks)
+        self._networks = tuple(map(unmapped, networks))
 
     def trust(self, peer: str | None) -> bool:
         """Whether to believe what a peer says about its client. `peer`: its IP address."""

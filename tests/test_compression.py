@@ -126,10 +126,29 @@ async def test_a_long_list_does_not_hold_up_others() -> None:
 
     watching = asyncio.create_task(watch())
     began = time.monotonic()
-    packed = await asyncio.gather(*(compression.compress(body, "/", None) for _ in range(4)))
+    packed = await asyncio.gather(*(compression.list(body) for _ in range(4)))
     watching.cancel()
-    assert {gzip.decompress(each) for each in packed} == {body}
+    assert {gzip.decompress(each or b"") for each in packed} == {body}
     assert longest < max(LONGEST_PAUSE_S, (time.monotonic() - began) / 4)
+
+
+async def test_a_crowd_gets_lists_as_they_are() -> None:
+    """More clients than are worth waiting for want a long list: most get it as it is."""
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    compression = Compression(nothing)
+    packed = await asyncio.gather(*(compression.list(bytes(1_000_000)) for _ in range(20)))
+    assert 1 < packed.count(None) < 20
+    assert await compression.list(bytes(1_000_000)) is not None
+
+
+async def test_a_file_is_compressed_once(client: httpx.AsyncClient) -> None:
+    """Many clients want a file at once, by names of all kinds."""
+    paths = [CLIENT, *(CLIENT.replace("client/", f"client/{n}/../", 1) for n in range(20))]
+    answers = await asyncio.gather(*(fetch(client, path, **GZIP) for path in paths))
+    assert len({body for _, body in answers}) == 1
 
 
 @pytest.mark.parametrize(

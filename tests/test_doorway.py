@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -209,14 +210,18 @@ async def test_a_request_may_take_its_time(hasty_app: App, connection: Connectio
 
 
 async def test_unread_responses_end(hasty_app: App, connection: Connection) -> None:
-    """A peer asks for a long list and reads nothing, whether the connection is kept or not."""
+    """A peer asks for a long list and reads nothing, whether the connection is kept or not, or
+    another request follows.
+    """
     await connection.execute(
         "INSERT INTO things (name, info) SELECT i, repeat(md5(i::text), 1000)"
         " FROM generate_series(1, 500) AS i"
     )
-    for header in (b"", b"Connection: close\r\n"):
+    get = HEALTH.replace(b"healthz", b"api/things")
+    for request in (
+        get + b"\r\n", get + b"Connection: close\r\n\r\n", get + b"\r\n" + HEALTH + b"\r\n"
+    ):  # fmt: skip
         async with peer_of(hasty_app.url, limit=1) as peer:
-            request = HEALTH.replace(b"healthz", b"api/things") + header + b"\r\n"
             await peer.send(request)
             async with asyncio.timeout(LIMIT_S):
                 while not peer.writer.transport.is_closing():
@@ -250,6 +255,60 @@ async def test_closing_handshakes_end(hasty_app: App) -> None:
 
 
 # Pipelining and upgrades
+
+
+@pytest.mark.parametrize("piece_bytes", [0, 7])
+async def test_an_offer_of_another_protocol_is_passed_over(app: App, piece_bytes: int) -> None:
+    """A client offers to go on in HTTP/2, and posts. Its body is a body, whatever is in it, and
+    not the next request.
+    """
+    body = b'{"name": "GET /healthz HTTP/1.1"}'
+    head = (
+        b"POST /api/things HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nContent-Type: application/json\r\n"
+    )
+    smuggled = HEALTH + b"\r\n"
+    async with peer_of(app.url) as peer:
+        await peer.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body, piece_bytes)
+        assert (await peer.answer())[0] == 201
+        await peer.send(head + b"Content-Length: %d\r\n\r\n" % len(smuggled) + smuggled)
+        assert (await peer.answer())[0] == 400
+        chunked = b"Transfer-Encoding: chunked\r\n\r\n21\r\n" + body.replace(b"GET", b"PUT")
+        await peer.send(head + chunked + b"\r\n0\r\n\r\n" + HEALTH + b"\r\n", piece_bytes)
+        assert (await peer.answer())[0] == 201
+        assert (await peer.answer())[0] == 200
+        await peer.send(
+            head.replace(b"Upgrade, ", b"Upgrade, close, ") + b"Content-Length: 0\r\n\r\n"
+        )
+        assert (await peer.answer())[0] == 400
+        assert await peer.rest() == b""
+
+
+async def test_peers_that_leave_at_any_moment(start_server: Callable[..., RunningServer]) -> None:
+    """Browsers reload pages: requests are given up at once, a little later, or half read."""
+    server = start_server()
+    files = HEALTH.replace(b"healthz", b"feed.js") + b"\r\n"
+    for number in range(600):
+        async with peer_of(server.url) as peer:
+            await peer.send(files * (1 + number % 2))
+            await asyncio.sleep(0.004 * random.random())
+    assert (await asyncio.to_thread(server.stop)) == 0
+    assert "Traceback" not in server.log and "ERROR" not in server.log
+
+
+async def test_a_poll_that_nobody_waits_for_ends_the_session(app: App) -> None:
+    """A client polls, sends another request after that, and is gone: whatever the poll would have
+    been answered is lost, so it has to begin again.
+    """
+    async with httpx.AsyncClient(base_url=app.url) as http:
+        polling = PollingClient(http)
+        await polling.open()
+        await polling.post("40")
+        await polling.poll()
+        async with peer_of(app.url) as peer:
+            poll = f"GET {polling.address} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            await peer.send(poll + HEALTH + b"\r\n")
+        await eventually(lambda: app.empty)
 
 
 async def test_pipelined_requests_are_answered_in_order(app: App) -> None:
@@ -516,6 +575,14 @@ async def test_foreign_hosts_are_refused(any_app: App) -> None:
                 pass
         assert refused.value.response.status_code == 421
     assert any_app.empty
+
+
+async def test_the_host_of_a_whole_url_counts(app: App) -> None:
+    """A peer asks for a whole URL, as it would ask a proxy, whatever its Host header says."""
+    async with peer_of(app.url) as peer:
+        for host, status in ((b"evil.example", 421), (b"localhost:1", 200)):
+            await peer.send(HEALTH.replace(b"/healthz", b"http://" + host + b"/healthz") + b"\r\n")
+            assert (await peer.answer())[0] == status
 
 
 @pytest.mark.parametrize("headers", [b"", b"Host: localhost\r\nHost: evil.example\r\n"])

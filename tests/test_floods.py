@@ -9,7 +9,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.floods import FLOODS, GET, MIB, REST, UPGRADE, Watch, send
+from tests.support.floods import (
+    FINAL,
+    FLOODS,
+    GET,
+    MIB,
+    REST,
+    TEXT,
+    UPGRADE,
+    Watch,
+    client_frame,
+    send,
+)
 from tests.support.postgres import clone
 from tests.support.scale import scaled
 from tests.support.server import RunningServer
@@ -68,7 +79,15 @@ HEADS = [GET + b"x: " + b"y" * 15_000, UPGRADE[:-2] + b"x: " + b"y" * 15_000]
 BODY = REST.replace(b"Transfer-Encoding: chunked", b"Content-Length: 1000000") + b"y" * 950_000
 
 
-@pytest.mark.parametrize("half", [*HEADS, BODY], ids=["heads", "heads of ours", "bodies"])
+FRAME = UPGRADE + client_frame(TEXT | FINAL, b"4" * 99_990)[:-1]
+FRAGMENT = UPGRADE + client_frame(TEXT, b"4" * 99_990)
+
+
+@pytest.mark.parametrize(
+    "half",
+    [*HEADS, BODY, FRAME, FRAGMENT],
+    ids=["heads", "heads of ours", "bodies", "frames", "messages"],
+)
 def test_many_halves_are_hardly_felt(server: RunningServer, half: bytes) -> None:
     """Many peers send the longest halves of requests that are waited for; meanwhile others are
     served.

@@ -55,6 +55,7 @@ def test_origins_are_compared_without_case_and_default_ports(
         ("host=ours:8000;;,by=x", {"host": "ours:8000", "by": "x"}),
         ('proto=https;host="open', {"proto": "https"}),
         ("proto = https", {}),
+        ("x_id=7;proto=https;x-y!=z", {"x_id": "7", "proto": "https", "x-y!": "z"}),
         ("", {}),
     ],
 )  # fmt: skip
@@ -108,9 +109,10 @@ def test_what_a_proxy_says_is_believed_from_trusted_addresses_only(
 
 def test_addresses_and_networks_of_proxies() -> None:
     """A proxy is named by its address or its network; IPv4 addresses may come in IPv6's clothes."""
-    proxies = TrustedProxies([ip_network("10.0.0.0/8"), ip_network("2001:db8::7")])
-    for peer in ("10.1.2.3", "::ffff:10.1.2.3", "2001:db8::7"):
-        assert proxies.trust(peer), peer
+    for network in ("10.0.0.0/8", "::ffff:10.0.0.0/104"):
+        proxies = TrustedProxies([ip_network(network), ip_network("2001:db8::7")])
+        for peer in ("10.1.2.3", "::ffff:10.1.2.3", "2001:db8::7"):
+            assert proxies.trust(peer), peer
     for peer in ("11.0.0.1", "::ffff:11.0.0.1", "2001:db8::8", "127.0.0.1", "::1", "fe80::1%eth0"):
         assert not proxies.trust(peer), peer
 

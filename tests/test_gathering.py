@@ -20,6 +20,9 @@ class Recording(asyncio.Transport):
     def close(self) -> None:
         self.done.append("close")
 
+    def is_closing(self) -> bool:
+        return "close" in self.done
+
     def get_write_buffer_size(self) -> int:
         return 7
 

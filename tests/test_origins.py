@@ -48,6 +48,9 @@ async def test_every_answer_has_one_cors_header(database_url: str, plain: bool) 
             assert "PATCH" in answer.headers["Access-Control-Allow-Methods"]
             answer = await http.options(path, headers={"Origin": OTHER} | PREFLIGHT)
             assert ALLOW not in answer.headers
+            foreign = {"Origin": PAGE, "Host": "evil.example"} | PREFLIGHT
+            answer = await http.options(path, headers=foreign)
+            assert answer.status_code == 421 and answer.headers.get_list(ALLOW) == [PAGE]
 
 
 async def test_any_origin_may_be_allowed(database_url: str) -> None:

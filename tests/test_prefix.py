@@ -48,6 +48,8 @@ async def test_the_prefix_itself_leads_to_the_page(prefixed: App) -> None:
     async with httpx.AsyncClient(base_url=prefixed.url) as http:
         answer = await http.get(f"{PREFIX}?a=b")
         assert (answer.status_code, answer.headers["Location"]) == (308, f"{PREFIX}/?a=b")
+        answer = await http.get(PREFIX, headers={"Host": "evil.example"})
+        assert answer.status_code == 421
         assert (await http.get(f"{PREFIX}live/feed.js")).status_code == 404
 
 

@@ -68,7 +68,7 @@ class Arrival(asyncio.Protocol):
         else:
             if self._head is None:
                 self._head = bytearray(data)
-            self._bounds.hold(self, len(data))
+            self._bounds.unfinished.hold(self, len(data))
 
     def _could_be_an_opening(self, head: bytes | bytearray) -> bool:
         """Whether the bytes so far are, or may become, a request on a Socket.IO path."""
@@ -118,4 +118,4 @@ class Arrival(asyncio.Protocol):
     def _leave(self) -> None:
         self._arguments["server_state"].connections.discard(self)
         self._bounds.waiting.remove(self)
-        self._bounds.release(self)
+        self._bounds.unfinished.release(self)

@@ -7,6 +7,7 @@ from app.deadlines import Deadlines
 from app.doorway import limits
 from app.doorway.answers import BUSY, FULL
 from app.doorway.limits import UNFINISHED_BYTES, extra_connections
+from app.unfinished import Unfinished
 
 
 class Guest(Protocol):
@@ -37,8 +38,9 @@ class Bounds:
         self._max_clients = max_clients
         self._most_extra = extra_connections(max_clients)
         self._extra: dict[asyncio.Transport, None] = {}  # the oldest first
-        self._unfinished: dict[Guest, int] = {}  # the oldest first
-        self._unfinished_bytes = 0
+        self.unfinished: Unfinished[Guest] = Unfinished(
+            UNFINISHED_BYTES, lambda guest: guest.turn_away(BUSY)
+        )
         self.waiting: Deadlines[Guest] = Deadlines(limits.PATIENCE_S, lambda guest: guest.overdue())
         self.bodies: Deadlines[Sender] = Deadlines(
             limits.BODY_S, lambda sender: sender.body_overdue()
@@ -56,22 +58,6 @@ class Bounds:
             del self._extra[oldest]
             cast(Guest, oldest.get_protocol()).turn_away(FULL)
         self._extra[transport] = None
-
-    def hold(self, guest: Guest, more_bytes: int) -> None:
-        """Count bytes of a request that has not come in full; refuse the oldest if it is too much.
-
-        The guest itself may be the oldest.
-        """
-        self._unfinished[guest] = self._unfinished.get(guest, 0) + more_bytes
-        self._unfinished_bytes += more_bytes
-        while self._unfinished_bytes > UNFINISHED_BYTES:
-            oldest = next(iter(self._unfinished))
-            self.release(oldest)
-            oldest.turn_away(BUSY)
-
-    def release(self, guest: Guest) -> None:
-        """The request of a guest has come in full, or never will."""
-        self._unfinished_bytes -= self._unfinished.pop(guest, 0)
 
     def is_extra(self, transport: asyncio.Transport) -> bool:
         """Whether a connection is one too many for a client."""

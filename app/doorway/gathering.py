@@ -27,9 +27,9 @@ class Gathering:
         self._transport.close()
 
     def flush(self) -> None:
-        """Send what has been written so far."""
+        """Send what has been written so far, unless the peer has gone."""
         parts, self._parts = self._parts, []
-        if parts:
+        if parts and not self._transport.is_closing():
             self._transport.write(b"".join(parts))
 
     def __getattr__(self, name: str) -> Any:

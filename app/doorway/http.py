@@ -1,10 +1,12 @@
 """Requests that are no Socket.IO sessions: uvicorn's protocol, within limits."""
 
 import asyncio
+from collections import deque
 from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.doorway.answers import FULL, NO_WEBSOCKET, NOT_AN_UPGRADE, NOT_HTTP, TOO_LONG, TOO_SLOW
 from app.doorway.bounds import Bounds
@@ -12,7 +14,7 @@ from app.doorway.gathering import Gathering
 from app.doorway.limits import HEAD_BYTES, MOST_PIPELINED
 from app.doorway.parting import Parting
 from app.doorway.upgrades import Upgrades
-from app.socketio.handshake import upgrade_of
+from app.socketio.handshake import HEAD_END, upgrade_of
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -36,6 +38,8 @@ class HttpConnection(HttpToolsProtocol):
         self._deaf = False  # the answers that are due are the last
         self._refusal = NOT_HTTP
         self._unsent_bytes = 0
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        self._other_upgrade = False
 
     # Coming in
 
@@ -54,7 +58,9 @@ class HttpConnection(HttpToolsProtocol):
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
                 at -= len(piece) - upgrade.args[0]
-                if self._should_upgrade():
+                if self._other_upgrade:
+                    data, at = self._without_upgrade() + data[at:], 0
+                else:
                     self._open_websocket(data[at:])
                     return
             except httptools.HttpParserError:
@@ -72,7 +78,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _count(self, fed_bytes: int) -> None:
         if self._in_head or self._in_body:
-            self._bounds.hold(self, fed_bytes)
+            self._bounds.unfinished.hold(self, fed_bytes)
         if self._deaf:
             return
         if self._fruitful:
@@ -96,11 +102,17 @@ class HttpConnection(HttpToolsProtocol):
             raise ValueError
         if len(self.pipeline) >= MOST_PIPELINED:
             raise ValueError
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            self._other_upgrade = True
+            return
+        self._take_target()
         super().on_headers_complete()
-        if self.cycle is not None:
+        if not self.parser.should_upgrade():
             self.cycle.transport = cast(asyncio.Transport, self._answers)
+            self._unanswered.append(self.cycle)
         self._fruitful, self._in_head, self._in_body = True, False, True
-        self._bounds.waiting.remove(self)
+        if not self.transport.get_write_buffer_size():  # else it is watched
+            self._bounds.waiting.remove(self)
         self._bounds.bodies.add(self)
         if self._extra and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -112,16 +124,45 @@ class HttpConnection(HttpToolsProtocol):
     def _is_new_client(self) -> bool:
         """Whether this is a client that has no session yet; others may poll and post."""
         path, _, query = self.url.partition(b"?")
-        return path.decode("latin-1") in self._upgrades.paths and b"sid=" not in query
+        return unquote(path.decode("latin-1")) in self._upgrades.paths and b"sid=" not in query
+
+    def _take_target(self) -> None:
+        """A target may be a whole URL. Its host counts then (RFC 9112, section 3.2.2)."""
+        if not self.url.startswith((b"/", b"*")):
+            target = httptools.parse_url(self.url)
+            host = (target.host or b"") + (b":%d" % target.port if target.port else b"")
+            self.headers[:] = [each for each in self.headers if each[0] != b"host"]
+            self.headers.append((b"host", host))
+
+    def _without_upgrade(self) -> bytes:
+        """The head of a request that offers another protocol, such as HTTP/2, without the offer.
+
+        The parser takes no body of such a request: what follows the head would be read as the next
+        one. So it begins anew.
+        """
+        self._other_upgrade = False
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        close = any(
+            name == b"connection" and b"close" in value.lower() for name, value in self.headers
+        )
+        kept = [each for each in self.headers if each[0] not in (b"connection", b"upgrade")]
+        if close:
+            kept.append((b"connection", b"close"))
+        self.parser = httptools.HttpRequestParser(self)
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        lines += [b"%b: %b" % each for each in kept]
+        return b"\r\n".join(lines) + HEAD_END
 
     def on_body(self, body: bytes) -> None:
         self._body += body
 
     def on_message_complete(self) -> None:
+        if self._other_upgrade:
+            return
         self._take_body()
         self._fruitful, self._in_body = True, False
         self._bounds.bodies.remove(self)
-        self._bounds.release(self)
+        self._bounds.unfinished.release(self)
         super().on_message_complete()
 
     # Upgrades other than the first request of a connection, or in an unusual form
@@ -150,6 +191,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._answers.flush()
+        self._unanswered.popleft()
         super().on_response_complete()
         self._unset_keepalive_if_required()  # `waiting` is one timer for all
         if self._answering():
@@ -183,7 +225,7 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.abort()
         elif self._in_head:
             self.refuse(TOO_SLOW)
-        else:
+        elif not self._answering():
             self.transport.close()
 
     def body_overdue(self) -> None:
@@ -236,6 +278,9 @@ class HttpConnection(HttpToolsProtocol):
             super().shutdown()
 
     def _forget(self) -> None:
-        self._bounds.release(self)
+        for cycle in self._unanswered:  # uvicorn tells only the last of them
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._bounds.unfinished.release(self)
         self._bounds.waiting.remove(self)
         self._bounds.bodies.remove(self)

@@ -7,8 +7,7 @@ HEAD_BYTES = 16 * 1024
 PATIENCE_S = 10.0
 # Time for the body of a request: 1 MiB at 280 kbit/s.
 BODY_S = 30.0
-# What requests that have not come in full may hold together. The oldest give way, because an honest
-# request is complete in a moment.
+# What requests that have not come in full may hold together.
 UNFINISHED_BYTES = 8 * 1024 * 1024
 # Requests that wait on a connection for the responses before them. No browser sends any.
 MOST_PIPELINED = 16

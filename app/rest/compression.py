@@ -4,6 +4,7 @@ What is streamed, and Socket.IO's own answers, is of no type that is compressed 
 """
 
 import asyncio
+import posixpath
 import re
 import zlib
 
@@ -21,9 +22,11 @@ TYPES = frozenset(
     }
 )
 SHORTEST_BYTES = 1024
-# More is compressed in a thread, two at a time, so that the event loop goes on.
+# More is compressed in a thread, two at a time, so that the event loop goes on. If more lists wait
+# for that than this, they are sent as they are: waiting, they would only take up memory.
 AT_ONCE_BYTES = 32 * 1024
 THREADS = 2
+MOST_WAITING = 4
 # Files do not change: they are compressed well, once. A list is different each time.
 LIST_LEVEL, FILE_LEVEL = 1, 9
 FILES = 64
@@ -35,31 +38,40 @@ class Compression:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._files: dict[tuple[str, str], bytes] = {}
+        self._files: dict[tuple[str, str], asyncio.Task[bytes]] = {}
         self._threads = asyncio.Semaphore(THREADS)
+        self._waiting = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             send = CompressedSend(self, scope, send)
         await self._app(scope, receive, send)
 
-    async def compress(self, body: bytes, path: str, etag: str | None) -> bytes:
-        """Return a body, compressed; that of a file is kept."""
-        if etag is None:
-            return await self._compress(body, LIST_LEVEL)
-        found = self._files.get((path, etag))
-        if found is None:
-            found = await self._compress(body, FILE_LEVEL)
+    async def list(self, body: bytes) -> bytes | None:
+        """Return a list, compressed; None if there is too much else to compress."""
+        if self._waiting >= MOST_WAITING:
+            return None
+        return await self._compress(body, LIST_LEVEL)
+
+    async def file(self, path: str, etag: str, body: bytes) -> bytes:
+        """Return a file, compressed: once for all who ask for it."""
+        key = posixpath.normpath(path), etag
+        found = self._files.get(key)
+        if found is None or (found.done() and (found.cancelled() or found.exception())):
             if len(self._files) == FILES:
                 del self._files[next(iter(self._files))]
-            self._files[path, etag] = found
-        return found
+            found = self._files[key] = asyncio.create_task(self._compress(body, FILE_LEVEL))
+        return await asyncio.shield(found)
 
     async def _compress(self, body: bytes, level: int) -> bytes:
         if len(body) <= AT_ONCE_BYTES:
             return gzip(body, level)
-        async with self._threads:
-            return await asyncio.to_thread(gzip, body, level)
+        self._waiting += 1
+        try:
+            async with self._threads:
+                return await asyncio.to_thread(gzip, body, level)
+        finally:
+            self._waiting -= 1
 
 
 class CompressedSend:
@@ -98,18 +110,23 @@ class CompressedSend:
     async def _end(self, start: Message) -> None:
         """Send the response, compressed."""
         headers = MutableHeaders(raw=start["headers"])
-        etag = headers.get("etag")
-        headers["content-encoding"] = "gzip"
-        if etag is not None:
-            # The same file, but not the same bytes. A request for a range of the whole file must
-            # not be continued with these, which is what a weak tag says.
-            headers["etag"] = f"W/{etag.removeprefix('W/')}"
-        if self._scope["method"] == "HEAD" and not self._body:
-            del headers["content-length"]
-            body = b""
-        else:
-            body = await self._compression.compress(bytes(self._body), self._scope["path"], etag)
+        etag, body = headers.get("etag"), bytes(self._body)
+        self._body.clear()
+        packed: bytes | None = b""
+        if body and etag is not None:
+            packed = await self._compression.file(self._scope["path"], etag, body)
+        elif body:
+            packed = await self._compression.list(body)
+        if packed is not None:
+            body = packed
+            headers["content-encoding"] = "gzip"
             headers["content-length"] = str(len(body))
+            if etag is not None:
+                # The same file, but not the same bytes. A request for a range of the whole file
+                # must not be continued with these, which is what a weak tag says.
+                headers["etag"] = f"W/{etag.removeprefix('W/')}"
+            if not body:  # of a file, asked for by HEAD
+                del headers["content-length"]
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})
 

@@ -28,8 +28,9 @@ from app.socketio.handshake import (
     request_of,
 )
 from app.socketio.queued import QueuedSession, answer_websocket_close
-from app.socketio.session import INBOUND_BYTES, INBOUND_WINDOW_S, Session
+from app.socketio.session import INBOUND_BYTES, INBOUND_WINDOW_S, UNFINISHED_BYTES, Session
 from app.socketio.websocket import WebSocketSession
+from app.unfinished import Unfinished
 
 logger = logging.getLogger("tablecast.socketio")
 
@@ -93,6 +94,9 @@ class Engine:
         self.pings: Deadlines[Session] = Deadlines(ping_interval, Session.ping)
         self.pongs: Deadlines[Session] = Deadlines(ping_timeout, miss_heartbeat)
         self.waiting: Deadlines[Session] = Deadlines(PATIENCE_S, lambda session: session.overdue())
+        self.unfinished: Unfinished[Session] = Unfinished(
+            UNFINISHED_BYTES, lambda session: session.close(CloseReason.TOO_MANY_MESSAGES)
+        )
         self._opening = {
             "pingInterval": round(ping_interval * 1000),
             "pingTimeout": round(ping_timeout * 1000),

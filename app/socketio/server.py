@@ -26,6 +26,8 @@ logger = logging.getLogger("tablecast.socketio")
 
 ID_BYTES = 12
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+LONGEST_NAMESPACE = 200
+LONGEST_EVENT = 8_000
 PID = re.compile(r"[A-Za-z0-9_.~-]{1,100}")
 CHANGES = Encoder(frames.changes, frames.state)
 TIMED_CHANGES = Encoder(frames.timed_changes, frames.state)
@@ -109,8 +111,12 @@ class SocketIO:
             raise ProtocolError("binary messages are refused")
         if HALF_SURROGATE.search(data):
             raise ProtocolError("a text that is not Unicode")
+        if data.startswith(str(codec.EVENT)) and len(data) > LONGEST_EVENT and session.subscriber:
+            return  # ignored like shorter ones, without the time it takes to decode it
         packet = codec.decode_message(data)
         namespace = packet.namespace or "/"
+        if len(namespace) > LONGEST_NAMESPACE:
+            raise ProtocolError("a namespace that is too long")
         if packet.packet_type == codec.CONNECT and session.unsent_bytes() > UNREAD_BYTES:
             session.close(CloseReason.STALLED)
         elif packet.packet_type == codec.CONNECT and namespace != "/":

@@ -8,14 +8,18 @@ from app.deadlines import Deadlines
 from app.live.subscriber import UNLIMITED, CloseReason, Subscriber
 from app.socketio.codec import CLOSE, MESSAGE, PING, PONG, ProtocolError, decode
 from app.socketio.frames import Frames
+from app.unfinished import Unfinished
 
 logger = logging.getLogger("tablecast.socketio")
 
 # Messages a client may send in a window; a client only sends CONNECT and heartbeats.
 INBOUND_MESSAGES = 50
 INBOUND_WINDOW_S = 10.0
-# The longest message is a CONNECT with an offset.
+# The longest message is a CONNECT with an offset. A long one counts as several.
 INBOUND_BYTES = 100_000
+COUNTED_BYTES = 4_000
+# What messages that have not come in full may hold, of all sessions together.
+UNFINISHED_BYTES = 8 * 1024 * 1024
 # How much a client may have left unread when it asks for another answer.
 UNREAD_BYTES = 1024 * 1024
 
@@ -26,6 +30,7 @@ class Keeper(Protocol):
     pings: Deadlines["Session"]
     pongs: Deadlines["Session"]
     waiting: Deadlines["Session"]
+    unfinished: Unfinished["Session"]
 
     def window(self) -> int:
         """The number of the current inbound window."""
@@ -107,7 +112,8 @@ class Session(ABC):
         if packet_type == PONG and self.keeper.pongs.remove(self):
             self.keeper.pings.add(self)
             return
-        if not self.count_inbound() or packet_type == PONG:
+        length = len(data) if isinstance(data, str | bytes) else 0
+        if not self.count_inbound(length) or packet_type == PONG:
             return
         try:
             if packet_type == MESSAGE:
@@ -122,12 +128,12 @@ class Session(ABC):
             logger.exception("%s: a packet could not be handled", self.sid)
             self.close(CloseReason.INTERNAL_ERROR)
 
-    def count_inbound(self) -> bool:
+    def count_inbound(self, length: int = 0) -> bool:
         """Count an inbound message; disconnect a client that sends too many and return False."""
         window = self.keeper.window()
         if window != self._window:
             self._inbound, self._window = 0, window
-        self._inbound += 1
+        self._inbound += 1 + length // COUNTED_BYTES
         if self._inbound > INBOUND_MESSAGES:
             self.close(CloseReason.TOO_MANY_MESSAGES)
             return False

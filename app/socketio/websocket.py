@@ -96,6 +96,7 @@ class WebSocketSession(Session, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.closed:
             return
+        was_unfinished = self._is_unfinished
         given: bytes | bytearray = data
         if self._unparsed is not None:
             self._unparsed += data
@@ -114,6 +115,15 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._unparsed = None
         elif at or self._unparsed is None:  # else it is all there already
             self._unparsed = bytearray(given[at:])
+        if was_unfinished:
+            self.keeper.unfinished.release(self)
+        if self._is_unfinished:
+            held = len(self._unparsed or b"") + len(self._fragments or b"")
+            self.keeper.unfinished.hold(self, held)
+
+    @property
+    def _is_unfinished(self) -> bool:
+        return self._unparsed is not None or self._fragments is not None
 
     def _take(self, fin: bool, opcode: int, payload: bytes) -> None:
         match opcode:
@@ -204,6 +214,7 @@ class WebSocketSession(Session, asyncio.Protocol):
     def _end(self, reason: CloseReason) -> None:
         self.closed = True
         self._unparsed = self._fragments = None
+        self.keeper.unfinished.release(self)
         self._wake()
         if self._upgraded_from is not None:
             self._upgraded_from.end_probe(self)

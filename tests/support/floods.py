@@ -27,7 +27,12 @@ TEXT, CONTINUATION, PING, FINAL = 0x01, 0x00, 0x09, 0x80
 def client_frame(first_byte: int, payload: bytes = b"") -> bytes:
     """A frame as a client sends it, with a mask of zeros."""
     length = len(payload)
-    size = bytes([0x80 | length]) if length < 126 else bytes([0xFE]) + length.to_bytes(2)
+    if length < 126:
+        size = bytes([0x80 | length])
+    elif length < 65536:
+        size = bytes([0xFE]) + length.to_bytes(2)
+    else:
+        size = bytes([0xFF]) + length.to_bytes(8)
     return bytes([first_byte]) + size + bytes(4) + payload
 
 
@@ -48,6 +53,7 @@ class Flood:
     in_session: bool = False
 
 
+LONG_EVENT = b'42["event",1' + b",1" * 49_000 + b"]"
 JOIN = client_frame(FINAL | TEXT, b"40")
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 CHUNK = b"10000\r\n" + b"y" * 65536 + b"\r\n"
@@ -75,6 +81,10 @@ FLOODS = {
         UPGRADE + JOIN, client_frame(FINAL | PING, b"p" * 125) * 500
     ),
     "tiny frames": Flood(UPGRADE + JOIN, client_frame(FINAL | TEXT, b"3") * 5000),
+    "long events": Flood(UPGRADE + JOIN, client_frame(FINAL | TEXT, LONG_EVENT)),
+    "long payloads of CONNECT": Flood(
+        UPGRADE, client_frame(FINAL | TEXT, b"40/x,{" + LONG_EVENT[10:-1] + b"}")
+    ),
     "fragments of a message": Flood(
         UPGRADE + client_frame(TEXT, b"4"), client_frame(CONTINUATION, b"y" * 1000) * 60
     ),
