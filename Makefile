@@ -87,6 +87,11 @@ clean:  ## remove everything downloaded or generated, including the embedded dat
 	@$(PIP) install --require-hashes -r requirements-dev.txt
 	@touch $@
 
+# npm keeps what it has fetched in the user's home, which service users may not have.
+ifeq ($(shell test -w "$$HOME" && echo yes),)
+export npm_config_cache := $(CURDIR)/.venv/npm
+endif
+
 node_modules/stamp: package-lock.json | .venv/bin/pip
 	@echo "Fetching the Socket.IO client..."
 	@if command -v npm >/dev/null && command -v node >/dev/null; then \

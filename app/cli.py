@@ -35,9 +35,9 @@ SAMPLES = """
     INSERT INTO public.things (name, info)
     SELECT name, info
     FROM (VALUES
-        ('apple', 'edit me: every open page follows'),
+        ('apple', 'edit me'),
         ('pear', 'or change me with psql'),
-        ('plum 🟣', 'names may contain anything that Postgres text can')
+        ('plum 🟣', 'any text is a name')
     ) AS sample (name, info)
     WHERE NOT EXISTS (SELECT FROM public.things)
 """
@@ -180,7 +180,7 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
     "--destroy-with",
     callback=in_utf_8,
     metavar="COLUMN",
-    help="what a destroy carries: the value of this unique column [default: the key]",
+    help="what a destroy carries: the value of this unique column [default: as now, else the key]",
 )
 def watch(settings: Settings, table: str, topic: str | None, destroy_with: str | None) -> None:
     """Make a table live; TABLE is its name as in SQL. Again, for another topic or column."""
@@ -191,6 +191,8 @@ def watch(settings: Settings, table: str, topic: str | None, destroy_with: str |
         f"{watched.table} is watched: its events are {name}:create, {name}:update, {name}:destroy"
         f" and {name}:truncate."
     )
+    if watched.destroy_with is not None:
+        click.echo(f"A destroy carries the value of the column {watched.destroy_with}.")
     if before not in (None, name):
         click.echo(f"Before, its topic was {before}: clients that follow it get nothing more.")
 

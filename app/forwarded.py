@@ -160,10 +160,11 @@ class Origins:
         if own is not None and normal_origin(origin) == own:
             return None
         shown = origin[:LONGEST_ORIGIN]
+        advice = f" If the page is another site's, add {shown} to ALLOWED_ORIGINS."
         return (
             f"Forbidden: this is a page of {shown}, but the server's own origin is"
             f" {own or 'unknown, for want of a valid Host header'}. {self._remedy(headers, peer)}"
-            f" If the page is another site's, add {shown} to ALLOWED_ORIGINS."
+            f"{advice if normal_origin(origin) else ''}"
         )
 
     def _remedy(self, headers: Mapping[str, str], peer: str | None) -> str:

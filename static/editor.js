@@ -47,7 +47,7 @@ export class Editor {
     this.form.querySelector('.primary').disabled = !thing;
     // Our own change comes back through the feed before the answer to our PATCH: do not report it.
     if (this.#saving) return;
-    const words = thing ? `Changed meanwhile: ${thing.name} ${shorten(thing.info ?? '')}` : 'Deleted meanwhile.';
+    const words = thing ? `Changed meanwhile: ${[thing.name, shorten(thing.info ?? '')].filter(Boolean).join(' – ')}` : 'Deleted meanwhile.';
     this.form.querySelector('.meanwhile').textContent = words;
   }
 

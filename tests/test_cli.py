@@ -527,7 +527,7 @@ async def test_watching_from_the_command_line(connection: Connection, database_u
         (("watch", "v"), "public.v cannot be watched: only ordinary, permanent tables can."),
         (("watch", "pg_class"), "pg_class cannot be watched: it is Postgres's own."),
         (("watch", "Odd"), "There is no table Odd"),
-        (("watch", '"Odd"'), "The topic 'Odd' cannot be used: take a lower-case word of letters,"),
+        (("watch", '"Odd"'), "The topic 'Odd' cannot be used: take a lower-case letter, then at"),
         (("watch", '"Odd"', "--topic", "thing"), "The topic thing is taken by the table"),
         (("watch", "things", "--destroy-with", "info"), "public.things cannot be watched with"),
         (("unwatch", '"Odd"'), '"Odd" is not watched.'),

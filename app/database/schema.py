@@ -181,6 +181,7 @@ FUNCTIONS = {
         "identifies",
         "problem_of",
         "forget_dropped",
+        "grantable",
         "require_owner",
         "require_watchable",
         "remove_capture",

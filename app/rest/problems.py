@@ -62,7 +62,10 @@ def problem_response(error: HTTPException) -> Response:
 def wrong_host(host: str | None) -> tuple[HTTPStatus, str]:
     """Return the 421 for a Host header that names another server, or none: status and sentence."""
     named = "a request without a host" if host is None else f"the host {host[:100]!r}"
-    detail = f"This server does not serve {named}; if it should, add the host to ALLOWED_HOSTS."
+    detail = (
+        f"This server does not serve {named}; if it should, add the host, without a port, to"
+        " ALLOWED_HOSTS."
+    )
     return HTTPStatus.MISDIRECTED_REQUEST, detail
 
 

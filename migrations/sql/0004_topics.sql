@@ -123,6 +123,14 @@ BEGIN
 END
 $$;
 
+-- A role that can be given to another one, as in SQL: NULL for a superuser, whose rights nobody else
+-- should have.
+CREATE FUNCTION feed.grantable(role oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT quote_ident(rolname) FROM pg_roles WHERE oid = role AND NOT rolsuper
+$$;
+
 -- Raises unless the current role may change the triggers of a table. `what` it would have done.
 CREATE FUNCTION feed.require_owner(relation regclass, what text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -130,16 +138,18 @@ AS $$
 DECLARE
     feed_owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = 'feed');
     table_owner oid := (SELECT relowner FROM pg_class WHERE oid = relation);
+    me text := quote_ident(current_user);
 BEGIN
     IF NOT pg_has_role(feed_owner, 'USAGE') THEN
-        RAISE EXCEPTION '% cannot be % by the role %: only the role that installed Tablecast may; connect as %, or GRANT % TO %.',
-            relation, what, quote_ident(current_user), feed_owner::regrole, feed_owner::regrole,
-            quote_ident(current_user)
+        RAISE EXCEPTION '% cannot be % by the role %: only the role that installed Tablecast may; connect as %.',
+            relation, what, me,
+            feed_owner::regrole || coalesce(', or GRANT ' || feed.grantable(feed_owner) || ' TO ' || me, '')
             USING ERRCODE = 'insufficient_privilege';
     ELSIF NOT pg_has_role(table_owner, 'USAGE') THEN
-        RAISE EXCEPTION '% cannot be % by the role %: triggers that must always run need its owner; GRANT % TO %.',
-            relation, what, quote_ident(current_user), table_owner::regrole,
-            quote_ident(current_user)
+        RAISE EXCEPTION '% cannot be % by the role %: triggers that must always run need its owner; %.',
+            relation, what, me,
+            coalesce('GRANT ' || feed.grantable(table_owner) || ' TO ' || me,
+                     format('ALTER TABLE %s OWNER TO %s', relation, me))
             USING ERRCODE = 'insufficient_privilege';
     END IF;
 END
@@ -161,7 +171,7 @@ BEGIN
         RAISE EXCEPTION 'The table % does not exist.', coalesce(relation::text, 'NULL')
             USING ERRCODE = 'undefined_table';
     ELSIF topic IS NULL OR topic !~ '^[a-z][a-z0-9_-]{0,62}$' OR topic = 'feed' THEN
-        RAISE EXCEPTION 'The topic % cannot be used: take a lower-case word of letters, digits, _ and -, other than feed.',
+        RAISE EXCEPTION 'The topic % cannot be used: take a lower-case letter, then at most 62 lower-case letters, digits, _ or -, but not feed.',
             quote_nullable(topic) USING ERRCODE = 'invalid_parameter_value';
     ELSIF kind.relkind <> 'r' OR kind.relpersistence <> 'p' THEN
         RAISE EXCEPTION '% cannot be watched: only ordinary, permanent tables can.', relation

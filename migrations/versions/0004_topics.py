@@ -34,8 +34,8 @@ def downgrade() -> None:
     run_text(
         """
         DROP FUNCTION feed.watch, feed.log_reload, feed.identifies, feed.problem_of,
-            feed.forget_dropped, feed.require_owner, feed.require_watchable, feed.remove_capture,
-            feed.install_capture, feed.excerpt;
+            feed.forget_dropped, feed.grantable, feed.require_owner, feed.require_watchable,
+            feed.remove_capture, feed.install_capture, feed.excerpt;
         ALTER TABLE feed.topic DROP CONSTRAINT topic_topic_key, DROP COLUMN key,
             DROP COLUMN destroy_with, DROP COLUMN ambiguous, DROP COLUMN problem;
         """
