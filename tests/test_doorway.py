@@ -284,6 +284,16 @@ async def test_an_offer_of_another_protocol_is_passed_over(app: App, piece_bytes
         assert await peer.rest() == b""
 
 
+@pytest.mark.parametrize("offer", [b"", b"Connection: upgrade\r\nUpgrade: h2c\r\n"])
+@pytest.mark.parametrize("target", [b"localhost:80", b"/healthz", b"http://localhost/healthz"])
+async def test_a_tunnel_is_refused(app: App, target: bytes, offer: bytes) -> None:
+    """A peer takes the server for a proxy."""
+    async with peer_of(app.url) as peer:
+        head = b"CONNECT " + target + b" HTTP/1.1\r\nHost: localhost\r\n"
+        await peer.send(head + offer + b"\r\n" + HEALTH + b"\r\n")
+        assert (await peer.answer())[0] in (400, 404, 405)
+
+
 async def test_peers_that_leave_at_any_moment(start_server: Callable[..., RunningServer]) -> None:
     """Browsers reload pages: requests are given up at once, a little later, or half read."""
     server = start_server()

@@ -60,7 +60,7 @@ class HttpConnection(HttpToolsProtocol):
                 at -= len(piece) - upgrade.args[0]
                 if self._other_upgrade:
                     data, at = self._without_upgrade() + data[at:], 0
-                else:
+                elif self._should_upgrade():
                     self._open_websocket(data[at:])
                     return
             except httptools.HttpParserError:
@@ -102,12 +102,14 @@ class HttpConnection(HttpToolsProtocol):
             raise ValueError
         if len(self.pipeline) >= MOST_PIPELINED:
             raise ValueError
-        if self.parser.should_upgrade() and not self._should_upgrade():
+        offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        is_websocket = offers and self._should_upgrade()
+        if offers and not is_websocket:
             self._other_upgrade = True
             return
         self._take_target()
         super().on_headers_complete()
-        if not self.parser.should_upgrade():
+        if not is_websocket:
             self.cycle.transport = cast(asyncio.Transport, self._answers)
             self._unanswered.append(self.cycle)
         self._fruitful, self._in_head, self._in_body = True, False, True
