@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from app.database.connections import Connection
 from app.doorway import limits
 from app.doorway.limits import HEAD_BYTES, MOST_PIPELINED
+from app.socketio import codec
 from app.socketio import engine as engine_module
 from tests.support.feeds import eventually
 from tests.support.floods import CONTINUATION, FINAL, PING, TEXT, UPGRADE, client_frame
@@ -110,6 +111,7 @@ async def hasty_app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Async
     monkeypatch.setattr(limits, "PATIENCE_S", SHORT_S)
     monkeypatch.setattr(limits, "BODY_S", SHORT_S)
     monkeypatch.setattr(engine_module, "PATIENCE_S", SHORT_S)
+    codec.libraries()  # importing them with the first packet would take a good part of that
     async with serving_here(database_url) as app:
         yield app
 
