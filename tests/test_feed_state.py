@@ -293,6 +293,22 @@ async def test_the_last_state_a_client_has_seen_is_the_feeds(
             listening.cancel()
 
 
+@pytest.mark.parametrize("pause_s", [0.1, 0.5, 0.9])
+async def test_a_locked_log_is_no_absence(app: App, connection: Connection, pause_s: float) -> None:
+    """Somebody locks the log for some seconds, whenever the feed has last looked: the database
+    answers, so nobody is told that it does not.
+    """
+    async with joined(app.url) as client:
+        await insert(connection, "seen")
+        await client.event()
+        await asyncio.sleep(pause_s)
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE feed.change")
+            assert await client.silent(3)
+        await insert(connection, "later")
+        assert (await client.any_event())[1]["name"] == "later"
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortens every time, so that a test sees many outages."""
