@@ -94,9 +94,11 @@ export class Announcer {
     this.#element = element;
   }
 
-  /** Say something at once. */
+  /** Say something at once; changes wait until it has been heard. */
   say(sentence) {
     this.#element.textContent = sentence;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#speak(), SPEAK_EVERY_MS);
   }
 
   add(change) {
@@ -111,12 +113,11 @@ export class Announcer {
     if (this.#counts.size === 0) return;
     const total = [...this.#counts.values()].reduce((sum, count) => sum + count, 0);
     const parts = [...this.#counts].map(([op, count]) => `${count} ${op}`);
+    this.#counts.clear();
     this.say(
       total === 1
         ? `${this.#last.op}: ${describe(this.#last.op, this.#last.name, this.#last.before)}`
         : `${total} changes: ${parts.join(', ')}`,
     );
-    this.#counts.clear();
-    this.#timer = setTimeout(() => this.#speak(), SPEAK_EVERY_MS);
   }
 }
