@@ -1,4 +1,4 @@
-"""Counts what messages that have not come in full hold, so that all together hold little."""
+"""A common limit on the memory of incomplete messages."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -7,8 +7,8 @@ T = TypeVar("T")
 
 
 class Unfinished(Generic[T]):
-    """Bytes by who has sent them. Beyond `most_bytes` the oldest give way, because an honest
-    message is complete in a moment.
+    """Counts bytes by sender. Beyond `most_bytes`, `give_way` is called with the oldest sender: an
+    honest message is complete in a moment.
     """
 
     def __init__(self, most_bytes: int, give_way: Callable[[T], None]) -> None:
@@ -18,7 +18,7 @@ class Unfinished(Generic[T]):
         self._bytes = 0
 
     def hold(self, sender: T, more_bytes: int) -> None:
-        """Count bytes of an unfinished message. Its sender may be the one to give way."""
+        """Count more bytes of an incomplete message. Its sender may be the oldest."""
         self._held[sender] = self._held.get(sender, 0) + more_bytes
         self._bytes += more_bytes
         while self._bytes > self._most_bytes:
@@ -27,5 +27,5 @@ class Unfinished(Generic[T]):
             self._give_way(oldest)
 
     def release(self, sender: T) -> None:
-        """The message has come in full, or never will."""
+        """Stop counting a sender: the message is complete, or the connection is closed."""
         self._bytes -= self._held.pop(sender, 0)

@@ -40,7 +40,7 @@ from app.database.unprivileged import (
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 POLL_S = 0.01
-LOOK_S = 1
+LOOK_S = 1  # how often a keeper looks whether the server is there
 USER = DATABASE = "tablecast"
 ADDRESS = "127.0.0.1"
 COMPLAINT = re.compile(r"\b(?:ERROR|FATAL|PANIC|error|fatal):\s+(.+)")

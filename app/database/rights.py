@@ -15,7 +15,7 @@ MIGRATING = """
                        AND (needed <> 'CREATE' OR nspowner IS NULL)) AS missing,
            quote_ident(pg_get_userbyid(nspowner)) AS owner,
            pg_has_role(nspowner, 'USAGE') AS is_owner,
-           (SELECT rolsuper FROM pg_roles WHERE pg_roles.oid = nspowner) AS is_superusers
+           (SELECT rolsuper FROM pg_roles WHERE pg_roles.oid = nspowner) AS owner_is_superuser
     FROM (SELECT) AS one LEFT JOIN pg_namespace ON nspname = 'feed'
 """
 
@@ -71,7 +71,7 @@ async def refuse_watching(connection: Connection) -> None:
     found = await connection.fetchrow(MIGRATING)
     role, owner = found["role"], found["owner"]
     if found["is_owner"] is False:
-        grant = "" if found["is_superusers"] else f", or run GRANT {owner} TO {role}"
+        grant = "" if found["owner_is_superuser"] else f", or run GRANT {owner} TO {role}"
         raise Refusal(
             f"The role {role} may not watch or unwatch tables: only the role that installed"
             f" Tablecast may. Connect as {owner}{grant}."

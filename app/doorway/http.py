@@ -139,8 +139,8 @@ class HttpConnection(HttpToolsProtocol):
     def _without_upgrade(self) -> bytes:
         """The head of a request that offers another protocol, such as HTTP/2, without the offer.
 
-        The parser takes no body of such a request: what follows the head would be read as the next
-        one. So it begins anew.
+        The parser reads no body after an offer: it would take what follows the head for the next
+        request. A new parser reads this head, and then the body.
         """
         self._other_upgrade = False
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
