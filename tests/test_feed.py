@@ -524,9 +524,10 @@ async def test_old_changes_are_pruned_and_the_table_does_not_grow(
     private_postgres: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under steady writes the log keeps the young changes and its file stops growing. (On a private
-    Postgres: this retention is shorter than other tests' transactions.)
+    Postgres: other tests' transactions would delay it.)
     """
     monkeypatch.setattr("app.feed.retention.PAUSE_S", 0.05)
+    monkeypatch.setattr("app.feed.retention.OTHERS_READ_S", 0.1)
     url = private_postgres(fsync="off").url
     connection = await connect(url)
     async with asyncpg.create_pool(url) as pool, following(url, keep=False) as (feed, recorder):
@@ -554,6 +555,42 @@ async def test_old_changes_are_pruned_and_the_table_does_not_grow(
     await connection.close()
 
 
+async def test_nodes_that_keep_up_do_not_notice_that_the_log_is_pruned(
+    connection: Connection,
+    database_url: str,
+    pool: "asyncpg.Pool[asyncpg.Record]",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Changes grow older than the retention while an older transaction runs; when it ends, no
+    node's position is lost, not even before that node has looked again.
+    """
+    monkeypatch.setattr("app.feed.retention.PAUSE_S", 0.02)
+    holder = await connect(database_url)
+    async with (
+        following(database_url) as (leader, one),
+        following(database_url) as (other, two),
+    ):
+        assert leader.leading and not other.leading
+        retention = Retention(leader, pool, 0.05, 10**9)
+        pruning = asyncio.create_task(retention.run())
+        for number in range(1, 4):
+            transaction = holder.transaction()
+            await transaction.start()
+            await holder.fetchval("SELECT pg_current_xact_id()")
+            await insert(connection, str(number))
+            await asyncio.gather(one.until(number), two.until(number))
+            await asyncio.sleep(0.1)  # twice the retention
+            await transaction.commit()
+            async with asyncio.timeout(20):
+                while retention.stats().pruned < number:
+                    await asyncio.sleep(0.01)
+            assert await leader.look() and await other.look()
+        pruning.cancel()
+        await asyncio.wait([pruning])
+    assert len(one.histories) == len(two.histories) == 1
+    await holder.close()
+
+
 async def test_no_more_changes_are_kept_than_allowed(
     connection: Connection,
     database_url: str,
@@ -564,6 +601,7 @@ async def test_no_more_changes_are_kept_than_allowed(
     monkeypatch.setattr("app.feed.retention.STEP_ROWS", 100)
     # Other tests' transactions make steps smaller; full pauses in between would take too long.
     monkeypatch.setattr("app.feed.retention.PAUSE_S", 0.05)
+    monkeypatch.setattr("app.feed.retention.OTHERS_READ_S", 0.1)
     async with following(database_url, keep=False) as (feed, _):
         await connection.execute(
             "INSERT INTO things (name) SELECT i FROM generate_series(1, 1500) i"

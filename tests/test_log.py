@@ -383,6 +383,32 @@ async def test_pruning_spares_what_others_may_not_have_seen(
     await until_pruned(connection, 0, 10**9, 1000, changes=1)
 
 
+async def test_pruning_spares_what_a_reader_needs_to_continue(
+    connection: Connection, other: Connection
+) -> None:
+    """A reader has read everything, but last looked while an older transaction was running; pruning
+    waits until it has looked again.
+    """
+    transaction = other.transaction()
+    await transaction.start()
+    await other.fetchval("SELECT pg_current_xact_id()")
+    await insert(connection, "read")
+    reader = await current_offset(connection)
+    assert reader.position.running
+    await transaction.commit()
+    async with asyncio.timeout(20):  # other tests' transactions may delay it
+        while await connection.fetchval(
+            "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint < $1",
+            reader.position.xmax,
+        ):
+            await asyncio.sleep(0.01)
+    assert await log.prune(connection, 0, 10**9, 1000, reader.position) == 0
+    page = await log.read(connection, reader)
+    assert page.changes == []
+    assert await log.prune(connection, 0, 10**9, 1000, page.until.position) == 1
+    assert (await log.read(connection, page.until)).changes == []
+
+
 @pytest.mark.parametrize(
     "by_hand",
     [

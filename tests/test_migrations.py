@@ -84,6 +84,7 @@ RELEASED = {
     "0003": "a57df60b995cee4509f4c95374b8d271",
     "0004": "c4fd4ec02cfbe2ddf3531b890ef22739",
     "0005": "d8ee3be25e772112aee1d49bd59067ec",
+    "0006": "addb324b515a170e48e1b9042a9954a8",
 }
 
 

@@ -158,8 +158,9 @@ async def test_a_function_whose_newest_text_is_in_another_file_is_named(
     server_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody replaces a function in a new file, and schema.py still names the old one."""
-    monkeypatch.setitem(schema.FUNCTIONS, "log.sql", (*schema.FUNCTIONS["log.sql"], "prune"))
-    newer = tuple(name for name in schema.FUNCTIONS["0005_prune.sql"] if name != "prune")
-    monkeypatch.setitem(schema.FUNCTIONS, "0005_prune.sql", newer)
+    older = (*schema.FUNCTIONS["0003_topics.sql"], "unwatch")
+    newer = tuple(name for name in schema.FUNCTIONS["0004_topics.sql"] if name != "unwatch")
+    monkeypatch.setitem(schema.FUNCTIONS, "0003_topics.sql", older)
+    monkeypatch.setitem(schema.FUNCTIONS, "0004_topics.sql", newer)
     (difference,) = differences(what_is_declared(server_url), await catalog(database_url))
-    assert difference.startswith("function feed.prune(interval,bigint,integer) differs")
+    assert difference.startswith("function feed.unwatch(regclass) differs")

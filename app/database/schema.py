@@ -191,7 +191,7 @@ FUNCTIONS = {
         "check_topics",
         "excerpt",
     ),
-    "0005_prune.sql": ("prune",),
+    "0006_prune.sql": ("prune",),
 }
 
 # Watching a table puts the capture triggers on it.

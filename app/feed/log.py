@@ -411,11 +411,18 @@ async def check_topics(connection: asyncpg.Connection) -> list[tuple[str, str | 
     return [(row["topic"], row["problem"]) for row in found]
 
 
-async def prune(connection: asyncpg.Connection, retention: float, keep: int, step: int) -> int:
+async def prune(
+    connection: asyncpg.Connection,
+    retention: float,
+    keep: int,
+    step: int,
+    reader: Position | None = None,
+) -> int:
     """Delete at most `step` changes that are older than `retention` seconds or more than `keep`
-    changes back; return how many were deleted.
+    changes back, and none without which `reader` could not continue. Returns how many were deleted.
     """
     deleted: int = await connection.fetchval(
-        "SELECT feed.prune(make_interval(secs => $1), $2, $3)", retention, keep, step
-    )
+        "SELECT feed.prune(make_interval(secs => $1), $2, $3, $4::text::pg_snapshot)",
+        retention, keep, step, None if reader is None else str(reader),
+    )  # fmt: skip
     return deleted

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import time
+from collections import deque
 from dataclasses import dataclass
 
 import asyncpg
@@ -9,6 +11,7 @@ import asyncpg
 from app.database.connections import UNAVAILABLE, borrowed, reason
 from app.feed import log
 from app.feed.feed import Feed
+from app.feed.offset import Position
 
 logger = logging.getLogger("tablecast.feed")
 
@@ -16,6 +19,8 @@ STEP_ROWS = 2_000
 PAUSE_S = 1.0
 # After a full step there may be more to prune; the pause leaves the database to others.
 SHORT_PAUSE_S = 0.05
+# All nodes look at the log once a second, so by then the others have read what the leading one has.
+OTHERS_READ_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Retention:
         self._pool = pool
         self._seconds = seconds
         self._changes = changes
+        self._reached: deque[tuple[float, Position]] = deque()
         self._pruned = 0
 
     def stats(self) -> RetentionStats:
@@ -43,11 +49,12 @@ class Retention:
         """Prune forever, whenever this node leads."""
         while True:
             deleted = 0
-            if self._feed.leading:
+            reader = self._read_by_all(time.monotonic())
+            if self._feed.leading and reader is not None:
                 try:
                     async with borrowed(self._pool, PAUSE_S) as connection:
                         deleted = await log.prune(
-                            connection, self._seconds, self._changes, STEP_ROWS
+                            connection, self._seconds, self._changes, STEP_ROWS, reader
                         )
                         self._pruned += deleted
                 except UNAVAILABLE as error:
@@ -55,3 +62,14 @@ class Retention:
                 except asyncpg.PostgresError as error:
                     logger.error("the log cannot be pruned: %s", error)
             await asyncio.sleep(SHORT_PAUSE_S if deleted == STEP_ROWS else PAUSE_S)
+
+    def _read_by_all(self, now: float) -> Position | None:
+        """Return how far this node was when the others still had time to get there; None so soon
+        after the start that nobody knows.
+        """
+        reached = self._reached
+        if self._feed.reached is not None:
+            reached.append((now, self._feed.reached.position))
+        while len(reached) > 1 and reached[1][0] <= now - OTHERS_READ_S:
+            reached.popleft()
+        return reached[0][1] if reached and reached[0][0] <= now - OTHERS_READ_S else None
