@@ -591,6 +591,30 @@ async def test_nodes_that_keep_up_do_not_notice_that_the_log_is_pruned(
     await holder.close()
 
 
+async def test_a_log_that_cannot_be_pruned_is_reported_once(
+    connection: Connection,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The database is read-only for a while: the log says so, but not every second."""
+    monkeypatch.setattr("app.feed.retention.PAUSE_S", 0.02)
+    monkeypatch.setattr("app.feed.retention.OTHERS_READ_S", 0.1)
+    caplog.set_level(logging.INFO, logger="tablecast.feed")
+    read_only = {"default_transaction_read_only": "on"}
+    await insert(connection, "a")
+    async with (
+        asyncpg.create_pool(database_url, server_settings=read_only) as pool,
+        following(database_url) as (feed, _),
+    ):
+        pruning = asyncio.create_task(Retention(feed, pool, 0, 10**9).run())
+        await eventually(lambda: "cannot prune the log" in caplog.text)
+        await asyncio.sleep(0.3)
+        pruning.cancel()
+        await asyncio.wait([pruning])
+    assert caplog.text.count("cannot prune the log") == 1
+
+
 async def test_no_more_changes_are_kept_than_allowed(
     connection: Connection,
     database_url: str,

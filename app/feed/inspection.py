@@ -1,13 +1,12 @@
 """Notices what no trigger can capture: tables that were altered, triggers that are missing."""
 
-import asyncio
 import logging
 from dataclasses import dataclass
 
 import asyncpg
 
-from app.database.connections import UNAVAILABLE, borrowed, reason
-from app.feed import log
+from app.database.connections import Connection
+from app.feed import chores, log
 from app.feed.feed import Feed
 
 logger = logging.getLogger("tablecast.feed")
@@ -36,18 +35,13 @@ class Inspection:
 
     async def run(self) -> None:
         """Check forever, whenever this node leads."""
-        while True:
-            if self._feed.leading:
-                try:
-                    async with borrowed(self._pool, PAUSE_S) as connection:
-                        changed = await log.check_topics(connection)
-                    self._reloads += len(changed)
-                    report(changed)
-                except UNAVAILABLE as error:
-                    logger.info("the tables were not inspected: %s", reason(error))
-                except asyncpg.PostgresError as error:
-                    logger.error("the tables cannot be inspected: %s", error)
-            await asyncio.sleep(PAUSE_S)
+        await chores.repeat(self._feed, self._pool, "inspect the tables", self._inspect, PAUSE_S)
+
+    async def _inspect(self, connection: Connection) -> float:
+        changed = await log.check_topics(connection)
+        self._reloads += len(changed)
+        report(changed)
+        return PAUSE_S
 
 
 def report(changed: list[tuple[str, str | None]]) -> None:

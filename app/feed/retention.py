@@ -1,19 +1,15 @@
 """Prunes the log, continuously and in small steps, on one node at a time."""
 
-import asyncio
-import logging
 import time
 from collections import deque
 from dataclasses import dataclass
 
 import asyncpg
 
-from app.database.connections import UNAVAILABLE, borrowed, reason
-from app.feed import log
+from app.database.connections import Connection
+from app.feed import chores, log
 from app.feed.feed import Feed
 from app.feed.offset import Position
-
-logger = logging.getLogger("tablecast.feed")
 
 STEP_ROWS = 2_000
 PAUSE_S = 1.0
@@ -47,25 +43,19 @@ class Retention:
 
     async def run(self) -> None:
         """Prune forever, whenever this node leads."""
-        while True:
-            deleted = 0
-            reader = self._read_by_all(time.monotonic())
-            if self._feed.leading and reader is not None:
-                try:
-                    async with borrowed(self._pool, PAUSE_S) as connection:
-                        deleted = await log.prune(
-                            connection, self._seconds, self._changes, STEP_ROWS, reader
-                        )
-                        self._pruned += deleted
-                except UNAVAILABLE as error:
-                    logger.info("the log was not pruned: %s", reason(error))
-                except asyncpg.PostgresError as error:
-                    logger.error("the log cannot be pruned: %s", error)
-            await asyncio.sleep(SHORT_PAUSE_S if deleted == STEP_ROWS else PAUSE_S)
+        await chores.repeat(self._feed, self._pool, "prune the log", self._prune, PAUSE_S)
+
+    async def _prune(self, connection: Connection) -> float:
+        reader = self._read_by_all(time.monotonic())
+        if reader is None:
+            return PAUSE_S
+        deleted = await log.prune(connection, self._seconds, self._changes, STEP_ROWS, reader)
+        self._pruned += deleted
+        return SHORT_PAUSE_S if deleted == STEP_ROWS else PAUSE_S
 
     def _read_by_all(self, now: float) -> Position | None:
-        """Return how far this node was when the others still had time to get there; None so soon
-        after the start that nobody knows.
+        """Return how far this node was when the others still had time to get there; None before
+        anybody can know.
         """
         reached = self._reached
         if self._feed.reached is not None:

@@ -1,0 +1,37 @@
+"""Work on the log that is done again and again, on one node at a time."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+
+from app.database.connections import UNAVAILABLE, Connection, borrowed, reason
+from app.feed.feed import Feed
+
+logger = logging.getLogger("tablecast.feed")
+
+Work = Callable[[Connection], Awaitable[float]]
+
+
+async def repeat(feed: Feed, pool: asyncpg.Pool, task: str, work: Work, pause: float) -> None:
+    """Do `work` forever, whenever this node leads.
+
+    It returns the seconds until the next time; if it fails, it is done again after `pause`. The log
+    says why, once for as long as the reason stays the same, and calls the work `task`.
+    """
+    noted = None
+    while True:
+        rest, failure = pause, None
+        if feed.leading:
+            try:
+                async with borrowed(pool, pause) as connection:
+                    rest = await work(connection)
+            except UNAVAILABLE as error:
+                failure = (logging.INFO, reason(error))
+            except asyncpg.PostgresError as error:
+                failure = (logging.ERROR, str(error))
+            if failure is not None and failure != noted:
+                logger.log(failure[0], "cannot %s: %s", task, failure[1])
+            noted = failure
+        await asyncio.sleep(rest)
