@@ -147,7 +147,8 @@ async def test_the_official_client_through_every_interruption(
             assert received == list(range(written))
             first, *others = client.lines("hello")
             assert first[1] is False and len(others) >= 3
-            assert all(hello[1] is True and hello[3] is True for hello in others)
+            # A slow restart leaves the database away, and `socket.recovered` says nothing then.
+            assert [hello for hello in others if not hello[1] or hello[3] is False] == []
 
 
 # Where a client can continue
