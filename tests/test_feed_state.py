@@ -132,6 +132,26 @@ async def test_clients_learn_within_two_seconds_that_the_database_is_away(
         assert (await client.event())[1]["name"] == "after"
 
 
+async def test_the_second_outage_is_noticed_like_the_first(
+    private_postgres: StartPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database comes back after more time than any rule waits for, and then falls silent."""
+    monkeypatch.setattr(health, "BEHIND_S", 2.0)
+    postgres = private_postgres(fsync="off")
+    async with (
+        proxied(postgres.url) as (network, url),
+        serving_here(url) as app,
+        joined(app.url) as client,
+    ):
+        for leave in (shut_down, fall_silent, fall_silent):
+            await asyncio.to_thread(leave, postgres, network)
+            await reports(client, outage=True, timeout=SOON_S + 0.5)
+            await asyncio.sleep(health.BEHIND_S)
+            await asyncio.to_thread(come_back, postgres, network)
+            network.cut()
+            await reports(client, outage=False, timeout=20)
+
+
 async def test_a_connection_replaced_at_once_is_not_mentioned(
     app: App, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,9 +74,13 @@ class FeedHealth:
             self.outage = Outage(self.as_of, reason)
         return self.outage
 
-    def until_next(self, now: float) -> float | None:
-        """How long it takes until judging may come to another result by itself; None: forever."""
-        return min((begins - now for _, begins in self._reasons() if begins > now), default=None)
+    def until_next(self, now: float) -> float:
+        """How long it takes until judging may come to another result, unless a failure is noted.
+
+        At most SILENT_S: what is answered meanwhile ends every reason, and the first may begin
+        again that long after it.
+        """
+        return min([SILENT_S, *(begins - now for _, begins in self._reasons() if begins > now)])
 
     def _reasons(self) -> list[tuple[str, float]]:
         """Why there is an outage, and from when on; the most precise reason first."""
