@@ -466,6 +466,27 @@ async def test_a_node_that_fell_behind_the_pruned_part(
         assert json.loads(recorder.bodies[-1] or "")["name"] == "later"
 
 
+async def test_a_dump_that_is_being_restored(connection: Connection, database_url: str) -> None:
+    """The log's tables are there, but still empty: the feed waits until they are filled, and what
+    comes then is another history.
+    """
+    async with proxied(database_url) as (proxy, url), following(url) as (feed, recorder):
+        await connection.execute("CREATE TABLE dumped AS TABLE feed.state; DELETE FROM feed.state")
+        proxy.cut()
+        await eventually(lambda: "tables" in (feed.trouble() or ""))
+        assert feed.trouble() == (
+            "The database cannot be used: Tablecast's tables are missing from it"
+            " (`tablecast migrate` makes them)."
+        )
+        await connection.execute(
+            "UPDATE dumped SET history = gen_random_uuid();"
+            "INSERT INTO feed.state SELECT * FROM dumped"
+        )
+        await eventually(lambda: len(recorder.histories) == 2)
+        await insert(connection, "a")
+        await recorder.until(1)
+
+
 async def test_a_dump_restored_elsewhere(connection: Connection, database_url: str) -> None:
     """A dump is restored into a younger cluster, so all transactions in its log are in the future:
     the nodes begin another history and publish what is written.
@@ -600,7 +621,6 @@ async def test_a_log_that_cannot_be_pruned_is_reported_once(
     """The database is read-only for a while: the log says so, but not every second."""
     monkeypatch.setattr("app.feed.retention.PAUSE_S", 0.02)
     monkeypatch.setattr("app.feed.retention.OTHERS_READ_S", 0.1)
-    caplog.set_level(logging.INFO, logger="tablecast.feed")
     read_only = {"default_transaction_read_only": "on"}
     await insert(connection, "a")
     async with (

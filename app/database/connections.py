@@ -1,8 +1,10 @@
 """Connections to Postgres, with the same session settings, and the errors of an unavailable one."""
 
+import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
@@ -28,6 +30,13 @@ LIBPQ_ONLY = frozenset(
         "sslcompression", "sslsni", "tcp_user_timeout",
     }
 )  # fmt: skip
+
+# What the driver looks for in the home directory.
+HOME_FILES = (
+    ".pgpass", ".postgresql/root.crt", ".postgresql/root.crl", ".postgresql/postgresql.crt",
+    ".postgresql/postgresql.key",
+)  # fmt: skip
+NO_HOME = "/nonexistent"
 
 # A row must look the same in a REST response as in the trigger's log, whatever the client.
 SESSION = {
@@ -79,7 +88,8 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
 )
 
 # What is wrong, as the end of a sentence that any client may read: no names, no addresses.
-ABSENCES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+Sentences: TypeAlias = tuple[tuple[tuple[type[BaseException], ...], str], ...]
+UNREACHABLE: Sentences = (
     ((TimeoutError,), "it does not answer"),
     ((ConnectionRefusedError, FileNotFoundError), "nothing listens at its address"),
     ((ConnectionError, asyncpg.PostgresConnectionError), "the connection was lost"),
@@ -93,10 +103,13 @@ ABSENCES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((asyncpg.InsufficientResourcesError,), "it has run out of resources"),
     ((asyncpg.InvalidAuthorizationSpecificationError,), "it rejects the server's credentials"),
     ((asyncpg.InvalidCatalogNameError,), "it does not exist at the moment"),
-    ((asyncpg.ReadOnlySQLTransactionError, asyncpg.ObjectNotInPrerequisiteStateError),
-     "it is a standby, which accepts no writes"),
+)
+UNUSABLE: Sentences = (
+    ((asyncpg.ReadOnlySQLTransactionError,), "it accepts no writes (it may be a standby)"),
+    ((asyncpg.ObjectNotInPrerequisiteStateError,),
+     "it is a standby, or does not allow connections or locks at the moment"),
     ((asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError),
-     "Tablecast's tables are missing from it"),
+     "Tablecast's tables are missing from it (`tablecast migrate` makes them)"),
     ((asyncpg.InsufficientPrivilegeError,), "the server's role lacks a privilege"),
 )  # fmt: skip
 
@@ -121,21 +134,37 @@ SHARED_SESSION: tuple[type[BaseException], ...] = (
 
 
 def absence(error: BaseException) -> str:
-    """Say in a sentence, for anybody to read, why the database cannot be reached."""
-    for types, reason in ABSENCES:
-        if isinstance(error, types):
-            return f"The database cannot be reached: {reason}."
+    """Say in a sentence, for anybody to read, why the database cannot be reached or used."""
+    for sentences, trouble in ((UNREACHABLE, "reached"), (UNUSABLE, "used")):
+        for types, reason in sentences:
+            if isinstance(error, types):
+                return f"The database cannot be {trouble}: {reason}."
     return "The database reports an error; the server's log has the details."
 
 
 def reason(error: BaseException | None) -> str:
     """Say what went wrong, as the end of a sentence, to the one who runs Tablecast."""
     if isinstance(error, OSError) and (error.errno or not str(error)):  # numbers help nobody
-        for types, sentence in ABSENCES:
+        for types, sentence in UNREACHABLE:
             if isinstance(error, types) and OSError not in types:
                 return sentence
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(text).splitlines()[0].rstrip(".")
+
+
+def pass_over_closed_home() -> None:
+    """Do without the home directory if what the driver looks for there is out of reach.
+
+    HOME may be another user's (`sudo` can leave it so), or hidden by a service manager. The driver
+    would fail; libpq goes on without.
+    """
+    files = [Path.home() / name for name in HOME_FILES]
+    try:
+        in_reach = all(os.access(file, os.R_OK) for file in files if file.exists())
+    except PermissionError:
+        in_reach = False
+    if not in_reach:
+        os.environ["HOME"] = NO_HOME
 
 
 async def connect(

@@ -28,10 +28,10 @@ async def repeat(feed: Feed, pool: asyncpg.Pool, task: str, work: Work, pause: f
                 async with borrowed(pool, pause) as connection:
                     rest = await work(connection)
             except UNAVAILABLE as error:
-                failure = (logging.INFO, reason(error))
+                failure = reason(error)
             except asyncpg.PostgresError as error:
-                failure = (logging.ERROR, str(error))
+                failure = str(error)
             if failure is not None and failure != noted:
-                logger.log(failure[0], "cannot %s: %s", task, failure[1])
+                logger.warning("cannot %s: %s", task, failure)
             noted = failure
         await asyncio.sleep(rest)

@@ -214,8 +214,12 @@ class Page:
 
 
 async def current_epoch(connection: asyncpg.Connection) -> Epoch:
-    """Return the epoch of the database."""
+    """Return the epoch of the database. Raises one of UNAVAILABLE, also while a dump is restored
+    that has not filled the table yet.
+    """
     row = await connection.fetchrow("SELECT feed.epoch(), secret::text FROM feed.state")
+    if row is None:
+        raise asyncpg.UndefinedTableError("feed.state is empty")
     return Epoch(*row)
 
 

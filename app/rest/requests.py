@@ -14,7 +14,7 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.database.connections import SHARED_SESSION, UNAVAILABLE, Pool, reason
+from app.database.connections import SHARED_SESSION, UNAVAILABLE, Pool, absence, reason
 from app.feed.feed import SHARED, Feed
 from app.rest.problems import Problem, Unavailable
 
@@ -167,7 +167,7 @@ async def fetch_row(
         raise  # an argument of the wrong type: our mistake, though an InterfaceError of asyncpg
     except UNAVAILABLE as error:
         logger.info("the database does not answer: %s", reason(error))  # the feed warns, once
-        raise Unavailable("The database is not answering.") from error
+        raise Unavailable(absence(error)) from error
     except (asyncpg.UniqueViolationError, asyncpg.ProgramLimitExceededError):
         raise
     except (asyncpg.PostgresError, asyncpg.PostgresWarning) as error:

@@ -28,6 +28,19 @@ LAYOUT = """
       };
     }
 """
+BUTTON_WIDTHS = """
+    () => {
+      const thing = document.querySelector('.thing');
+      const button = thing.querySelector('.delete');
+      const was = button.textContent;
+      const widths = ['Undo', 'Deleting…', was].map((text) => {
+        thing.classList.toggle('deleting', text !== was);
+        button.textContent = text;
+        return button.getBoundingClientRect().width;
+      });
+      return widths;
+    }
+"""
 LONG = "hello at 2026-11-28 10:30:58+00"
 AMBER = "getComputedStyle(document.querySelector('#state'), '::before').backgroundColor"
 
@@ -59,10 +72,11 @@ async def test_a_database_that_is_away_is_reported(
     assert await page.evaluate(AMBER) != green
     await page.get_by_label("Name").fill("fig")
     await page.get_by_role("button", name="Add").click()
-    await expect(page.locator("#add-problem")).to_have_text("The database is not answering.")
+    away = "The database cannot be reached: nothing listens at its address."
+    await expect(page.locator("#add-problem")).to_have_text(away)
     late = await open_page(server.url)
     await expect(late.locator("#notice-text")).to_have_text(
-        "The database is not answering. The list will load as soon as it is back."
+        f"{away} The list will load as soon as it is back."
     )
     await expect_state(late, "Waiting for the database")
 
@@ -138,6 +152,12 @@ async def test_the_layout_fits(
     assert layout["rowsBeforeSide"] or width >= 800
     assert layout["rowsBegin"] < 260
     await long_words(page, width)
+    assert len(set(await page.evaluate(BUTTON_WIDTHS))) == 1  # else the row's columns move
+
+    await row(page, "Donaudampfschifffahrtsgesellschaft").get_by_role("button", name="Edit").click()
+    for label in ("Name", "Info"):
+        field = await page.locator(".editor").get_by_label(label).bounding_box()
+        assert field and field["width"] >= 100 and field["x"] + field["width"] <= width
 
 
 async def test_a_problem_with_an_edit_is_in_view(
