@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import shlex
 import shutil
@@ -19,14 +20,16 @@ import click
 import uvloop
 
 from app.database import topics
-from app.database.connections import Refusal, connect
+from app.database.connections import Refusal, connect, pass_over_closed_home
 from app.database.embedded import embedded, has_database
 from app.database.migration import check, migrate
 from app.database.psql import run_psql, without_password
 from app.database.rights import Rights, refuse_serving, refuse_watching
 from app.database.unprivileged import UNPRIVILEGED, data_directory
 from app.logs import log_to_stderr
-from app.settings import SettingError, Settings, flag, variable
+from app.settings import SettingError, Settings, flag, misspelled, variable
+
+logger = logging.getLogger("tablecast.cli")
 
 REFUSED, WRONG_USE = 1, 2
 FROM_ENVIRONMENT = 'psql "$DATABASE_URL"'
@@ -104,6 +107,8 @@ def serve(settings: Settings, migrating: bool) -> None:
     from app.serving import serve as serve_until_stopped  # the other commands do not need it
 
     log_to_stderr(settings.log_level.upper())
+    for name, similar in misspelled(os.environ):
+        logger.warning("%s is not a setting; %s is", name, similar)
     with database(settings, create=True) as url:
         if migrating and settings.database_url:
             migrate(url, settings.things)
@@ -315,6 +320,7 @@ def is_loopback(host: str) -> bool:
 
 def main() -> NoReturn:
     """Run the command and exit with 0, or with another code and a message on standard error."""
+    pass_over_closed_home()
     try:
         sys.exit(tablecast.main(standalone_mode=False))
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def duration(shortest_s: float) -> Callable[[str], float]:
             raise ValueError("it must be a duration such as 90s, 15m, 24h or 7d")
         seconds = float(found[1]) * UNITS_S[found[2] or "s"]
         if not shortest_s <= seconds <= LONGEST_S:
-            raise ValueError(f"it must be between {shortest_s:g} seconds and 10 years")
+            raise ValueError(f"it must be at least {shortest_s:g} s and at most 10 years")
         return seconds
 
     return read
@@ -90,7 +91,7 @@ def database_hosts(url: str) -> list[tuple[str, int]]:
     except ValueError:
         raise ValueError("it is not a URL") from None
     credentials, _, listed = parts.netloc.rpartition("@")
-    if "@" in credentials or parts.fragment:
+    if "@" in credentials + parts.path or parts.fragment:
         raise ValueError(f"it must {ENCODE}")
     ports = [""]
     if not listed:
@@ -307,6 +308,17 @@ class Settings:
                     f"{variable(option)} (or {flag(option)}){shown or ' is wrong:'} {error}."
                 ) from None
         return cls(**values)
+
+
+def misspelled(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return variables that look like misspelled settings, each with the setting it resembles."""
+    # Resemblance says nothing about short names: HOSTS is a variable of many programs.
+    names = [variable(option) for option in fields(Settings) if len(option.name) > 6]
+    return [
+        (name, similar)
+        for name in sorted(environ.keys() - set(names))
+        for similar in get_close_matches(name, names, n=1, cutoff=0.9)
+    ]
 
 
 def variable(option: "Field[Any]") -> str:

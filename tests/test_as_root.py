@@ -93,12 +93,12 @@ def environment(account: Account | None, **environ: str) -> dict[str, str]:
     return os.environ | users | environ
 
 
-def psql(directory: Path, sql: str, account: Account | None = None) -> str:
+def psql(directory: Path, sql: str, account: Account | None = None, **environ: str) -> str:
     """Run `tablecast psql` as root or another user; return what it prints."""
     done = subprocess.run(
         [*command(account), "psql", "--data-dir", str(directory), "-Atc", sql],
         cwd="/",
-        env=environment(account),
+        env=environment(account, **environ),
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
@@ -184,6 +184,32 @@ def test_a_locked_out_user_reads_what_to_do(home: Path, sam: Account) -> None:
     assert message.endswith(f"take it over: sudo chown -R {sam.name} {home}/.data.\n")
     subprocess.run(["chown", "-R", sam.name, str(home / ".data")], check=True)
     assert psql(home / ".data", COUNT, sam) == "3"
+
+
+def test_another_user_of_a_running_database_reads_who_uses_it(home: Path, sam: Account) -> None:
+    """Root runs a database in a directory of its own; taking it over would break it."""
+    home.chmod(0o755)
+    os.chown(home, 0, 0)
+    with embedded(home / ".data"):
+        message = serve_once(home / ".data", sam)
+        assert message.endswith(
+            " It is running: use it as root, or name another directory with DATA_DIR or"
+            " --data-dir.\n"
+        )
+        assert "chown" not in message
+    assert "take it over: " in serve_once(home / ".data", sam)
+
+
+def test_a_home_out_of_reach_is_passed_over(home: Path, sam: Account, closed: Path) -> None:
+    """The environment names somebody else's home directory, as `sudo -u` can leave it."""
+    serve_once(home / ".data", sam)
+    theirs = closed / "theirs"
+    theirs.mkdir(mode=0o700)
+    assert psql(home / ".data", COUNT, sam, HOME=str(theirs)) == "3"
+    theirs.chmod(0o755)
+    (theirs / ".pgpass").touch(mode=0o600)
+    assert psql(home / ".data", COUNT, sam, HOME=str(theirs)) == "3"
+    assert "Tablecast is at http" in serve_once(home / ".data", sam, HOME=str(theirs))
 
 
 def test_a_port_below_1024_is_refused_in_a_sentence(home: Path, sam: Account) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import SettingError, Settings, database_hosts
+from app.settings import SettingError, Settings, database_hosts, misspelled
 
 
 def test_nothing_set_gives_the_defaults() -> None:
@@ -125,9 +125,23 @@ def test_the_hosts_of_a_database(url: str, hosts: list[tuple[str, int]]) -> None
     assert Settings.read({"DATABASE_URL": url}).database_url == url
 
 
+def test_misspelled_settings_are_noticed() -> None:
+    """Variables of other programs may be called anything, the settings themselves included."""
+    environ = dict.fromkeys(
+        ["ALLOWED_ORIGIN", "FEED_RETENSION", "DATABASE_URI", "HOSTS", "PORTS", "PATH", "DATA_DIR",
+         "XDG_DATA_DIRS", "HOSTNAME", "LOG_LEVEL", "THING"], "x",
+    )  # fmt: skip
+    assert misspelled(environ) == [
+        ("ALLOWED_ORIGIN", "ALLOWED_ORIGINS"),
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("FEED_RETENSION", "FEED_RETENTION"),
+    ]
+
+
 WRONG_URLS = [
     "secret", "mysql://u:secret@h/d", "postgresql://u:secret@h:x/d", "postgresql://u:secret@h:0/d",
-    "postgresql://u:sec/ret@h/d", "postgresql://u:secret@@h/d", "postgresql://u:se#cret@h/d",
+    "postgresql://u:sec/ret@h/d", "postgresql://u:secret@@h/d", "postgresql://u:a@se/cret@h/d",
+    "postgresql://u:se#cret@h/d",
     "postgresql://u:se?cret@h/d", "postgresql://u:secret@[::1/d", "postgresql://u:secret@a,/d",
     "postgresql://u:secret@:5432/d", "postgresql:///d?host=a,b&port=1,2,3&password=secret",
     "postgresql:///d?password=secret&host", "postgresql://u:secret@h:99999/d",

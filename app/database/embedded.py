@@ -30,6 +30,7 @@ import psutil
 from app.database.connections import Refusal
 from app.database.unprivileged import (
     ROOT_UID,
+    UNPRIVILEGED,
     Account,
     data_directory,
     nobody,
@@ -267,15 +268,21 @@ def embedded(directory: Path) -> Iterator[str]:
 
     Raises Refusal.
     """
-    keeper = subprocess.Popen(
-        [sys.executable, "-m", "app.database.embedded", str(directory.absolute())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent.parent.parent,
-        start_new_session=True,  # Ctrl-C in the terminal is for us; the keeper stops after us
-    )
+    try:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "app.database.embedded", str(directory.absolute())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent.parent,
+            start_new_session=True,  # Ctrl-C in the terminal is for us; the keeper stops after us
+        )
+    except OSError as error:
+        raise Refusal(
+            f"The embedded database cannot be started: this user may not run {sys.executable}"
+            f" ({error.strerror})."
+        ) from error
     with keeper:
         assert keeper.stdin and keeper.stdout and keeper.stderr
         try:
@@ -309,16 +316,31 @@ def trouble(directory: Path, error: OSError) -> str:
     """Say in a sentence why an embedded database cannot be kept in this directory."""
     what = Path(error.filename or directory)
     sentence = f"The embedded database cannot be kept in {directory}: {error.strerror} ({what})."
-    advice = "Name another directory with DATA_DIR or --data-dir"
+    advice = "name another directory with DATA_DIR or --data-dir"
     obstacle = next(path for path in (what, *what.parents) if os.access(path, os.F_OK))
     uid, me = obstacle.stat().st_uid, os.geteuid()
     if isinstance(error, PermissionError) and uid != me:
         sentence += f" {obstacle} belongs to {user_name(uid)}."
+        if is_in_use(directory):
+            starter = "root" if user_name(uid) == UNPRIVILEGED else user_name(uid)
+            sentence += f" It is running: use it as {starter}, or {advice}."
+            return sentence
         if obstacle.is_relative_to(directory):
-            advice += (
-                f", or take it over: sudo chown -R {user_name(me)} {shlex.quote(str(directory))}"
-            )
-    return f"{sentence} {advice}."
+            take_over = f"sudo chown -R {user_name(me)} {shlex.quote(str(directory))}"
+            advice += f", or take it over: {take_over}"
+    return f"{sentence} {advice[0].upper()}{advice[1:]}."
+
+
+def is_in_use(directory: Path) -> bool:
+    """Return whether a keeper runs the server in this directory, as far as that can be seen."""
+    try:
+        with (directory / "users").open() as users:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def user_name(uid: int) -> str:
@@ -326,7 +348,7 @@ def user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"the user {uid}"
+        return str(uid)
 
 
 def complaint(output: str) -> str:
