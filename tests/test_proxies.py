@@ -46,6 +46,8 @@ class PatientClient:
         )  # fmt: skip
 
     def _note(self, event: str, *arguments: Any) -> None:
+        if event == "feed:state":  # no change, and no offset
+            return
         *what, self._offset = arguments
         if event == "thing:create" and what[0]["name"].startswith("mark "):
             self.changes.append(what[0]["name"])
