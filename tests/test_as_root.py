@@ -212,6 +212,25 @@ def test_a_home_out_of_reach_is_passed_over(home: Path, sam: Account, closed: Pa
     assert "Tablecast is at http" in serve_once(home / ".data", sam, HOME=str(theirs))
 
 
+def test_a_user_without_a_home_or_name() -> None:
+    """A container runs Tablecast as a user that its image does not know."""
+    stranger = Account("12345", 12345, 12345)
+    done = subprocess.run(
+        ["env", "--unset=HOME", *command(stranger), "topics"],
+        cwd="/",
+        env=environment(Account.of("nobody"), DATABASE_URL="postgresql://me@127.0.0.1:1/x"),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        user=stranger.uid,
+        group=stranger.gid,
+        extra_groups=[],
+    )
+    assert done.stderr == (
+        "tablecast: The database cannot be reached: nothing listens at its address.\n"
+    )
+
+
 def test_a_port_below_1024_is_refused_in_a_sentence(home: Path, sam: Account) -> None:
     """An ordinary user asks for port 80."""
     done = subprocess.run(

@@ -87,8 +87,9 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.InvalidSchemaNameError,
 )
 
-# What is wrong, as the end of a sentence that any client may read: no names, no addresses.
 Sentences: TypeAlias = tuple[tuple[tuple[type[BaseException], ...], str], ...]
+
+# What is wrong, as the end of a sentence that any client may read: no names, no addresses.
 UNREACHABLE: Sentences = (
     ((TimeoutError,), "it does not answer"),
     ((ConnectionRefusedError, FileNotFoundError), "nothing listens at its address"),
@@ -158,10 +159,10 @@ def pass_over_closed_home() -> None:
     HOME may be another user's (`sudo` can leave it so), or hidden by a service manager. The driver
     would fail; libpq goes on without.
     """
-    files = [Path.home() / name for name in HOME_FILES]
     try:
+        files = [Path.home() / name for name in HOME_FILES]
         in_reach = all(os.access(file, os.R_OK) for file in files if file.exists())
-    except PermissionError:
+    except (PermissionError, RuntimeError):  # out of reach, or a user without a home
         in_reach = False
     if not in_reach:
         os.environ["HOME"] = NO_HOME
