@@ -6,7 +6,7 @@
  * old name may be another thing's by now. Other changes do not matter.
  */
 
-import { Problem, destroy } from './rest.js';
+import { Problem, destroy, verify } from './rest.js';
 
 const GRACE_MS = 5_000;
 
@@ -15,13 +15,13 @@ export class Deletions {
   onchange = () => {};
 
   #items;
-  #pending = new Map(); // key -> { name, timer, sent }
+  #pending = new Map(); // key -> { name, timer, sent, answered }
 
   /** `items`: the Map of a Feed. */
   constructor(items) {
     this.#items = items;
     addEventListener('pagehide', () => {
-      for (const [key, { sent }] of this.#pending) if (!sent) this.#send(key);
+      for (const [key, { sent }] of this.#pending) if (!sent) this.#send(key, true);
     });
   }
 
@@ -40,9 +40,12 @@ export class Deletions {
     if (!this.#pending.get(key)?.sent) this.#end(key);
   }
 
-  /** Any of `items` may have changed. */
+  /** All of `items` were loaded again. What is there although it was deleted has been put back. */
   check() {
-    for (const key of this.#pending.keys()) this.checkOne(key);
+    for (const [key, { answered }] of this.#pending) {
+      if (answered) this.#end(key);
+      else this.checkOne(key);
+    }
   }
 
   /** This thing may have changed. */
@@ -56,17 +59,19 @@ export class Deletions {
     }
   }
 
-  async #send(key) {
+  async #send(key, leaving = false) {
     const pending = this.#pending.get(key);
     clearTimeout(pending.timer);
     pending.sent = true;
     this.onchange(key);
     try {
+      if (!leaving) await verify(pending.name, key);
       await destroy(pending.name);
     } catch (problem) {
       // 404: somebody else was faster, and the feed is about to say what has happened.
       if (problem.status !== 404 && this.#pending.get(key) === pending) this.#end(key, problem);
     }
+    pending.answered = true;
   }
 
   #end(key, problem = null) {

@@ -1,16 +1,19 @@
 /** The form that replaces a row while its thing is edited. It keeps what the user types, whatever others do. */
 
-import { change } from './rest.js';
-import { complain, shorten } from './row.js';
+import { change, verify } from './rest.js';
+import { complain, setBusy, shorten } from './row.js';
 
 const template = document.getElementById('editor-template').content.firstElementChild;
 
 export class Editor {
   /** Called when the editor wants to be closed: it was saved or cancelled. */
   onclose = () => {};
+  /** Called with the problem if saving fails after the editor was closed. */
+  onfail = () => {};
   form = template.cloneNode(true);
 
   #opened;
+  #thing; // as it is now
   #saving = false;
 
   constructor(thing) {
@@ -19,7 +22,7 @@ export class Editor {
     info.value = thing.info;
     // The values as the fields hold them (an <input> drops line breaks), so that only edited fields are sent.
     this.#opened = { name: name.value, info: info.value };
-    this.#name = thing.name;
+    this.#thing = thing;
     this.form.addEventListener('input', () => complain(this.form, null));
     this.form.addEventListener('submit', (event) => {
       event.preventDefault();
@@ -34,17 +37,18 @@ export class Editor {
     this.form.querySelector('.cancel').addEventListener('click', () => this.onclose());
   }
 
-  #name; // what the thing is called now
-
   focus() {
     this.form.elements.name.focus();
     this.form.elements.name.select();
   }
 
-  /** The thing was changed; null: it was deleted. */
-  changed(thing) {
-    if (thing) this.#name = thing.name;
+  /** The thing may have changed, or was `updated`; null: it was deleted. */
+  changed(thing, updated = false) {
+    const before = this.#thing;
+    if (thing) this.#thing = thing;
     this.form.querySelector('.primary').disabled = !thing;
+    const looksTheSame = thing?.too_large ? !updated : thing?.info === before.info;
+    if (thing?.name === before.name && looksTheSame) return;
     // Our own change comes back through the feed before the answer to our PATCH: do not report it.
     if (this.#saving) return;
     const words = thing ? `Changed meanwhile: ${[thing.name, shorten(thing.info ?? '')].filter(Boolean).join(' – ')}` : 'Deleted meanwhile.';
@@ -60,14 +64,20 @@ export class Editor {
     }
     complain(this.form, null);
     this.#saving = true;
+    setBusy(this.form, true);
     try {
-      if (Object.keys(fields).length) await change(this.#name, fields);
+      if (Object.keys(fields).length) {
+        await verify(this.#thing.name, this.#thing.id);
+        await change(this.#thing.name, fields);
+      }
       this.onclose();
     } catch (problem) {
+      if (!this.form.isConnected) this.onfail(problem);
       complain(this.form, problem);
       this.form.querySelector('.problem').scrollIntoView({ block: 'nearest' });
     } finally {
       this.#saving = false;
+      setBusy(this.form, false);
     }
   }
 }

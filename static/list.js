@@ -161,7 +161,7 @@ export class ThingList {
       element.classList.remove('gone');
     }
     fill(element, thing, this.#deletions.get(element.key));
-    if (op) element.editor?.changed(thing);
+    element.editor?.changed(thing, op !== null);
     const visibly = op !== null && mayFlash && this.#chunks.isInView(element);
     if (visibly) flash(element, op);
     return visibly;
@@ -279,17 +279,20 @@ export class ThingList {
       complain(element.firstElementChild, problem);
       return;
     }
-    element.editor = new Editor(thing);
-    element.editor.onclose = () => this.#closeEditor(element);
+    if (element.editor) return; // of a double click
+    const editor = new Editor(thing);
+    editor.onclose = () => this.#closeEditor(element, editor);
+    editor.onfail = (problem) => complain(element.firstElementChild, problem);
+    element.editor = editor;
     element.classList.add('editing');
-    element.append(element.editor.form);
-    element.editor.focus();
+    element.append(editor.form);
+    editor.focus();
   }
 
-  #closeEditor(element) {
-    if (!element.editor) return;
+  #closeEditor(element, editor) {
+    if (element.editor !== editor) return; // saved after it was cancelled
     const focused = element.contains(document.activeElement);
-    element.editor.form.remove();
+    editor.form.remove();
     element.editor = null;
     element.classList.remove('editing');
     if (focused) element.querySelector('.edit').focus();

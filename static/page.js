@@ -5,7 +5,7 @@ import { Feed } from './feed.js';
 import { ThingList } from './list.js';
 import { Announcer, Recent } from './recent.js';
 import { about, create } from './rest.js';
-import { complain, forgive } from './row.js';
+import { complain, forgive, setBusy } from './row.js';
 import { counted, sentenceFor, wordsFor } from './words.js';
 
 // Names are unique; this one is another one each time.
@@ -95,7 +95,7 @@ element('add').addEventListener('submit', async (event) => {
   const form = event.target;
   const { name, info } = form.elements;
   if (form.ariaBusy === 'true') return; // a second click before the first was answered
-  form.ariaBusy = 'true';
+  setBusy(form, true);
   complain(form, null);
   try {
     await create({ name: name.value, info: info.value });
@@ -104,7 +104,7 @@ element('add').addEventListener('submit', async (event) => {
   } catch (problem) {
     complain(form, problem);
   } finally {
-    form.ariaBusy = 'false';
+    setBusy(form, false);
   }
 });
 

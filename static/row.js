@@ -87,6 +87,12 @@ export function complain(container, problem) {
   }
 }
 
+/** While a form is being sent its fields take no text, which would be lost when it is done. */
+export function setBusy(form, busy) {
+  form.ariaBusy = String(busy);
+  for (const field of form.querySelectorAll('[name]')) field.readOnly = busy;
+}
+
 /** The server is back: remove the problems that were only about that. */
 export function forgive() {
   for (const p of document.querySelectorAll('.problem')) if (p.passes) complain(p.parentElement, null);
