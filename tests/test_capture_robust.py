@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -415,6 +416,34 @@ async def test_a_change_from_the_future_holds_back_nothing(
     while await log.prune(connection, 3600, 10**9, 7):
         pass
     assert await connection.fetchval("SELECT count(*) FROM feed.change") == 1
+    await connection.close()
+
+
+async def test_many_changes_from_the_future_take_no_longer(
+    private_postgres: Callable[..., Server],
+) -> None:
+    """The clock was ahead while a hundred thousand changes were written, in one transaction and in
+    many: each step of pruning looks at few of them.
+    """
+    connection = await connect(private_postgres(fsync="off", max_wal_size="4GB").url)
+    await connection.execute(
+        "INSERT INTO feed.change (topic, op, at)"
+        " SELECT 'thing', 'truncate', now() + '1 day' FROM generate_series(1, 60000)"
+    )
+    await connection.execute(
+        "DO $$ BEGIN FOR n IN 1 .. 40000 LOOP INSERT INTO feed.change (topic, op, at)"
+        " VALUES ('thing', 'truncate', now() + '1 day'); COMMIT; END LOOP; END $$"
+    )
+    await connection.execute(
+        "INSERT INTO feed.change (topic, op, at)"
+        " VALUES ('thing', 'truncate', now() - interval '2 hours')"
+    )
+    steps, began = 0, time.monotonic()
+    while await log.prune(connection, 3600, 10**9, 2000):
+        steps += 1
+    assert await connection.fetchval("SELECT count(*) FROM feed.change") == 0
+    assert steps == 51
+    assert time.monotonic() - began < 25
     await connection.close()
 
 

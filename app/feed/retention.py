@@ -35,6 +35,7 @@ class Retention:
         self._seconds = seconds
         self._changes = changes
         self._reached: deque[tuple[float, Position]] = deque()
+        self._step = STEP_ROWS
         self._pruned = 0
 
     def stats(self) -> RetentionStats:
@@ -49,9 +50,17 @@ class Retention:
         reader = self._read_by_all(time.monotonic())
         if reader is None:
             return PAUSE_S
-        deleted = await log.prune(connection, self._seconds, self._changes, STEP_ROWS, reader)
+        step = self._step
+        try:
+            deleted = await log.prune(connection, self._seconds, self._changes, step, reader)
+        except asyncpg.QueryCanceledError:
+            if step == 1:
+                raise
+            self._step = max(1, step // 4)  # its rows are large, or the disk is slow
+            return SHORT_PAUSE_S
         self._pruned += deleted
-        return SHORT_PAUSE_S if deleted == STEP_ROWS else PAUSE_S
+        self._step = min(STEP_ROWS, step + step // 10 + 1)
+        return SHORT_PAUSE_S if deleted == step else PAUSE_S
 
     def _read_by_all(self, now: float) -> Position | None:
         """Return how far this node was when the others still had time to get there; None before

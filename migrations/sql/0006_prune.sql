@@ -1,6 +1,9 @@
 -- Pruning that no reader notices. Deleting a change invalidates every position older than it, to be
 -- safe, also that of a reader that has read it but last looked while an older transaction was
 -- running. So the reader says how far it is.
+--
+-- And pruning that takes as long after the clock was ahead for a day as ever: the old one looked at
+-- all later changes for each one from the future.
 
 -- Deletes old changes, at most `step` rows, and returns how many were deleted. A change is old if
 -- it was written more than `retention` ago or is more than `keep` changes back. Only a contiguous
@@ -9,7 +12,8 @@
 -- continued afterwards.
 --
 -- A change dated in the future (the clock was set back since) counts as old as the next one that is
--- not.
+-- not. If there is none in the step, a later one will do, which is no older: it is looked for at
+-- growing distances, and at the end.
 CREATE FUNCTION feed.prune(
     retention interval, keep bigint, step integer, reader pg_snapshot DEFAULT NULL
 )
@@ -17,6 +21,7 @@ RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    now timestamptz := clock_timestamp();
     deleted integer;
     reached xid8;
 BEGIN
@@ -26,15 +31,37 @@ BEGIN
         WHERE xid >= (SELECT feed.xid_before(horizon) FROM feed.state)
           AND xid < least(pg_snapshot_xmin(pg_current_snapshot()), pg_snapshot_xmin(reader))
         ORDER BY xid, id LIMIT step
-    ), dated AS (
-        SELECT xid, id, CASE WHEN at <= clock_timestamp() THEN at ELSE (
-                   SELECT at FROM feed.change AS later
-                   WHERE (later.xid, later.id) > (first.xid, first.id) AND at <= clock_timestamp()
-                   ORDER BY later.xid, later.id LIMIT 1) END AS at
+    ), later AS (
+        SELECT min(at) AS at
+        FROM (
+            SELECT ahead.at
+            FROM (SELECT xid, id FROM first WHERE at > now
+                  ORDER BY xid DESC, id DESC LIMIT 1) AS last,
+                 (SELECT 1::bigint << power FROM generate_series(0, 40) AS power) AS far (distance),
+                 LATERAL (
+                     (SELECT at FROM feed.change
+                      WHERE (xid, id) > (last.xid, last.id + distance) ORDER BY xid, id LIMIT 1)
+                     UNION ALL
+                     (SELECT at FROM feed.change
+                      WHERE xid > (last.xid::text::bigint + distance)::text::xid8
+                      ORDER BY xid, id LIMIT 1)
+                 ) AS ahead
+            UNION ALL
+            (SELECT at FROM feed.change ORDER BY xid DESC, id DESC LIMIT 1)
+        ) AS looked_at
+        WHERE at <= now
+    ), followed AS (
+        SELECT *, count(*) FILTER (WHERE at <= now) OVER (ORDER BY xid DESC, id DESC) AS place
         FROM first
+    ), dated AS (
+        SELECT xid, id,
+               CASE WHEN followed.at <= now THEN followed.at
+                    WHEN place > 0 THEN min(followed.at) OVER (PARTITION BY place)
+                    ELSE later.at END AS at
+        FROM followed, later
     ), oldest AS (
         SELECT xid, id,
-               bool_and(coalesce(at < clock_timestamp() - retention, false)
+               bool_and(coalesce(at < now - retention, false)
                         OR id <= pg_sequence_last_value('feed.change_id_seq') - keep)
                    OVER (ORDER BY xid, id) AS old
         FROM dated
