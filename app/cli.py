@@ -20,7 +20,7 @@ import click
 import uvloop
 
 from app.database import topics
-from app.database.connections import Refusal, connect, pass_over_closed_home
+from app.database.connections import Refusal, connect, ignore_unreadable_home
 from app.database.embedded import embedded, has_database
 from app.database.migration import check, migrate
 from app.database.psql import run_psql, without_password
@@ -320,7 +320,7 @@ def is_loopback(host: str) -> bool:
 
 def main() -> NoReturn:
     """Run the command and exit with 0, or with another code and a message on standard error."""
-    pass_over_closed_home()
+    ignore_unreadable_home()
     try:
         sys.exit(tablecast.main(standalone_mode=False))
     except KeyboardInterrupt:

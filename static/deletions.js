@@ -40,7 +40,7 @@ export class Deletions {
     if (!this.#pending.get(key)?.sent) this.#end(key);
   }
 
-  /** All of `items` were loaded again. What is there although it was deleted has been put back. */
+  /** All of `items` were replaced. What is there although it was deleted has been put back. */
   check() {
     for (const [key, { answered }] of this.#pending) {
       if (answered) this.#end(key);
@@ -59,6 +59,7 @@ export class Deletions {
     }
   }
 
+  /** `leaving`: the page is being left, so there is no time to ask first which thing has the name. */
   async #send(key, leaving = false) {
     const pending = this.#pending.get(key);
     clearTimeout(pending.timer);

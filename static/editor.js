@@ -44,11 +44,13 @@ export class Editor {
 
   /** The thing may have changed, or was `updated`; null: it was deleted. */
   changed(thing, updated = false) {
+    const save = this.form.querySelector('.primary');
+    const wasDeleted = save.disabled;
     const before = this.#thing;
     if (thing) this.#thing = thing;
-    this.form.querySelector('.primary').disabled = !thing;
+    save.disabled = !thing;
     const looksTheSame = thing?.too_large ? !updated : thing?.info === before.info;
-    if (thing?.name === before.name && looksTheSame) return;
+    if (!wasDeleted && thing?.name === before.name && looksTheSame) return;
     // Our own change comes back through the feed before the answer to our PATCH: do not report it.
     if (this.#saving) return;
     const words = thing ? `Changed meanwhile: ${[thing.name, shorten(thing.info ?? '')].filter(Boolean).join(' – ')}` : 'Deleted meanwhile.';
@@ -72,7 +74,10 @@ export class Editor {
       }
       this.onclose();
     } catch (problem) {
-      if (!this.form.isConnected) this.onfail(problem);
+      if (!this.form.isConnected) {
+        this.onfail(problem);
+        return;
+      }
       complain(this.form, problem);
       this.form.querySelector('.problem').scrollIntoView({ block: 'nearest' });
     } finally {

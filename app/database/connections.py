@@ -153,11 +153,11 @@ def reason(error: BaseException | None) -> str:
     return str(text).splitlines()[0].rstrip(".")
 
 
-def pass_over_closed_home() -> None:
-    """Do without the home directory if what the driver looks for there is out of reach.
+def ignore_unreadable_home() -> None:
+    """Have the driver do without the home directory if it may not read what it looks for there.
 
-    HOME may be another user's (`sudo` can leave it so), or hidden by a service manager. The driver
-    would fail; libpq goes on without.
+    HOME may be another user's (`sudo` can leave it so), or hidden by a service manager; the driver
+    would fail to connect.
     """
     try:
         files = [Path.home() / name for name in HOME_FILES]

@@ -316,30 +316,28 @@ def trouble(directory: Path, error: OSError) -> str:
     """Say in a sentence why an embedded database cannot be kept in this directory."""
     what = Path(error.filename or directory)
     sentence = f"The embedded database cannot be kept in {directory}: {error.strerror} ({what})."
-    advice = "name another directory with DATA_DIR or --data-dir"
+    other = "another directory with DATA_DIR or --data-dir"
     obstacle = next(path for path in (what, *what.parents) if os.access(path, os.F_OK))
     uid, me = obstacle.stat().st_uid, os.geteuid()
     if isinstance(error, PermissionError) and uid != me:
         sentence += f" {obstacle} belongs to {user_name(uid)}."
         if is_in_use(directory):
             starter = "root" if user_name(uid) == UNPRIVILEGED else user_name(uid)
-            sentence += f" It is running: use it as {starter}, or {advice}."
-            return sentence
+            return f"{sentence} It is running: use it as {starter}, or name {other}."
         if obstacle.is_relative_to(directory):
-            take_over = f"sudo chown -R {user_name(me)} {shlex.quote(str(directory))}"
-            advice += f", or take it over: {take_over}"
-    return f"{sentence} {advice[0].upper()}{advice[1:]}."
+            other += (
+                f", or take it over: sudo chown -R {user_name(me)} {shlex.quote(str(directory))}"
+            )
+    return f"{sentence} Name {other}."
 
 
 def is_in_use(directory: Path) -> bool:
     """Return whether a keeper runs the server in this directory, as far as that can be seen."""
-    try:
-        with (directory / "users").open() as users:
+    with contextlib.suppress(OSError), (directory / "users").open() as users:
+        try:
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        except BlockingIOError:
+            return True
     return False
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from app.database.connections import Connection
-from app.feed import chores, log
+from app.feed import log, maintenance
 from app.feed.feed import Feed
 
 logger = logging.getLogger("tablecast.feed")
@@ -35,7 +35,9 @@ class Inspection:
 
     async def run(self) -> None:
         """Check forever, whenever this node leads."""
-        await chores.repeat(self._feed, self._pool, "inspect the tables", self._inspect, PAUSE_S)
+        await maintenance.repeat(
+            self._feed, self._pool, "inspect the tables", self._inspect, PAUSE_S
+        )
 
     async def _inspect(self, connection: Connection) -> float:
         changed = await log.check_topics(connection)

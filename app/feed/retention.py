@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from app.database.connections import Connection
-from app.feed import chores, log
+from app.feed import log, maintenance
 from app.feed.feed import Feed
 from app.feed.offset import Position
 
@@ -44,7 +44,7 @@ class Retention:
 
     async def run(self) -> None:
         """Prune forever, whenever this node leads."""
-        await chores.repeat(self._feed, self._pool, "prune the log", self._prune, PAUSE_S)
+        await maintenance.repeat(self._feed, self._pool, "prune the log", self._prune, PAUSE_S)
 
     async def _prune(self, connection: Connection) -> float:
         reader = self._read_by_all(time.monotonic())

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
-from tests.end_to_end.steps import PATIENCE_S, expect_state
+from app.database.connections import Connection
+from tests.end_to_end.steps import NINE, PATIENCE_S, expect_state, row
 from tests.support.chromium import CHROMIUM, CHROMIUM_OPTIONS
 from tests.support.machine import require
 from tests.support.server import RunningServer
@@ -76,3 +77,13 @@ async def windows(server: RunningServer, open_page: OpenPage) -> list[Page]:
     for page in pages:
         await expect_state(page, "Live")
     return list(pages)
+
+
+@pytest.fixture
+async def page(server: RunningServer, open_page: OpenPage, connection: Connection) -> Page:
+    """A live window with nine things."""
+    await connection.execute(NINE)
+    page = await open_page(server.url)
+    await expect_state(page, "Live")
+    await expect(row(page, "n1")).to_be_visible()
+    return page

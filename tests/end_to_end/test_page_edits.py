@@ -3,12 +3,11 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import pytest
 from playwright.async_api import Locator, Page, expect
 
 from app.database.connections import Connection, connect
 from tests.end_to_end.conftest import OpenPage
-from tests.end_to_end.steps import NINE, expect_state, expect_table, point_elsewhere, row, table
+from tests.end_to_end.steps import expect_state, expect_table, point_elsewhere, row, table
 from tests.support.server import RunningServer
 
 # A thing is renamed, and another one gets its name.
@@ -18,16 +17,6 @@ PASS_ON = (
 )
 # What feed.rewrite_history does: clients load again.
 NEW_HISTORY = "UPDATE feed.state SET history = gen_random_uuid(), redrawn = pg_current_xact_id()"
-
-
-@pytest.fixture
-async def page(server: RunningServer, open_page: OpenPage, connection: Connection) -> Page:
-    """A live window with nine things."""
-    await connection.execute(NINE)
-    page = await open_page(server.url)
-    await expect_state(page, "Live")
-    await expect(row(page, "n1")).to_be_visible()
-    return page
 
 
 @asynccontextmanager
@@ -172,3 +161,19 @@ async def test_a_double_click_opens_one_editor(
     await page.locator(".editor").get_by_role("button", name="Cancel").click()
     await expect(page.locator(".editor")).to_have_count(0)
     await expect(row(page, "big")).to_be_visible()
+
+
+async def test_an_editor_notices_that_its_thing_is_back(page: Page, connection: Connection) -> None:
+    """Somebody deletes a thing that a user edits, and puts it back as it was: it can be saved."""
+    editor = await edit(page, "n5")
+    await editor.get_by_label("Info").fill("mine")
+    await connection.execute("DELETE FROM things WHERE name = 'n5'")
+    await expect(editor.get_by_role("status")).to_have_text("Deleted meanwhile.")
+    await expect(editor.get_by_role("button", name="Save")).to_be_disabled()
+    await connection.execute(
+        "INSERT INTO things (id, name) OVERRIDING SYSTEM VALUE VALUES (5, 'n5')"
+    )
+    await expect(editor.get_by_role("status")).to_have_text("Changed meanwhile: n5")
+    await editor.get_by_role("button", name="Save").click()
+    await expect(editor).to_have_count(0)
+    assert (await infos(connection))["n5"] == "mine"

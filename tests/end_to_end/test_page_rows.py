@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 
-import pytest
 from playwright.async_api import Page, Request, expect
 
 from app.database.connections import Connection
@@ -27,16 +26,6 @@ MEANWHILE = (
     "DELETE FROM things WHERE name IN ('n8', 'n6', 'n2')",
     "UPDATE things SET info = 'the end' WHERE name = 'n9'",
 )
-
-
-@pytest.fixture
-async def page(server: RunningServer, open_page: OpenPage, connection: Connection) -> Page:
-    """A live window with nine things."""
-    await connection.execute(NINE)
-    page = await open_page(server.url)
-    await expect_state(page, "Live")
-    await expect(row(page, "n1")).to_be_visible()
-    return page
 
 
 async def place(page: Page, name: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Work on the log that is done again and again, on one node at a time."""
+"""Maintenance of the log: work that is repeated forever, on one node at a time."""
 
 import asyncio
 import logging
@@ -28,10 +28,11 @@ async def repeat(feed: Feed, pool: asyncpg.Pool, task: str, work: Work, pause: f
                 async with borrowed(pool, pause) as connection:
                     rest = await work(connection)
             except UNAVAILABLE as error:
-                failure = reason(error)
+                failure = (logging.WARNING, reason(error))
             except asyncpg.PostgresError as error:
-                failure = str(error)
+                failure = (logging.ERROR, str(error))
             if failure is not None and failure != noted:
-                logger.warning("cannot %s: %s", task, failure)
+                level, why = failure
+                logger.log(level, "cannot %s: %s", task, why)
             noted = failure
         await asyncio.sleep(rest)
