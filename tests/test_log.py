@@ -322,6 +322,7 @@ async def test_reading_costs_the_same_in_a_long_log(
                 log.PAGE_BYTES,
                 True,
                 log.ANY_SIZE,
+                log.SHORT_MEMBER_BYTES,
             )
         )[0]["Plan"]
     assert plan["Actual Rows"] == 2

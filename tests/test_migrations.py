@@ -85,6 +85,7 @@ RELEASED = {
     "0004": "c4fd4ec02cfbe2ddf3531b890ef22739",
     "0005": "d8ee3be25e772112aee1d49bd59067ec",
     "0006": "2a8691bbc030235c122bf2e6064a6886",
+    "0007": "8f6f28b852cf10f6717965ccce2cbc4d",
 }
 
 

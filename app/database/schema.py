@@ -192,6 +192,7 @@ FUNCTIONS = {
         "excerpt",
     ),
     "0006_prune.sql": ("prune",),
+    "0007_outline.sql": ("outline",),
 }
 
 # Watching a table puts the capture triggers on it.

@@ -16,6 +16,8 @@ logger = logging.getLogger("tablecast.feed")
 PAGE_ROWS = 5_000
 # Compressed values count tenfold; usually the factor is about three, rarely ninety.
 PAGE_BYTES = 1024 * 1024
+# Of a row that is too large, members up to this length are read, which filters may ask for.
+SHORT_MEMBER_BYTES = 4_000
 # Without a limit on the size of an event.
 ANY_SIZE = 2**40
 # More than a feed that keeps up finds in one read.
@@ -31,9 +33,10 @@ UNREADABLE = (asyncpg.PostgresError, UnicodeDecodeError)
 # first row, without an id, is the header: when and up to which snapshot the log was read, whether
 # the log continues from $1, how many changes are in `unread`, the newest transaction among them,
 # and whether any was committed without waiting for the disk. Then comes the page, at most $4 rows
-# and about $5 bytes; without $6 it has no bodies. Of a body longer than $7 bytes it has only the
-# members that identify the row, so that the rest never leaves the database. (Compression saves at
-# most a factor of 255, so nearly all bodies are known to be shorter without being read.)
+# and about $5 bytes; without $6 it has no rows. Of a row longer than $7 bytes it has only the members
+# that identify it and those of at most $8 bytes, so that the rest never leaves the database.
+# (Compression saves at most a factor of 255, so nearly all rows are known to be shorter without
+# being read.)
 #
 # A feed that keeps up runs this some fifty times a second, on the writers' server: sums and times
 # are float8, because numeric takes several times as long.
@@ -55,19 +58,25 @@ ended AS (
 """
 PAGE = """
 page AS (
-    SELECT *, CASE WHEN stored > $7::bigint OR is_compressed AND stored > $7 / 255
-                   THEN octet_length(body::text) > $7 ELSE false END AS is_too_large
+    SELECT *, CASE WHEN new_stored > $7::bigint OR new_is_compressed AND new_stored > $7 / 255
+                   THEN octet_length(new::text) > $7 ELSE false END AS new_is_too_large,
+              CASE WHEN old_stored > $7::bigint OR old_is_compressed AND old_stored > $7 / 255
+                   THEN octet_length(old::text) > $7 ELSE false END AS old_is_too_large
     FROM (
         SELECT *, sum(size) OVER (ORDER BY id) AS bytes
         FROM (
-            SELECT *, stored * CASE WHEN is_compressed THEN 10 ELSE 1::float8 END AS size
+            SELECT *, new_stored * CASE WHEN new_is_compressed THEN 10 ELSE 1::float8 END
+                    + old_stored * CASE WHEN old_is_compressed THEN 10 ELSE 1::float8 END AS size
             FROM (
-                SELECT *, coalesce(pg_column_size(body), 0) AS stored,
-                       pg_column_compression(body) IS NOT NULL AS is_compressed
+                SELECT *, coalesce(pg_column_size(new), 0) AS new_stored,
+                       pg_column_compression(new) IS NOT NULL AS new_is_compressed,
+                       coalesce(pg_column_size(old), 0) AS old_stored,
+                       pg_column_compression(old) IS NOT NULL AS old_is_compressed
                 FROM (
                     SELECT id, topic, op, at,
-                           CASE op WHEN 'destroy' THEN coalesce(old, new)
-                                   WHEN 'rekey' THEN NULL ELSE new END AS body
+                           CASE WHEN op IN ('create', 'update') THEN new END AS new,
+                           CASE op WHEN 'update' THEN old
+                                   WHEN 'destroy' THEN coalesce(old, new) END AS old
                     FROM unread
                 ) AS sent
                 ORDER BY id LIMIT $4
@@ -79,23 +88,23 @@ page AS (
     -- the whole row.
     OFFSET 0
 )
-SELECT NULL::bigint AS id, NULL AS topic, NULL AS op, NULL AS body, NULL::text[] AS key,
-       NULL AS destroy_with, false AS is_too_large, NULL::float8 AS written_at,
-       date_part('epoch', clock_timestamp()) AS read_at,
+SELECT NULL::bigint AS id, NULL AS topic, NULL AS op, NULL AS new, NULL AS old,
+       NULL::text[] AS key, NULL AS destroy_with, false AS ambiguous, false AS new_is_too_large,
+       NULL::float8 AS written_at, date_part('epoch', clock_timestamp()) AS read_at,
        until::text AS until, feed.continues(since) AS continues, found, newest, async
 FROM bounds,
      (SELECT count(*) AS found, max(xid) AS newest, bool_or(async) AS async FROM unread) AS total
 UNION ALL
 SELECT id, page.topic, op,
        CASE WHEN NOT $6 THEN NULL
-            WHEN is_too_large THEN feed.excerpt(body, watched.key || watched.destroy_with)
-            ELSE body END,
-       CASE WHEN is_too_large OR op = 'destroy' THEN watched.key END,
-       CASE WHEN op = 'destroy' THEN watched.destroy_with END,
-       is_too_large, date_part('epoch', at), NULL, NULL, NULL, NULL, NULL, NULL
--- Nothing is known of a destroyed row whose value need not be its own.
-FROM page LEFT JOIN feed.topic AS watched
-          ON watched.topic = page.topic AND NOT (op = 'destroy' AND ambiguous)
+            WHEN new_is_too_large THEN feed.outline(new, watched.key || watched.destroy_with, $8)
+            ELSE new END,
+       CASE WHEN NOT $6 THEN NULL
+            WHEN old_is_too_large THEN feed.outline(old, watched.key || watched.destroy_with, $8)
+            ELSE old END,
+       watched.key, watched.destroy_with, watched.ambiguous, new_is_too_large,
+       date_part('epoch', at), NULL, NULL, NULL, NULL, NULL, NULL
+FROM page LEFT JOIN feed.topic AS watched ON watched.topic = page.topic
 ORDER BY id NULLS FIRST
 """
 
@@ -185,6 +194,9 @@ class Change(msgspec.Struct, frozen=True):
     is too large what identifies it; of a destroyed one its key, or the value of the column that the
     topic's destroys carry.
 
+    `new` and `old`: the row after and before, as JSON text, None where there is none. Of a row that
+    is too large they have only its short members; `new_is_too_large` says so of `new`.
+
     The operations truncate and reload have no body; reload means that clients must load the topic
     again.
     """
@@ -193,6 +205,9 @@ class Change(msgspec.Struct, frozen=True):
     topic: str
     op: str
     body: str | None
+    new: str | None = None
+    old: str | None = None
+    new_is_too_large: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +281,8 @@ async def read(
     rows = PAGE_ROWS
     while True:
         try:
-            return await _read(connection, since, until, (rows, PAGE_BYTES, True, event_bytes))
+            limits = (rows, PAGE_BYTES, True, event_bytes, SHORT_MEMBER_BYTES)
+            return await _read(connection, since, until, limits)
         except UNAVAILABLE:
             raise
         except UNREADABLE as error:
@@ -280,7 +296,7 @@ async def _read_around(
     connection: asyncpg.Connection, since: Offset, until: Position | None, error: Exception
 ) -> Page:
     """Return a page with the one change that cannot be read, as a reload."""
-    page = await _read(connection, since, until, (1, PAGE_BYTES, False, ANY_SIZE))
+    page = await _read(connection, since, until, (1, PAGE_BYTES, False, ANY_SIZE, 0))
     [change] = page.changes
     logger.error(
         "change %d of the topic %s cannot be read (%s): clients of the topic load again",
@@ -296,9 +312,9 @@ async def _read(
     connection: asyncpg.Connection,
     since: Offset,
     until: Position | None,
-    page_limits: tuple[int, int, bool, int],
+    page_limits: tuple[int, int, bool, int, int],
 ) -> Page:
-    """Read a page; `page_limits` are what PAGE calls $4 to $7."""
+    """Read a page; `page_limits` are what PAGE calls $4 to $8."""
     if since.until is not None:
         found = await _fetch(connection, READ_LARGE, since, since.until, since.id, *page_limits)
         return await _page(connection, found, since, since.until, until is None)
@@ -361,7 +377,7 @@ async def _page(
         until = Offset(since.position, target, rows[-1]["id"])
     now = header["read_at"]
     written = rows[-1]["written_at"] if rows else now
-    changes = [_change(*row[:7]) for row in rows]
+    changes = [_change(*row[:9]) for row in rows]
     return Page(since, until, changes, round(written * 1000), round(now * 1000), is_latest)
 
 
@@ -369,25 +385,36 @@ def _change(
     id: int,
     topic: str,
     op: str,
-    body: str | None,
+    new: str | None,
+    old: str | None,
     key: list[str] | None,
     destroy_with: str | None,
-    is_too_large: bool,
+    ambiguous: bool | None,
+    new_is_too_large: bool,
 ) -> Change:
-    if body is not None and op == "destroy":
-        body = _destroyed(body, key, destroy_with)
-    elif body is not None and is_too_large:
-        # A key column of that name: the row could not be told from one that is not too large.
-        body = (
-            None
-            if "too_large" in (key or ())
-            else f'{body.rstrip()[:-1].rstrip()}, "too_large": true}}'
-        )
+    if op == "destroy":
+        # Nothing is known of a destroyed row whose value need not be its own.
+        body = None if old is None or ambiguous else _destroyed(old, key, destroy_with)
+    elif new_is_too_large and new is not None:
+        body = too_large(new, key or (), destroy_with)
+    else:
+        body = new
     if body is None:
         # The row was too long for the log, or nothing in it identifies it. A changed key that was
         # not split into a destroy and a create (rekey) could not be put into order.
         return Change(id, topic, "truncate" if op == "truncate" else "reload", None)
-    return Change(id, topic, op, body)
+    return Change(id, topic, op, body, new, old, new_is_too_large)
+
+
+def too_large(outline: str, key: Sequence[str], destroy_with: str | None) -> str | None:
+    """What an event carries of a row that is too large, given its outline. None if it has a key
+    column of the name `too_large`: the row could not be told from one that is not.
+    """
+    if "too_large" in key:
+        return None
+    extra = () if destroy_with is None or destroy_with in key else (destroy_with,)
+    identifying = excerpt(outline, (*key, *extra))
+    return None if identifying is None else f'{identifying[:-1]}, "too_large": true}}'
 
 
 def _destroyed(row: str, key: list[str] | None, destroy_with: str | None) -> str | None:
