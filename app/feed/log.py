@@ -33,10 +33,10 @@ UNREADABLE = (asyncpg.PostgresError, UnicodeDecodeError)
 # first row, without an id, is the header: when and up to which snapshot the log was read, whether
 # the log continues from $1, how many changes are in `unread`, the newest transaction among them,
 # and whether any was committed without waiting for the disk. Then comes the page, at most $4 rows
-# and about $5 bytes; without $6 it has no rows. Of a row longer than $7 bytes it has only the members
-# that identify it and those of at most $8 bytes, so that the rest never leaves the database.
-# (Compression saves at most a factor of 255, so nearly all rows are known to be shorter without
-# being read.)
+# and about $5 bytes; without $6 it has no rows. Of a row longer than $7 bytes it has only the
+# members that identify it and those of at most $8 bytes, so that the rest never leaves the
+# database. (Compression saves at most a factor of 255, so nearly all rows are known to be shorter
+# without being read.)
 #
 # A feed that keeps up runs this some fifty times a second, on the writers' server: sums and times
 # are float8, because numeric takes several times as long.
@@ -90,7 +90,8 @@ page AS (
 )
 SELECT NULL::bigint AS id, NULL AS topic, NULL AS op, NULL AS new, NULL AS old,
        NULL::text[] AS key, NULL AS destroy_with, false AS ambiguous, false AS new_is_too_large,
-       NULL::float8 AS written_at, date_part('epoch', clock_timestamp()) AS read_at,
+       false AS old_is_too_large, NULL::float8 AS written_at,
+       date_part('epoch', clock_timestamp()) AS read_at,
        until::text AS until, feed.continues(since) AS continues, found, newest, async
 FROM bounds,
      (SELECT count(*) AS found, max(xid) AS newest, bool_or(async) AS async FROM unread) AS total
@@ -103,7 +104,7 @@ SELECT id, page.topic, op,
             WHEN old_is_too_large THEN feed.outline(old, watched.key || watched.destroy_with, $8)
             ELSE old END,
        watched.key, watched.destroy_with, watched.ambiguous, new_is_too_large,
-       date_part('epoch', at), NULL, NULL, NULL, NULL, NULL, NULL
+       old_is_too_large, date_part('epoch', at), NULL, NULL, NULL, NULL, NULL, NULL
 FROM page LEFT JOIN feed.topic AS watched ON watched.topic = page.topic
 ORDER BY id NULLS FIRST
 """
@@ -194,8 +195,8 @@ class Change(msgspec.Struct, frozen=True):
     is too large what identifies it; of a destroyed one its key, or the value of the column that the
     topic's destroys carry.
 
-    `new` and `old`: the row after and before, as JSON text, None where there is none. Of a row that
-    is too large they have only its short members; `new_is_too_large` says so of `new`.
+    `new` and `old`: the row after and before, as JSON text, None where there is none. Where they are
+    too large, they have only the short members.
 
     The operations truncate and reload have no body; reload means that clients must load the topic
     again.
@@ -208,6 +209,7 @@ class Change(msgspec.Struct, frozen=True):
     new: str | None = None
     old: str | None = None
     new_is_too_large: bool = False
+    old_is_too_large: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +379,7 @@ async def _page(
         until = Offset(since.position, target, rows[-1]["id"])
     now = header["read_at"]
     written = rows[-1]["written_at"] if rows else now
-    changes = [_change(*row[:9]) for row in rows]
+    changes = [_change(*row[:10]) for row in rows]
     return Page(since, until, changes, round(written * 1000), round(now * 1000), is_latest)
 
 
@@ -391,6 +393,7 @@ def _change(
     destroy_with: str | None,
     ambiguous: bool | None,
     new_is_too_large: bool,
+    old_is_too_large: bool,
 ) -> Change:
     if op == "destroy":
         # Nothing is known of a destroyed row whose value need not be its own.
@@ -403,7 +406,7 @@ def _change(
         # The row was too long for the log, or nothing in it identifies it. A changed key that was
         # not split into a destroy and a create (rekey) could not be put into order.
         return Change(id, topic, "truncate" if op == "truncate" else "reload", None)
-    return Change(id, topic, op, body, new, old, new_is_too_large)
+    return Change(id, topic, op, body, new, old, new_is_too_large, old_is_too_large)
 
 
 def too_large(outline: str, key: Sequence[str], destroy_with: str | None) -> str | None:
