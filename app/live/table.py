@@ -14,12 +14,13 @@ MOST_LISTED_COLUMNS = 20
 # The columns of one topic's table, or of all (NULL), in order, with what decides their kinds. A
 # domain counts as the type it is based on. `type` is without a length or precision: a value that a
 # column is compared with may be longer. (For bpchar, -1 says so; NULL would give `character`, which
-# has the length 1.) `may_differ`: a comparison with the type's own operators could run a cast of
-# somebody else's. Few rows of the catalogue are read, by their primary keys.
+# has the length 1.) `may_differ`: an enum's own operators are not to be relied on; they could run
+# somebody else's cast, or not be found (for a domain of an enum). Few rows of the catalogue are
+# read, by their primary keys.
 COLUMNS = """
 WITH RECURSIVE watched AS MATERIALIZED (
     SELECT topic, relation, key, destroy_with, format('%I.%I', nspname, relname) AS name,
-           feed.rows_of(relation, format('ONLY %I.%I', nspname, relname)) AS rows
+           feed.rows_of(relation, 'matching') AS rows
     FROM feed.topic
     JOIN pg_class ON pg_class.oid = relation
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -42,7 +43,7 @@ SELECT topic, name, rows, key, destroy_with, attname AS column,
        type >= 16384 AND EXISTS (
            SELECT FROM pg_cast WHERE castsource = type AND casttarget = 'json'::regtype
        ) AS has_json_cast,
-       type >= 16384 AND (NOT feed.trusts_type(type) OR EXISTS (
+       type >= 16384 AND (NOT feed.trusts_type(type) OR type <> atttypid OR EXISTS (
            SELECT FROM pg_cast WHERE type IN (castsource, casttarget)
        )) AS may_differ,
        CASE typtype WHEN 'e' THEN ARRAY(
@@ -76,8 +77,9 @@ class Column:
 class Table:
     """A watched table.
 
-    `name` is as in SQL, with the schema and quoted. `rows`: an item of a FROM clause that gives its
-    rows as the log has them. `destroy_with`: the column that a destroy carries (None: the key).
+    `name` is as in SQL, with the schema and quoted. `rows`: an item of a FROM clause that gives the
+    rows in `matching`, some of the table's, as the log has them. `destroy_with`: the column that a
+    destroy carries (None: the key).
     """
 
     topic: str
