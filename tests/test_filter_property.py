@@ -201,7 +201,7 @@ def leaves(draw: st.DrawFn, columns: Sequence[Sample]) -> Leaf:
         words = ["null", "not_null", "NULL"]
         if column.type == "boolean" or not is_usual:
             words += ["true", "false", "unknown", "True"]
-        values = (draw(st.sampled_from(words)),)
+        values: tuple[str, ...] = (draw(st.sampled_from(words)),)
     elif operator == "in":
         values = tuple(draw(st.lists(constants, max_size=4)))
     else:

@@ -28,6 +28,7 @@ JUNCTION = re.compile(r"[ \t]*(not\.)?(and|or)[ \t]*\(")
 # Inside parentheses, `{a,b}` is one value, as in PostgREST.
 NESTED_VALUE = re.compile(r"\{[^{}]*\}(?=[,)])|[^,)]*")
 LISTED_VALUE = re.compile(r"[^,)]*")
+UP_TO_COMMA = re.compile(r"[^,]*")
 PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})?")
 
 Connective: TypeAlias = Literal["and", "or"]
@@ -110,10 +111,10 @@ def parse_list(text: str) -> tuple[str, ...]:
     """Parse values separated by commas: `7,"a,b"`. Raises SubscriptionRefused."""
     _require_storable(text, "after", RefusalCode.BAD_OPTION)
     reader = Reader(text, "after", RefusalCode.BAD_OPTION)
-    values = [reader.value(re.compile("[^,]*"), ",")]
+    values = [reader.value(UP_TO_COMMA, ",")]
     while not reader.at_end():
-        reader.require(",", "between values")
-        values.append(reader.value(re.compile("[^,]*"), ","))
+        reader.require(",", "between values", spaces=False)
+        values.append(reader.value(UP_TO_COMMA, ","))
     return tuple(values)
 
 
@@ -191,7 +192,7 @@ class Reader:
         point, and the value ends at a comma or at the closing parenthesis.
         """
         if nested:
-            self.require(".", f"after the column {shown(column)}")
+            self.require(".", f"after the column {shown(column)}", spaces=False)
         begins = self._take(OPERATOR)
         if begins is None or begins[2] not in OPERATORS:
             at = begins.start() if begins else self._at
@@ -248,10 +249,9 @@ class Reader:
         """Return whether everything has been read."""
         return self._at == len(self._text)
 
-    def require(self, char: str, where: str) -> None:
-        """Read this character, and the spaces around it unless it is a point."""
-        if self._text.startswith(char, self._at) if char == "." else self._skip(char):
-            self._at += char == "."
+    def require(self, char: str, where: str, *, spaces: bool = True) -> None:
+        """Read this character, and the spaces around it unless they would be part of a value."""
+        if self._skip(char) if spaces else self._skip_exactly(char):
             return
         rest = self._text[self._at :]
         found = f", not {shown(rest)}" if rest else ", where the text ends"
@@ -271,8 +271,7 @@ class Reader:
         if self._skip(")"):
             return ()
         values = [self.value(LISTED_VALUE, ",)")]
-        while self._text.startswith(",", self._at):
-            self._at += 1
+        while self._skip_exactly(","):
             values.append(self.value(LISTED_VALUE, ",)"))
         self.require(")", f"after the values of {shown(column)}")
         if len(values) > MOST_IN_VALUES:
@@ -306,6 +305,12 @@ class Reader:
         """Read a character with the spaces around it; return whether it was there."""
         found = self._take(re.compile(rf"[ \t]*{re.escape(char)}[ \t]*"))
         return found is not None
+
+    def _skip_exactly(self, char: str) -> bool:
+        """Read a character; return whether it was there."""
+        found = self._text.startswith(char, self._at)
+        self._at += found
+        return found
 
     def _take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         found = pattern.match(self._text, self._at)
