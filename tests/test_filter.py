@@ -49,6 +49,8 @@ PARSED: dict[str, tuple[Filter, ...]] = {
     'a=not.in.("","x,y","\\"\\\\",1 , 2)': (
         Comparison("a", "in", ("", "x,y", '"\\', "1 ", " 2"), True),
     ),
+    'a=in.( 1 , 2 ) ': (Comparison("a", "in", ("1 ", " 2 ")),),
+    'a=in.( " 1"," 2")': (Comparison("a", "in", (" 1", " 2")),),
     'a=in.("\\a")': (Comparison("a", "in", ("a",)),),
     "a=in.(a\"b,x(y,{1)": (Comparison("a", "in", ('a"b', "x(y", "{1")),),
     "a=is.null&b=not.is.TRUE": (
@@ -105,6 +107,9 @@ REFUSED: dict[str, tuple[RefusalCode, str]] = {
     "a=in.(1": (BAD, "')' is expected after the values of 'a', where the text ends"),
     "a=in.(1)2": (BAD, "'2' follows it"),
     'a=in.("x"y)': (BAD, "to write a quote within quotes, put a backslash before it"),
+    'a=in.("x", "y")': (BAD, "a space before the quoted value"),
+    'or=(a.eq. "x")': (BAD, "a space before the quoted value"),
+    'a=in.("x" ,"y")': (BAD, "put a backslash before it"),
     'a=in.("x)': (BAD, "is never closed"),
     "a=is.nul": (BAD, "takes null, not_null, true, false or unknown, not 'nul'"),
     "and=a.eq.1": (BAD, "in parentheses"),

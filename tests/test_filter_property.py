@@ -282,7 +282,8 @@ def nested(tree: Tree, always_quoted: bool) -> str:
 
 
 def listed(leaf: Leaf) -> str:
-    return f"({','.join(in_quotes(value, len(leaf.values) == 1) for value in leaf.values)})"
+    alone = len(leaf.values) == 1
+    return f"({','.join(in_quotes(each, alone) for each in leaf.values)})"
 
 
 def named(column: Sample) -> str:
@@ -290,7 +291,8 @@ def named(column: Sample) -> str:
 
 
 def in_quotes(text: str, always: bool) -> str:
-    if not always and not set(text) & set(',()"\\{}%&+='):
+    # Spaces after a parenthesis are not part of a value.
+    if not always and not text.startswith((" ", "\t")) and not set(text) & set(',()"\\{}%&+='):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 

@@ -236,7 +236,12 @@ class Reader:
         """
         if not self._text.startswith('"', self._at):
             found = self._take(plain)
-            return found[0] if found else ""
+            value = found[0] if found else ""
+            if value.lstrip().startswith('"'):  # PostgREST takes the quotes as part of the value
+                raise self._wrong(
+                    f"there is a space before the quoted value {shown(value)}: remove it"
+                )
+            return value
         value = self._quoted()
         if not self.at_end() and self._text[self._at] not in ends:
             raise self._wrong(
