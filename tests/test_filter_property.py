@@ -23,7 +23,7 @@ from app.live.table import Table, describe
 
 # As a soak, the test runs for this many seconds.
 LONG_S = float(os.environ.get("TABLECAST_LONG", "0"))
-EXAMPLES = 200
+EXAMPLES = 150
 
 RELATIVE_WORDS = ("now", "today", "tomorrow", "yesterday")
 
@@ -414,7 +414,6 @@ async def open_lab(url: str) -> tuple[Connection, Lab]:
     )
     await connection.execute(
         f"CREATE TABLE public.lab (id integer PRIMARY KEY, {definitions});"
-        " SELECT feed.watch('public.lab', 'lab'); SELECT feed.unwatch('public.lab');"
         " SELECT feed.watch('public.lab', 'lab');"
         " ALTER TABLE public.lab DISABLE TRIGGER USER"
     )
@@ -506,4 +505,4 @@ def test_the_comparison_notices_sabotage(
     column, break_rule = SABOTAGES[sabotage]
     break_rule(monkeypatch)
     with lab(database_url) as run, pytest.raises(AssertionError):
-        run(500, [column], database=None, phases=[Phase.generate])
+        run(500, [column], database=None, derandomize=True, phases=[Phase.generate])
