@@ -18,14 +18,21 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.cors import CrossOrigin, Preflights
-from app.database.connections import Pool, create_pool, create_reading_pool
+from app.database.connections import (
+    Pool,
+    create_pool,
+    create_reading_pool,
+    create_subscription_pool,
+)
 from app.feed.feed import Feed
 from app.feed.inspection import Inspection
 from app.feed.retention import Retention
 from app.forwarded import Origins, TrustedProxies
 from app.hosts import Hosts
-from app.live.broadcast import Broadcast
+from app.live.broadcast import Broadcast, BroadcastLimits
+from app.live.catalogue import Catalogue
 from app.live.replay import JUDGED_AT_ONCE, READS_AT_ONCE, Replay
+from app.live.snapshot import Snapshots
 from app.rest import about, health, openapi, problems, things
 from app.rest.compression import Compression
 from app.rest.host_check import HostCheck
@@ -37,6 +44,13 @@ logger = logging.getLogger("tablecast")
 ROOT = Path(__file__).parent.parent
 CLIENT_FILES = ROOT / "node_modules" / "socket.io-client" / "dist"
 CANCEL_AGAIN_S = 0.5
+# How many snapshots are read, and how many subscriptions are bound to their tables, at once.
+SNAPSHOTS_AT_ONCE = 2
+BOUND_AT_ONCE = 2
+# When a subscription that hears nothing is told its offset, at the latest, and of what the log
+# keeps, after which part.
+QUIET_S = 30.0
+QUIET_SHARE = 4
 SOCKET_PATHS = ("/socket.io-client/", "/socket.io/")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
@@ -61,6 +75,8 @@ class State(TypedDict):
     retention: Retention
     inspection: Inspection
     replay: Replay
+    catalogue: Catalogue
+    snapshots: Snapshots
     broadcast: Broadcast
     socketio: SocketIO
 
@@ -116,6 +132,18 @@ class UnderPrefix:
         await response(scope, receive, send)
 
 
+def limits(settings: Settings) -> BroadcastLimits:
+    """What a client may leave unread, and when one that hears nothing is told its offset: long
+    before the changes after its last one are pruned.
+    """
+    return BroadcastLimits(
+        settings.client_buffer,
+        settings.client_stall,
+        min(QUIET_S, settings.feed_retention / QUIET_SHARE),
+        max(1, settings.feed_max_changes // QUIET_SHARE),
+    )
+
+
 @asynccontextmanager
 async def lifespan(
     settings: Settings, origins: Origins, failed: Callable[[], None], _: Starlette
@@ -124,10 +152,13 @@ async def lifespan(
     assert settings.database_url is not None
     pool = await create_pool(settings)
     reading_pool = await create_reading_pool(settings, READS_AT_ONCE + JUDGED_AT_ONCE)
+    subscription_pool = await create_subscription_pool(settings, SNAPSHOTS_AT_ONCE + BOUND_AT_ONCE)
     try:
         feed = Feed(settings.database_url, settings.max_event_bytes)
         replay = Replay(feed, reading_pool)
-        broadcast = Broadcast(feed, replay, settings.client_buffer, settings.client_stall)
+        catalogue = Catalogue(subscription_pool, BOUND_AT_ONCE)
+        snapshots = Snapshots(feed, subscription_pool, SNAPSHOTS_AT_ONCE, settings.snapshot_bytes)
+        broadcast = Broadcast(feed, replay, catalogue, snapshots, limits(settings))
         retention = Retention(feed, pool, settings.feed_retention, settings.feed_max_changes)
         inspection = Inspection(feed, pool)
         socketio = SocketIO(
@@ -151,6 +182,8 @@ async def lifespan(
                 retention=retention,
                 inspection=inspection,
                 replay=replay,
+                catalogue=catalogue,
+                snapshots=snapshots,
                 broadcast=broadcast,
                 socketio=socketio,
             )
@@ -158,7 +191,7 @@ async def lifespan(
             socketio.close()
             await end(tasks)
     finally:
-        for each in (pool, reading_pool):
+        for each in (pool, reading_pool, subscription_pool):
             each.terminate()  # nobody is waiting for pending queries
 
 

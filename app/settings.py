@@ -240,6 +240,12 @@ class Settings:
         "the longest row that an event carries; of a longer one it carries the key, and too_large",
         "1MiB",
     )
+    snapshot_bytes: int = setting(
+        64 * UNITS_BYTES["MiB"],
+        size,
+        "the longest snapshot of a subscription; a longer one is refused",
+        "64MiB",
+    )
     client_buffer: int = setting(
         UNITS_BYTES["MiB"],
         size,

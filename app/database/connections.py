@@ -16,6 +16,7 @@ from app.settings import Settings, database_hosts
 OLDEST_SUPPORTED = 15
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 5.0
+SNAPSHOT_TIMEOUT_S = 60.0
 RELEASE_TIMEOUT_S = 1.0
 
 # The only setting that is sent while connecting: poolers refuse parameters they do not know.
@@ -62,6 +63,10 @@ READER = OWN_NAMES | {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
 }
+
+# Reading the rows of a subscription. A row that a policy hides would come with its next change, so
+# Postgres must say that there is a policy; a locked table must not keep others waiting for long.
+ALL_ROWS = {"row_security": "off", "lock_timeout": "2s"}
 
 # Commits an empty message and waits until it, and so all WAL before it, is on disk.
 FLUSH = """
@@ -261,8 +266,17 @@ async def create_reading_pool(settings: Settings, size: int) -> Pool:
     return await _pool(settings, size, READER)
 
 
-async def _pool(settings: Settings, size: int, session: dict[str, str]) -> Pool:
-    timeout = {"statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}"}
+async def create_subscription_pool(settings: Settings, size: int) -> Pool:
+    """Create a pool for reading the catalog and the rows of subscriptions, which may take longer
+    than other statements.
+    """
+    return await _pool(settings, size, ALL_ROWS, SNAPSHOT_TIMEOUT_S)
+
+
+async def _pool(
+    settings: Settings, size: int, session: dict[str, str], timeout_s: float = STATEMENT_TIMEOUT_S
+) -> Pool:
+    timeout = {"statement_timeout": f"{timeout_s * 1000:.0f}"}
     return await asyncpg.create_pool(
         settings.database_url,
         connect=connect,
@@ -271,5 +285,5 @@ async def _pool(settings: Settings, size: int, session: dict[str, str]) -> Pool:
         max_size=size,
         timeout=CONNECT_TIMEOUT_S,
         reset=keep_session,
-        command_timeout=STATEMENT_TIMEOUT_S + 1,  # in case the server does not answer at all
+        command_timeout=timeout_s + 1,  # in case the server does not answer at all
     )

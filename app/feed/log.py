@@ -18,6 +18,8 @@ PAGE_ROWS = 5_000
 PAGE_BYTES = 1024 * 1024
 # Of a row that is too large, members up to this length are read, which filters may ask for.
 SHORT_MEMBER_BYTES = 4_000
+# How what an event carries of a row that is too large ends.
+TOO_LARGE = ', "too_large": true}'
 # Without a limit on the size of an event.
 ANY_SIZE = 2**40
 # More than a feed that keeps up finds in one read.
@@ -195,8 +197,8 @@ class Change(msgspec.Struct, frozen=True):
     is too large what identifies it; of a destroyed one its key, or the value of the column that the
     topic's destroys carry.
 
-    `new` and `old`: the row after and before, as JSON text, None where there is none. Where they are
-    too large, they have only the short members.
+    `new` and `old`: the row after and before, as JSON text, None where there is none. Where they
+    are too large, they have only the short members.
 
     The operations truncate and reload have no body; reload means that clients must load the topic
     again.
@@ -417,7 +419,7 @@ def too_large(outline: str, key: Sequence[str], destroy_with: str | None) -> str
         return None
     extra = () if destroy_with is None or destroy_with in key else (destroy_with,)
     identifying = excerpt(outline, (*key, *extra))
-    return None if identifying is None else f'{identifying[:-1]}, "too_large": true}}'
+    return None if identifying is None else identifying[:-1] + TOO_LARGE
 
 
 def _destroyed(row: str, key: list[str] | None, destroy_with: str | None) -> str | None:

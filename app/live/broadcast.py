@@ -12,30 +12,45 @@ each learns at once that changes do not arrive, and when it is live again, that 
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+import asyncpg
+
 from app.database.connections import UNAVAILABLE
+from app.deadlines import Deadlines
 from app.feed.feed import Feed
 from app.feed.health import Outage
 from app.feed.log import HistoryLost, Page
 from app.feed.offset import Epoch, Offset
-from app.live.audience import Audience
+from app.live.audience import Audience, Group
 from app.live.buffer import EncodedPage, EncodedState
+from app.live.catalogue import Catalogue
+from app.live.condition import Unjudgeable
+from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.replay import Replay
+from app.live.snapshot import Snapshots
 from app.live.subscriber import (
     UNLIMITED,
     CloseReason,
     Encoder,
     Greeting,
     Subscriber,
+    SubscriptionEncoder,
     Transport,
 )
+from app.live.subscription import LOADING, Request, Subscription
 
 logger = logging.getLogger("tablecast.live")
 
 JOIN_TIMEOUT_S = 10.0
+MOST_SUBSCRIPTIONS = 200_000
+# Different filters at once; and of these, those without a value to look them up by, which are
+# evaluated for every change of their topic.
+MOST_FILTERS = 50_000
+MOST_SCANNED_FILTERS = 2_000
 # How often a subscriber's reads may fail in a row although the feed's own succeed.
 ATTEMPTS = 3
 
@@ -47,6 +62,10 @@ class Stalled(Exception):
     """A subscriber reads nothing."""
 
 
+class Unreadable(Exception):
+    """The rows of a subscription cannot be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class BroadcastStats:
     """`subscribers`: all of them. `live`: those that get every page as it is published."""
@@ -55,25 +74,46 @@ class BroadcastStats:
     live: int
 
 
-class Broadcast:
-    """The feed's publisher: sends its pages to the subscribers.
-
-    `buffer_bytes`: how much may be unsent to a live subscriber. `stall_s`: how long one may read
-    nothing, in seconds.
+@dataclass(frozen=True, slots=True)
+class BroadcastLimits:
+    """`buffer_bytes`: how much may be unsent to a live subscriber. `stall_s`: how long one may read
+    nothing, in seconds. `quiet_s`, `quiet_changes`: after how long, and after how many changes to
+    anything, a subscription that nothing was sent to is told its offset.
     """
 
-    def __init__(self, feed: Feed, replay: Replay, buffer_bytes: int, stall_s: float) -> None:
+    buffer_bytes: int
+    stall_s: float
+    quiet_s: float
+    quiet_changes: int
+
+
+class Broadcast:
+    """The feed's publisher: sends its pages to the subscribers."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        replay: Replay,
+        catalogue: Catalogue,
+        snapshots: Snapshots,
+        limits: BroadcastLimits,
+    ) -> None:
         self.feed = feed
         self.replay = replay
-        self._buffer_bytes = buffer_bytes
-        self._stall_s = stall_s
+        self.catalogue = catalogue
+        self.snapshots = snapshots
+        self._limits = limits
         self._subscribers: set[Subscriber] = set()
         self._audience = Audience()
         # Their offsets are being judged: nothing has been written to them.
-        self._joining: dict[Subscriber, Greeting] = {}
+        self._joining: set[Subscriber] = set()
+        self._quiet: Deadlines[Group] = Deadlines(limits.quiet_s, self._tell_offset)
+        self._changes_untold = 0
         self._state = EncodedState(None)
         self._has_started = False
         self._formatted: tuple[Offset | None, str] = (None, "")
+        self._uses: Counter[Subscription] = Counter()
+        self._scanned = 0  # of these, how many have no value to look them up by
 
     def stats(self) -> BroadcastStats:
         """Count the subscribers."""
@@ -89,15 +129,53 @@ class Broadcast:
             self.close_all(CloseReason.NEW_HISTORY)
         self._has_started = True
         self.replay.clear()
+        self.catalogue.clear()
+        self.snapshots.clear()
 
     def publish(self, page: Page) -> None:
         """Send a page to every live subscriber."""
         assert self.feed.epoch is not None
         encoded = EncodedPage(page, self.feed.epoch)
         self.replay.keep(encoded)
-        if page.changes:
-            for subscriber in self._audience.send(encoded, self._buffer_bytes):
-                self._start(subscriber, self.catch_up, page.since)
+        if not page.changes:
+            return
+        for change in page.changes:
+            if change.op == "reload":
+                self.catalogue.forget(change.topic)
+                self.snapshots.forget(change.topic)
+        sent = self._audience.send(encoded, self._limits.buffer_bytes)
+        for group in sent.groups:
+            self._quiet.add(group)
+        for subscriber in sent.slow:
+            self._start(subscriber, self.catch_up, page.since)
+        for subscriber in sent.reloading:
+            self._start(subscriber, self.load_again)
+        self._count(len(page.changes))
+
+    # Quiet offsets
+
+    def _count(self, changes: int) -> None:
+        """Tell the offset to whom nothing was sent in so many changes that the log may soon not
+        hold those after its last one.
+        """
+        self._changes_untold += changes
+        if self._changes_untold >= self._limits.quiet_changes:
+            self._changes_untold = 0
+            for group in list(self._quiet):
+                self._tell_offset(group)
+
+    def _tell_offset(self, group: Group) -> None:
+        """Tell a group how far it is, unless it knows."""
+        epoch, reached = self.feed.epoch, self.feed.reached
+        assert epoch is not None and reached is not None
+        if group.told != reached:
+            group.told = reached
+            message = group.encode.quiet(self._format(epoch, reached))
+            for transport in group.members:
+                transport.try_write(message, UNLIMITED)
+        self._quiet.add(group)
+
+    # Outages
 
     def state_changed(self, outage: Outage | None) -> None:
         """Tell every subscriber that changes do not arrive; or the live ones that they do. Those
@@ -109,9 +187,9 @@ class Broadcast:
 
     def _tell(self, subscriber: Subscriber) -> None:
         """Say whether changes arrive, unless the subscriber knows."""
-        greeting = self._joining.pop(subscriber, None)
-        if greeting is not None:
-            greeting.hold(subscriber.transport)
+        if subscriber in self._joining:
+            self._joining.remove(subscriber)
+            subscriber.greeting.hold(subscriber.transport)
         if subscriber.told is not self._state.outage:
             subscriber.told = self._state.outage
             subscriber.transport.try_write(self._state.message(subscriber.encode), UNLIMITED)
@@ -124,59 +202,127 @@ class Broadcast:
     # The subscribers' side
 
     def subscribe(
-        self, transport: Transport, encode: Encoder, since: Any, greeting: Greeting
+        self,
+        transport: Transport,
+        encode: Encoder | SubscriptionEncoder,
+        since: Any,
+        greeting: Greeting,
+        request: Request | None = None,
     ) -> Subscriber:
         """Add a subscriber: welcome it, send what it missed, then every new page.
 
-        `since` is the offset it says it has. If judging that takes a read of the log, all of this
-        happens later, in a task; while the database is away, the subscriber is held.
+        `since` is the offset it says it has, and `request` what it asks for: None for all changes
+        of all topics, and then `encode` is an Encoder. If judging these takes a look at the
+        database, all of this happens later, in a task; while the database is away, the subscriber
+        is held.
         """
-        subscriber = Subscriber(transport, encode)
+        if request is not None and len(self._subscribers) >= MOST_SUBSCRIPTIONS:
+            raise SubscriptionRefused(
+                RefusalCode.TOO_MANY, "This node has too many subscriptions; try again later."
+            )
+        subscriber = Subscriber(transport, encode, greeting, request)
         self._subscribers.add(subscriber)
         try:
             judged, offset = self.replay.judge_at_once(since)
-            if not judged:
-                self._joining[subscriber] = greeting
+            if judged and self._is_bound(subscriber, offset):
+                if not self._admit(subscriber, offset):
+                    self._start(subscriber, self.catch_up, offset)
+            else:
+                self._joining.add(subscriber)
                 if self._state.outage is not None:
                     self._tell(subscriber)
-                self._start(subscriber, self._join, since, greeting)
-            elif not self._admit(subscriber, offset, greeting):
-                assert offset is not None
-                self._start(subscriber, self.catch_up, offset)
+                self._start(subscriber, self._join, since)
         except BaseException:
             self.leave(subscriber)
             raise
         return subscriber
 
+    def _is_bound(self, subscriber: Subscriber, offset: Offset | None) -> bool:
+        """Bind a subscriber to the table it asks for, if that takes no look at the database; return
+        whether it is bound and may have what it asks for.
+        """
+        if subscriber.request is None:
+            return True
+        found = self.catalogue.known(subscriber.request)
+        if found is None or (offset is None and self.snapshots.refusal(found) is not None):
+            return False
+        self._bind_to(subscriber, found)
+        return True
+
+    def _bind_to(self, subscriber: Subscriber, subscription: Subscription | None) -> None:
+        """Have a subscriber that is not live ask for something. Raises SubscriptionRefused."""
+        before = subscriber.subscription
+        if subscription is not None:
+            if not self._uses[subscription]:
+                self._require_room(subscription)
+            self._uses[subscription] += 1
+        if before is not None:
+            self._uses[before] -= 1
+            if not self._uses[before]:
+                del self._uses[before]
+                self._scanned -= before.condition.equality is None
+        subscriber.subscription = subscription
+
+    def _require_room(self, subscription: Subscription) -> None:
+        """Make room for one more filter. Raises SubscriptionRefused."""
+        is_scanned = subscription.condition.equality is None
+        is_full = is_scanned and self._scanned >= MOST_SCANNED_FILTERS
+        if is_full or len(self._uses) >= MOST_FILTERS:
+            raise SubscriptionRefused(
+                RefusalCode.TOO_MANY,
+                "This node has too many different filters; try again later, or ask for one value"
+                " of a column (column=eq.value): there is more room for such filters.",
+                "where",
+            )
+        self._scanned += is_scanned
+
     def move(self, subscriber: Subscriber, transport: Transport) -> None:
         """Write to a subscriber by another transport from now on."""
         is_live = subscriber.task is None
-        self._audience.discard(subscriber)
+        if is_live:
+            self._remove(subscriber)
         subscriber.transport = transport
         if is_live:
-            self._audience.add(subscriber)
+            self._add(subscriber)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a subscriber; no error if it has left already."""
         self._subscribers.discard(subscriber)
-        self._audience.discard(subscriber)
-        self._joining.pop(subscriber, None)
+        self._remove(subscriber)
+        self._bind_to(subscriber, None)
+        self._joining.discard(subscriber)
         if subscriber.task is not None:
             subscriber.task.cancel()
 
-    def _admit(self, subscriber: Subscriber, offset: Offset | None, greeting: Greeting) -> bool:
+    def _add(self, subscriber: Subscriber) -> None:
+        """Make a subscriber live."""
+        begun = self._audience.add(subscriber)
+        if begun is not None:
+            self._quiet.add(begun)
+
+    def _remove(self, subscriber: Subscriber) -> None:
+        """Make a subscriber not live; no error if it is not."""
+        ended = self._audience.discard(subscriber)
+        if ended is not None:
+            self._quiet.remove(ended)
+
+    def _admit(self, subscriber: Subscriber, offset: Offset | None) -> bool:
         """Welcome a subscriber with its offset; return whether it is live with that."""
         epoch, reached = self.feed.epoch, self.feed.reached
         assert epoch is not None and reached is not None
-        self._joining.pop(subscriber, None)
+        self._joining.discard(subscriber)
+        greeting, transport = subscriber.greeting, subscriber.transport
+        loads = offset is None and subscriber.request is not None and subscriber.request.snapshot
         if offset is not None:
-            greeting.welcome(subscriber.transport, True, epoch.format(offset))
+            greeting.welcome(transport, True, epoch.format(offset))
+        elif loads:
+            greeting.welcome(transport, False, LOADING)
         else:
-            greeting.welcome(subscriber.transport, False, self._format(epoch, reached))
+            greeting.welcome(transport, False, self._format(epoch, reached))
         if self._state.outage is not None:
             subscriber.told = None  # clients may take a welcome for good news
             self._tell(subscriber)
-        if offset is not None and offset != reached:
+        if loads or (offset is not None and offset != reached):
             return False
         self.go_live(subscriber)
         return True
@@ -191,10 +337,16 @@ class Broadcast:
         """From now on a subscriber gets every page."""
         subscriber.task = None
         if subscriber in self._subscribers:
-            self._audience.add(subscriber)
+            self._add(subscriber)
             self._tell(subscriber)
 
+    def _is_current(self, subscriber: Subscriber) -> bool:
+        """Whether a subscriber's table is as it was when it subscribed."""
+        subscription = subscriber.subscription
+        return subscription is None or self.catalogue.is_current(subscription)
+
     def _start(self, subscriber: Subscriber, work: Work, *arguments: Any) -> None:
+        self._remove(subscriber)
         subscriber.task = asyncio.create_task(
             self._supervise(subscriber, work, *arguments), name=f"catch-up {subscriber.transport}"
         )
@@ -205,9 +357,14 @@ class Broadcast:
             await work(subscriber, *arguments)
         except Stalled:
             subscriber.transport.close(CloseReason.STALLED)
+        except SubscriptionRefused as refused:
+            self._joining.discard(subscriber)
+            subscriber.greeting.refuse(subscriber.transport, refused)
         except HistoryLost as error:
             logger.info("%s: %s", subscriber.transport, error)
             subscriber.transport.close(CloseReason.HISTORY_LOST)
+        except Unreadable:
+            subscriber.transport.close(CloseReason.UNREADABLE)
         except UNAVAILABLE as error:
             logger.info("%s: %s", subscriber.transport, str(error) or type(error).__name__)
             subscriber.transport.close(CloseReason.DATABASE_AWAY)
@@ -215,26 +372,113 @@ class Broadcast:
             logger.exception("%s: the replay has failed", subscriber.transport)
             subscriber.transport.close(CloseReason.INTERNAL_ERROR)
 
-    async def _join(self, subscriber: Subscriber, since: Any, greeting: Greeting) -> None:
+    async def _join(self, subscriber: Subscriber, since: Any) -> None:
         offset = await self._patiently(self._judge, since)
-        if not self._admit(subscriber, offset, greeting):
-            assert offset is not None
+        if subscriber.request is not None:
+            subscription = await self._bind(subscriber)
+            refused = self.snapshots.refusal(subscription) if offset is None else None
+            if refused is not None and subscriber.request.snapshot:
+                raise refused.with_traceback(None)
+        if not self._admit(subscriber, offset):
             await self.catch_up(subscriber, offset)
 
     async def _judge(self, since: Any) -> Offset | None:
         async with asyncio.timeout(JOIN_TIMEOUT_S):
             return await self.replay.judge(since)
 
-    async def catch_up(self, subscriber: Subscriber, offset: Offset) -> None:
-        """Write the pages after an offset, and go live where the live ones are."""
+    async def _bind(self, subscriber: Subscriber) -> Subscription:
+        """Bind a subscriber to the table it asks for, as it is now."""
+        assert subscriber.request is not None
+        while True:
+            subscription = await self._patiently(self._bind_request, subscriber.request)
+            if self.catalogue.is_current(subscription):
+                self._bind_to(subscriber, subscription)
+                return subscription
+
+    async def _bind_request(self, request: Request) -> Subscription:
+        async with asyncio.timeout(JOIN_TIMEOUT_S):
+            return await self.catalogue.bind(request)
+
+    async def catch_up(self, subscriber: Subscriber, offset: Offset | None) -> None:
+        """Write the pages after an offset, and go live where the live ones are. Without an offset,
+        the rows come first.
+        """
+        if offset is None:
+            offset = await self._load(subscriber)
         while True:
             await self._drained(subscriber)
-            if offset == self.feed.reached:
+            if not self._is_current(subscriber):
+                offset = await self._begin_again(subscriber)
+            elif offset == self.feed.reached:
                 self.go_live(subscriber)
                 return
-            for page in await self._patiently(self.replay.pages_after, offset):
-                subscriber.transport.try_write(page.message(subscriber.encode), UNLIMITED)
-                offset = page.until
+            else:
+                offset = await self._replay(subscriber, offset)
+
+    async def load_again(self, subscriber: Subscriber) -> None:
+        """Begin again: what the subscriber holds cannot be derived from changes any more."""
+        await self.catch_up(subscriber, await self._begin_again(subscriber))
+
+    async def _replay(self, subscriber: Subscriber, offset: Offset) -> Offset:
+        """Write the next pages after an offset; return the one where they end."""
+        subscription, encode = subscriber.subscription, subscriber.encode
+        is_told = True
+        for page in await self._patiently(self.replay.pages_after, offset):
+            if subscription is None:
+                subscriber.transport.try_write(page.message(encode), UNLIMITED)
+            else:
+                interpreted = self.replay.events(page)
+                events = interpreted.of(subscription)
+                if events is None:
+                    return await self._begin_again(subscriber)
+                if events:
+                    message = encode.events(events, interpreted)
+                    subscriber.transport.try_write(message, UNLIMITED)
+                is_told = bool(events)
+            offset = page.until
+        if not is_told:
+            assert self.feed.epoch is not None
+            quiet = encode.quiet(self.feed.epoch.format(offset))
+            subscriber.transport.try_write(quiet, UNLIMITED)
+        return offset
+
+    async def _begin_again(self, subscriber: Subscriber) -> Offset:
+        """Have a subscriber drop its rows, and load what it asked for, if it still can."""
+        await self._bind(subscriber)
+        epoch, reached = self.feed.epoch, self.feed.reached
+        assert epoch is not None and reached is not None and subscriber.request is not None
+        if not subscriber.request.snapshot:
+            hello = subscriber.encode.hello(self._format(epoch, reached))
+            subscriber.transport.try_write(hello, UNLIMITED)
+            return reached
+        subscriber.transport.try_write(subscriber.encode.hello(LOADING), UNLIMITED)
+        return await self._load(subscriber)
+
+    async def _load(self, subscriber: Subscriber) -> Offset:
+        """Write the rows of a subscription; return their offset."""
+        for _ in range(ATTEMPTS):
+            assert subscriber.request is not None and subscriber.subscription is not None
+            try:
+                return await self._patiently(self._write_snapshot, subscriber)
+            except (Unjudgeable, asyncpg.PostgresError) as error:
+                if isinstance(error, UNAVAILABLE):
+                    raise
+                # The table was altered, and the feed has not heard of it yet.
+                logger.info("%s: %s", subscriber.transport, error)
+                self.catalogue.forget(subscriber.request.topic)
+                await self._bind(subscriber)
+        raise Unreadable
+
+    async def _write_snapshot(self, subscriber: Subscriber) -> Offset:
+        assert subscriber.subscription is not None and self.feed.epoch is not None
+        encode = subscriber.encode
+        async with self.snapshots.of(subscriber.subscription) as snapshot:
+            for number in range(len(snapshot)):
+                await self._drained(subscriber)
+                subscriber.transport.try_write(snapshot.message(encode, number), UNLIMITED)
+            loaded = encode.loaded(self.feed.epoch.format(snapshot.offset))
+            subscriber.transport.try_write(loaded, UNLIMITED)
+            return snapshot.offset
 
     async def _patiently(self, read: Callable[[Any], Awaitable[T]], argument: Any) -> T:
         """Read what a subscriber needs; while the database is away, wait.
@@ -255,7 +499,7 @@ class Broadcast:
             transport = subscriber.transport
             unsent = transport.unsent_bytes()
             try:
-                async with asyncio.timeout(self._stall_s):
+                async with asyncio.timeout(self._limits.stall_s):
                     await transport.drained()
             except TimeoutError:
                 if transport.unsent_bytes() >= unsent:

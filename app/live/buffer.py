@@ -2,10 +2,13 @@
 they begin at.
 """
 
+from typing import Any
+
 from app.feed.health import Outage
 from app.feed.log import Page
 from app.feed.offset import Epoch, Offset
-from app.live.subscriber import Encoder, Message
+from app.live.events import PageEvents
+from app.live.subscriber import Encoder, Message, SubscriptionEncoder
 
 BUFFER_BYTES = 12 * 1024 * 1024
 # What a page takes besides its changes, and a change besides its row, which is kept as it was read
@@ -24,7 +27,8 @@ class EncodedPage:
         self.since = page.since
         self.until = page.until
         self.bytes = PAGE_OVERHEAD_BYTES + sum(
-            CHANGE_OVERHEAD_BYTES + COPIES * len(change.body or "") for change in page.changes
+            CHANGE_OVERHEAD_BYTES + COPIES * len(change.body or "") + len(change.old or "")
+            for change in page.changes
         )
         self._page, self._epoch = page, epoch
         self._messages: dict[Encoder, Message] = {}
@@ -36,6 +40,12 @@ class EncodedPage:
             message = self._messages[encode] = encode.page(self._page, self._epoch)
         return message
 
+    def events(self) -> PageEvents:
+        """What the page means to subscriptions. It is not kept: it may take more memory than the
+        page.
+        """
+        return PageEvents(self._page, self._epoch)
+
 
 class EncodedState:
     """Whether changes arrive, and what each encoder made of it."""
@@ -44,9 +54,9 @@ class EncodedState:
 
     def __init__(self, outage: Outage | None) -> None:
         self.outage = outage
-        self._messages: dict[Encoder, Message] = {}
+        self._messages: dict[Any, Message] = {}
 
-    def message(self, encode: Encoder) -> Message:
+    def message(self, encode: Encoder | SubscriptionEncoder) -> Message:
         """The state as this encoder writes it."""
         message = self._messages.get(encode)
         if message is None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -13,6 +14,9 @@ from app.feed.feed import Feed
 from app.feed.log import HistoryLost
 from app.feed.offset import InvalidOffset, Offset
 from app.live.buffer import EncodedPage, ReplayBuffer
+from app.live.events import PageEvents
+from app.live.sharing import Sharing
+from app.live.subscription import LOADING
 
 logger = logging.getLogger("tablecast.live")
 
@@ -20,14 +24,8 @@ READS_AT_ONCE = 2
 JUDGED_AT_ONCE = 2
 # Buffered pages are handed out together up to this size.
 TOGETHER_BYTES = 768 * 1024
-
-
-@dataclass(slots=True)
-class SharedRead:
-    """A read of the log under way, and how many subscribers wait for it."""
-
-    task: asyncio.Task[EncodedPage]
-    waiting: int = 0
+# Pages that subscriptions have looked into are kept as they see them, up to as many changes.
+INTERPRETED_CHANGES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,8 @@ class Replay:
         self._feed = feed
         self._pool = pool
         self._buffer = ReplayBuffer()
-        self._reading: dict[Offset, SharedRead] = {}
+        self._reading: Sharing[Offset, EncodedPage] = Sharing()
+        self._events: dict[EncodedPage, PageEvents] = {}  # used last, the oldest first
         self._reads_at_once = asyncio.Semaphore(READS_AT_ONCE)
         self._judged_at_once = asyncio.Semaphore(JUDGED_AT_ONCE)
         self._reads = 0
@@ -65,6 +64,7 @@ class Replay:
     def clear(self) -> None:
         """Empty the buffer."""
         self._buffer.clear()
+        self._events.clear()
 
     # Judging
 
@@ -101,7 +101,7 @@ class Replay:
 
     def _parse(self, text: Any) -> Offset | None:
         assert self._feed.epoch is not None
-        if not isinstance(text, str):
+        if not isinstance(text, str) or text == LOADING:
             return None
         try:
             return self._feed.epoch.parse(text)
@@ -116,25 +116,18 @@ class Replay:
 
         Raises HistoryLost if the log does not continue from there, or one of UNAVAILABLE.
         """
-        return self._buffer.run(offset, TOGETHER_BYTES) or [await self._read(offset)]
+        found = self._buffer.run(offset, TOGETHER_BYTES)
+        return found or [await self._reading.get(offset, partial(self._read_log, offset))]
 
-    async def _read(self, offset: Offset) -> EncodedPage:
-        """Read a page. Subscribers that ask for the same one share a read; it is cancelled when
-        nobody waits for it any more.
-        """
-        reading = self._reading.get(offset)
-        if reading is None:
-            reading = SharedRead(asyncio.create_task(self._read_log(offset), name="replay"))
-            self._reading[offset] = reading
-        reading.waiting += 1
-        try:
-            return await asyncio.shield(reading.task)
-        finally:
-            reading.waiting -= 1
-            if not reading.waiting or reading.task.done():
-                if self._reading.get(offset) is reading:
-                    del self._reading[offset]
-                reading.task.cancel()
+    def events(self, page: EncodedPage) -> PageEvents:
+        """Return what a page means to subscriptions. Many ask for the same page within moments."""
+        events = self._events.pop(page, None) or page.events()
+        self._events[page] = events
+        while len(self._events) > 1 and (
+            sum(len(each.page.changes) for each in self._events.values()) > INTERPRETED_CHANGES
+        ):
+            del self._events[next(iter(self._events))]
+        return events
 
     async def _read_log(self, offset: Offset) -> EncodedPage:
         # At most as far as the live subscribers are, and never into the middle of a batch.

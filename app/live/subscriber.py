@@ -1,7 +1,7 @@
 """What the live feed knows of a subscriber: how to write to it, and why it is closed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
@@ -9,6 +9,9 @@ from typing import Any, Protocol, TypeAlias
 from app.feed.health import Outage
 from app.feed.log import Page
 from app.feed.offset import Epoch
+from app.live.events import Event, PageEvents
+from app.live.refusal import SubscriptionRefused
+from app.live.subscription import Request, Subscription
 
 Message: TypeAlias = Any
 """What one kind of transport writes."""
@@ -23,6 +26,30 @@ class Encoder:
 
     page: Callable[[Page, Epoch], Message]
     state: Callable[[Outage | None], Message]
+
+
+class SubscriptionEncoder(Protocol):
+    """Makes the messages of subscriptions. Those with equal encoders, which can be keys of a
+    dictionary, share the messages.
+    """
+
+    def events(self, events: Sequence[Event], page: PageEvents) -> Message:
+        """Events of a page."""
+
+    def hello(self, offset: str) -> Message:
+        """The rows must be loaded again; they follow, unless the client does not want them."""
+
+    def rows(self, rows: str) -> Message:
+        """Part of a snapshot: a JSON array of rows."""
+
+    def loaded(self, offset: str) -> Message:
+        """The snapshot is complete."""
+
+    def quiet(self, offset: str) -> Message:
+        """Nothing has happened up to an offset."""
+
+    def state(self, outage: Outage | None) -> Message:
+        """Whether changes arrive."""
 
 
 UNLIMITED = 2**63
@@ -43,6 +70,7 @@ class CloseReason(StrEnum):
     HISTORY_LOST = "the log no longer holds what the client missed"
     NEW_HISTORY = "the log began another history"
     DATABASE_AWAY = "the database is away"
+    UNREADABLE = "the rows cannot be read"
     INTERNAL_ERROR = "an internal error"
     SERVER_STOPS = "the server stops"
 
@@ -67,7 +95,7 @@ class Transport(Protocol):
 
 
 class Greeting(Protocol):
-    """Greets a subscriber by its transport, whose type it knows. Both methods return at once."""
+    """Greets a subscriber by its transport, whose type it knows. All methods return at once."""
 
     def hold(self, transport: Any) -> None:
         """The subscriber is here, but where it continues cannot be said for a while."""
@@ -75,17 +103,29 @@ class Greeting(Protocol):
     def welcome(self, transport: Any, recovered: bool, offset: str) -> None:
         """The subscriber continues where it was, or must load again; this is its offset."""
 
+    def refuse(self, transport: Any, refused: SubscriptionRefused) -> None:
+        """The subscriber gets nothing, or nothing more. The owner of the transport forgets it and
+        calls `Broadcast.leave`.
+        """
+
 
 class Subscriber:
-    """One client's subscription. `task` judges its offset or replays to it, while one does.
+    """One client in one namespace. `task` judges its offset or replays to it, while one does.
 
-    `told`: the outage it was last told of; None if it was told of none, or that it is over.
+    `request`: what it asks for, None for all changes of all topics; then there is no `subscription`
+    either, and `encode` is an Encoder. `told`: the outage it was last told of; None if it was told
+    of none, or that it is over.
     """
 
-    __slots__ = ("encode", "task", "told", "transport")
+    __slots__ = ("encode", "greeting", "request", "subscription", "task", "told", "transport")
 
-    def __init__(self, transport: Transport, encode: Encoder) -> None:
+    def __init__(
+        self, transport: Transport, encode: Any, greeting: Greeting, request: Request | None = None
+    ) -> None:
         self.transport = transport
         self.encode = encode
+        self.greeting = greeting
+        self.request = request
+        self.subscription: Subscription | None = None
         self.task: asyncio.Task[None] | None = None
         self.told: Outage | None = None

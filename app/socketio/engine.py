@@ -135,7 +135,7 @@ class Engine:
         if self.waiting.remove(old):
             self.waiting.add(new)
         self.pings.add(new)
-        new.subscriber = old.subscriber
+        new.subscribers = old.subscribers
         self._receiver.replaced(old, new)
 
     def ended(self, session: Session, reason: CloseReason) -> None:

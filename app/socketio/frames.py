@@ -1,6 +1,7 @@
 """What goes out, encoded once: Socket.IO packets as text for polling, as bytes for WebSockets."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +10,8 @@ import msgspec
 from app.feed.health import Outage
 from app.feed.log import Change, Page
 from app.feed.offset import Epoch
+from app.live.events import Event, PageEvents, offsets
+from app.live.refusal import SubscriptionRefused
 from app.socketio.codec import CONNECT, CONNECT_ERROR, EVENT, MESSAGE
 from app.socketio.rfc6455 import text_frame
 
@@ -36,49 +39,102 @@ class Frames:
         return both
 
 
-def welcome(sid: str, pid: str, recovered: bool, offset: str) -> Frames:
+def welcome(namespace: str, sid: str, pid: str, recovered: bool, offset: str) -> Frames:
     """The answer to CONNECT, and `feed:hello`."""
-    return Frames([connect_packet(sid, pid), hello_packet(recovered, offset)])
+    return Frames([connect_packet(namespace, sid, pid), hello_packet(namespace, recovered, offset)])
 
 
-def connected(sid: str, pid: str) -> Frames:
+def connected(namespace: str, sid: str, pid: str) -> Frames:
     """The answer to CONNECT alone."""
-    return Frames([connect_packet(sid, pid)])
+    return Frames([connect_packet(namespace, sid, pid)])
 
 
-def hello(recovered: bool, offset: str) -> Frames:
+def hello(namespace: str, recovered: bool, offset: str) -> Frames:
     """`feed:hello` alone."""
-    return Frames([hello_packet(recovered, offset)])
+    return Frames([hello_packet(namespace, recovered, offset)])
 
 
-def connect_packet(sid: str, pid: str) -> str:
+def within(namespace: str) -> str:
+    """What a packet's text has between its type and its content."""
+    return "" if namespace == "/" else f"{namespace},"
+
+
+def connect_packet(namespace: str, sid: str, pid: str) -> str:
     """CONNECT. A client that gets its own `pid` back considers itself recovered."""
-    return f"{CONNECT}{_json({'sid': sid, 'pid': pid})}"
+    return f"{CONNECT}{within(namespace)}{_json({'sid': sid, 'pid': pid})}"
 
 
-def hello_packet(recovered: bool, offset: str) -> str:
+def hello_packet(namespace: str, recovered: bool, offset: str) -> str:
     """`feed:hello`: from here on the client has an offset."""
-    return f"{EVENT}{_json(['feed:hello', {'recovered': recovered}, offset])}"
+    return f"{EVENT}{within(namespace)}{_json(['feed:hello', {'recovered': recovered}, offset])}"
 
 
-def state(outage: Outage | None) -> Frames:
+def state(outage: Outage | None, namespace: str = "/") -> Frames:
     """`feed:state`: whether changes arrive. It carries no offset: the client's stays as it is."""
     if outage is None:
         content: dict[str, Any] = {"live": True}
     else:
         content = {"live": False, "since": outage.since_text, "reason": outage.reason}
-    return Frames([f"{EVENT}{_json(['feed:state', content])}"])
+    return Frames([f"{EVENT}{within(namespace)}{_json(['feed:state', content])}"])
 
 
-def refuse(namespace: str, reason: str) -> Frames:
-    """CONNECT_ERROR for an unknown namespace."""
-    return Frames([f"{CONNECT_ERROR}{namespace},{_json({'message': reason})}"])
+def refuse(namespace: str, refused: SubscriptionRefused) -> Frames:
+    """CONNECT_ERROR: the client gets nothing, or nothing more, in a namespace."""
+    data = {"code": refused.code, "detail": refused.detail}
+    if refused.field is not None:
+        data["field"] = refused.field
+    content = {"message": refused.detail, "data": data}
+    return Frames([f"{CONNECT_ERROR}{within(namespace)}{_json(content)}"])
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceEncoder:
+    """Encodes what a subscription gets in its namespace. `timing`: with `feed:timing` before the
+    events of a page.
+    """
+
+    namespace: str
+    timing: bool
+
+    def events(self, events: Sequence[Event], page: PageEvents) -> Frames:
+        prefix = f'{EVENT}{self.namespace},["'
+        first = [self._timing(page.page)] if self.timing else []
+        return Frames([*first, *(event_packet(prefix, event, page) for event in events)])
+
+    def _timing(self, page: Page) -> str:
+        return f"{EVENT}{self.namespace},{timing_content(page)}"
+
+    def hello(self, offset: str) -> Frames:
+        return hello(self.namespace, False, offset)
+
+    def rows(self, rows: str) -> Frames:
+        return Frames([f'{EVENT}{self.namespace},["feed:rows",{rows}]'])
+
+    def loaded(self, offset: str) -> Frames:
+        return Frames([f'{EVENT}{self.namespace},["feed:loaded","{offset}"]'])
+
+    def quiet(self, offset: str) -> Frames:
+        return Frames([f'{EVENT}{self.namespace},["feed:offset","{offset}"]'])
+
+    def state(self, outage: Outage | None) -> Frames:
+        return state(outage, self.namespace)
+
+
+def event_packet(prefix: str, event: Event, page: PageEvents) -> str:
+    """One event of a subscription. As below, nothing in it needs escaping."""
+    topic = page.page.changes[event.place].topic
+    arguments = "".join(f"{each}," for each in (event.body, event.old) if each is not None)
+    return f'{prefix}{topic}:{event.operation}",{arguments}"{page.offset_at(event.place)}"]'
 
 
 def timed_changes(page: Page, epoch: Epoch) -> Frames:
     """The events of a page after `feed:timing`, which says when they were written and read (ms)."""
-    timing = f"{EVENT}{_json(['feed:timing', {'at': page.written, 'now': page.read}])}"
-    return Frames([timing]) + changes(page, epoch)
+    return Frames([f"{EVENT}{timing_content(page)}"]) + changes(page, epoch)
+
+
+def timing_content(page: Page) -> str:
+    """The content of `feed:timing`."""
+    return _json(["feed:timing", {"at": page.written, "now": page.read}])
 
 
 def changes(page: Page, epoch: Epoch) -> Frames:
@@ -87,16 +143,12 @@ def changes(page: Page, epoch: Epoch) -> Frames:
     """
     if not page.changes:
         return Frames([])
-    until = page.until
-    write_id = epoch.writer(page.since.position, until.until or until.position)
-    offsets = [write_id(change.id) for change in page.changes]
-    if until.until is None:
-        offsets[-1] = epoch.format(until)
+    offset_at = offsets(page, epoch)
     return Frames(
-        f'{EVENT}["{change.topic}:{change.op}",{change.body},"{offset}"]'
+        f'{EVENT}["{change.topic}:{change.op}",{change.body},"{offset_at(place)}"]'
         if change.body is not None
-        else without_body(change, offset)
-        for change, offset in zip(page.changes, offsets, strict=True)
+        else without_body(change, offset_at(place))
+        for place, change in enumerate(page.changes)
     )
 
 

@@ -1,4 +1,4 @@
-"""Socket.IO 5: one namespace, CONNECT and its answer; a client sends nothing else.
+"""Socket.IO 5: namespaces, CONNECT and its answer; a client sends nothing else.
 
 python-socketio's server is not used: joining, writing and leaving happen here, in an order that
 leaves no gap.
@@ -8,16 +8,18 @@ import asyncio
 import logging
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from app.forwarded import Origins
 from app.live.broadcast import Broadcast
+from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.subscriber import CloseReason, Encoder
 from app.socketio import codec, frames
 from app.socketio.codec import ProtocolError
+from app.socketio.connecting import ConnectPayload
 from app.socketio.engine import Engine, EngineStats
 from app.socketio.handshake import EngineRequest
 from app.socketio.session import UNREAD_BYTES, Session
@@ -28,35 +30,12 @@ ID_BYTES = 12
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST_NAMESPACE = 200
 LONGEST_EVENT = 8_000
-PID = re.compile(r"[A-Za-z0-9_.~-]{1,100}")
+MOST_NAMESPACES = 50
 CHANGES = Encoder(frames.changes, frames.state)
 TIMED_CHANGES = Encoder(frames.timed_changes, frames.state)
 RESERVED_EVENTS = frozenset(
     {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectPayload:
-    """What a client says with CONNECT.
-
-    `pid` and `offset` come from official clients that were connected before, `since` from those
-    that have a list.
-    """
-
-    pid: str | None
-    since: str | None
-    timing: bool
-
-    @classmethod
-    def read(cls, payload: Any) -> "ConnectPayload":
-        """Read the payload of a CONNECT packet, whatever it is."""
-        given = payload if isinstance(payload, dict) else {}
-        pid, offset, since = given.get("pid"), given.get("offset"), given.get("since")
-        timing = given.get("timing") is True
-        if isinstance(pid, str) and PID.fullmatch(pid) and isinstance(offset, str):
-            return cls(pid, offset, timing)
-        return cls(None, since if isinstance(since, str) else None, timing)
 
 
 class SocketIO:
@@ -111,7 +90,7 @@ class SocketIO:
             raise ProtocolError("binary messages are refused")
         if HALF_SURROGATE.search(data):
             raise ProtocolError("a text that is not Unicode")
-        if data.startswith(str(codec.EVENT)) and len(data) > LONGEST_EVENT and session.subscriber:
+        if data.startswith(str(codec.EVENT)) and len(data) > LONGEST_EVENT and session.subscribers:
             return  # ignored like shorter ones, without the time it takes to decode it
         packet = codec.decode_message(data)
         namespace = packet.namespace or "/"
@@ -119,17 +98,14 @@ class SocketIO:
             raise ProtocolError("a namespace that is too long")
         if packet.packet_type == codec.CONNECT and session.unsent_bytes() > UNREAD_BYTES:
             session.close(CloseReason.STALLED)
-        elif packet.packet_type == codec.CONNECT and namespace != "/":
-            session.write(frames.refuse(namespace, "Invalid namespace"))
         elif packet.packet_type == codec.CONNECT:
-            if session.subscriber is not None:
+            if namespace in session.subscribers:
                 raise ProtocolError("CONNECT twice")
-            self._join(session, ConnectPayload.read(packet.data))
-        elif session.subscriber is None or namespace != "/":
+            self._connect(session, namespace, packet.data)
+        elif namespace not in session.subscribers:
             raise ProtocolError("a packet for a namespace that was not joined")
         elif packet.packet_type == codec.DISCONNECT:
-            self.ended(session)
-            session.await_connect(True)
+            self._forget(session, namespace)
         elif packet.packet_type == codec.EVENT:
             ignore_event(packet.data)
         else:
@@ -137,46 +113,101 @@ class SocketIO:
 
     def replaced(self, old: Session, new: Session) -> None:
         """Continue on the new session."""
-        old.subscriber = None
-        if new.subscriber is not None:
-            self._broadcast.move(new.subscriber, new)
+        old.subscribers = {}
+        for subscriber in new.subscribers.values():
+            self._broadcast.move(subscriber, new)
 
     def ended(self, session: Session) -> None:
         """Forget what a session has joined."""
-        if session.subscriber is not None:
-            self._broadcast.leave(session.subscriber)
-            session.subscriber = None
+        for subscriber in session.subscribers.values():
+            self._broadcast.leave(subscriber)
+        session.subscribers = {}
 
-    def _join(self, session: Session, payload: ConnectPayload) -> None:
+    def refuse(self, session: Session, namespace: str, refused: SubscriptionRefused) -> None:
+        """Tell a client that it gets nothing, or nothing more, in a namespace."""
+        session.write(frames.refuse(namespace, refused))
+        self._forget(session, namespace)
+
+    def _forget(self, session: Session, namespace: str) -> None:
+        """Forget that a session has joined a namespace; no error if it has not."""
+        subscriber = session.subscribers.pop(namespace, None)
+        if subscriber is not None:
+            self._broadcast.leave(subscriber)
+            if not session.subscribers:
+                session.await_connect(True)
+
+    def _connect(self, session: Session, namespace: str, data: Any) -> None:
+        try:
+            if len(session.subscribers) >= MOST_NAMESPACES:
+                raise too_many_namespaces()
+            self._join(session, namespace, ConnectPayload.read(namespace, data))
+        except SubscriptionRefused as refused:
+            self.refuse(session, namespace, refused)
+
+    def _join(self, session: Session, namespace: str, payload: ConnectPayload) -> None:
+        encode: Any
+        if payload.request is not None:
+            encode = frames.NamespaceEncoder(namespace, payload.timing)
+        else:
+            encode = TIMED_CHANGES if payload.timing else CHANGES
+        answer = ConnectAnswer(self.refuse, namespace, payload)
+        session.subscribers[namespace] = self._broadcast.subscribe(
+            session, encode, payload.since, answer, payload.request
+        )
         session.await_connect(False)
-        encode = TIMED_CHANGES if payload.timing else CHANGES
-        greeting = ConnectAnswer(payload.pid)
-        session.subscriber = self._broadcast.subscribe(session, encode, payload.since, greeting)
 
 
 class ConnectAnswer:
-    """Answers CONNECT and says hello, usually both at once. `pid` is what the client came with."""
+    """Answers CONNECT and says hello, usually both at once."""
 
-    def __init__(self, pid: str | None) -> None:
+    def __init__(
+        self,
+        refuse: Callable[[Session, str, SubscriptionRefused], None],
+        namespace: str,
+        payload: ConnectPayload,
+    ) -> None:
         # Not the session's own id: anyone who knows that one can poll for the session.
         self._sid = secrets.token_urlsafe(ID_BYTES)
-        self._pid = pid
+        self._refuse = refuse
+        self._namespace = namespace
+        self._payload = payload
         self._is_connected = False
+
+    @property
+    def _new_pid(self) -> str:
+        """An id by which the client is known when it returns, and what it asked for."""
+        if self._payload.request is None:
+            return self._sid
+        return f"{self._payload.request.fingerprint}.{self._sid}"
 
     def hold(self, session: Session) -> None:
         """Answer CONNECT before it is known whether the client can continue: some give up after a
-        second. Its `pid` would say that it can, so it gets another one.
+        second. Its `pid` would say that it can, so it gets another one. Nor may the new one vouch
+        for an offset that the client has kept from another subscription.
         """
         self._is_connected = True
-        session.write(frames.connected(self._sid, self._sid))
+        pid = self._sid if self._payload.has_changed else self._new_pid
+        session.write(frames.connected(self._namespace, self._sid, pid))
 
     def welcome(self, session: Session, recovered: bool, offset: str) -> None:
         """Say where the client continues; if it does, it gets back the `pid` it came with."""
         if self._is_connected:
-            session.write(frames.hello(recovered, offset))
+            session.write(frames.hello(self._namespace, recovered, offset))
         else:
-            pid = self._pid if self._pid is not None and recovered else self._sid
-            session.write(frames.welcome(self._sid, pid, recovered, offset))
+            pid = self._payload.pid if recovered and self._payload.pid else self._new_pid
+            session.write(frames.welcome(self._namespace, self._sid, pid, recovered, offset))
+
+    def refuse(self, session: Session, refused: SubscriptionRefused) -> None:
+        """Say why the client gets nothing, or nothing more."""
+        self._refuse(session, self._namespace, refused)
+
+
+def too_many_namespaces() -> SubscriptionRefused:
+    """Return the refusal for one namespace too many."""
+    return SubscriptionRefused(
+        RefusalCode.TOO_MANY,
+        f"One connection can hold {MOST_NAMESPACES} subscriptions: open another one for more.",
+    )
 
 
 def ignore_event(data: Any) -> None:

@@ -12,8 +12,9 @@ from app.unfinished import Unfinished
 
 logger = logging.getLogger("tablecast.socketio")
 
-# Messages a client may send in a window; a client only sends CONNECT and heartbeats.
-INBOUND_MESSAGES = 50
+# Messages a client may send in a window: heartbeats, and a CONNECT for each subscription (when it
+# returns, all of them at once), which may be as long as two.
+INBOUND_MESSAGES = 150
 INBOUND_WINDOW_S = 10.0
 # The longest message is a CONNECT with an offset. A long one counts as several.
 INBOUND_BYTES = 100_000
@@ -51,13 +52,13 @@ class Keeper(Protocol):
 class Session(ABC):
     """What all transports have in common. The methods that write are the transports' own."""
 
-    __slots__ = ("_inbound", "_window", "closed", "keeper", "sid", "subscriber")
+    __slots__ = ("_inbound", "_window", "closed", "keeper", "sid", "subscribers")
 
     def __init__(self, keeper: Keeper, sid: str) -> None:
         self.keeper = keeper
         self.sid = sid
         self.closed = False
-        self.subscriber: Subscriber | None = None
+        self.subscribers: dict[str, Subscriber] = {}  # by namespace
         self._inbound = 0
         self._window = 0
 

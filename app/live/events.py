@@ -1,0 +1,195 @@
+"""What a page of changes means to subscriptions: which of its changes are events, and which."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+from app.feed.log import TOO_LARGE, Change, Page
+from app.feed.offset import Epoch
+from app.live.condition import RowValues, Unjudgeable
+from app.live.kinds import Value
+from app.live.subscription import Subscription
+from app.live.table import Table
+
+# For how many subscriptions a page keeps its events.
+SUBSCRIPTIONS_KEPT = 100
+
+Pair = tuple[RowValues | None, RowValues | None]
+
+
+class Event(NamedTuple):
+    """One change as a subscription sees it: `place` in the page, and the first two arguments of the
+    event as JSON texts, None where it has none.
+    """
+
+    operation: str
+    place: int
+    body: str | None = None
+    old: str | None = None
+
+
+class TopicChanges:
+    """The changes of one topic in a page, with what filters have read of their rows."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.places: list[int] = []
+        self.must_load = False
+        self._emptied: list[int] = []
+        self._rows: dict[tuple[int, int], Pair] = {}
+        self._indexes: dict[tuple[int, str], dict[Value, list[int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    def add(self, place: int, change: Change) -> None:
+        """Add the next change, which is at a place of the page."""
+        if change.op == "truncate":
+            self._emptied.append(len(self.changes))
+        self.must_load = self.must_load or change.op == "reload"
+        self.changes.append(change)
+        self.places.append(place)
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether all changes are creates, updates and destroys."""
+        return not (self._emptied or self.must_load)
+
+    def rows(self, number: int, table: Table) -> Pair:
+        """The old and the new row of a change, read as rows of a table."""
+        found = self._rows.get((id(table), number))
+        if found is None:
+            change = self.changes[number]
+            found = (
+                None if change.old is None else RowValues(change.old, table),
+                None if change.new is None else RowValues(change.new, table),
+            )
+            self._rows[id(table), number] = found
+        return found
+
+    def values(self, number: int, table: Table, column: str) -> Iterable[Value]:
+        """The values that a column has before and after a change. Raises Unjudgeable."""
+        return {row[column] for row in self.rows(number, table) if row is not None}
+
+    def _index(self, table: Table, column: str) -> dict[Value, list[int]]:
+        """Which changes concern rows with a value in a column. Raises Unjudgeable."""
+        index = self._indexes.get((id(table), column))
+        if index is None:
+            index = {}
+            for number in range(len(self.changes)):
+                for value in self.values(number, table, column):
+                    index.setdefault(value, []).append(number)
+            self._indexes[id(table), column] = index
+        return index
+
+    def concerning(self, subscription: Subscription) -> Iterable[int]:
+        """Return the numbers of the changes that may concern a subscription. Raises Unjudgeable."""
+        if subscription.condition.equality is None or len(self.changes) == 1:
+            return range(len(self.changes))
+        column, values = subscription.condition.equality
+        index = self._index(subscription.table, column)
+        numbers = {number for value in values for number in index.get(value, ())}
+        return sorted(numbers.union(self._emptied))
+
+    def events(
+        self, subscription: Subscription, numbers: Iterable[int] | None = None
+    ) -> list[Event] | None:
+        """Return the events of some changes (None: of all); or None if what the subscription holds
+        cannot be derived from them, so that it has to be loaded again.
+        """
+        if self.must_load:
+            return None
+        try:
+            if numbers is None:
+                numbers = self.concerning(subscription)
+            found = (self._event(subscription, number) for number in numbers)
+            return [event for event in found if event is not None]
+        except Unjudgeable:
+            return None
+
+    def _event(self, subscription: Subscription, number: int) -> Event | None:
+        change, place = self.changes[number], self.places[number]
+        if change.op == "truncate":
+            return Event("truncate", place)
+        if change.op == "update" and change.old is None:
+            raise Unjudgeable("the old row was too long for the log")
+        matches = subscription.condition.matches
+        old, new = self.rows(number, subscription.table)
+        was_in = old is not None and matches(old)
+        is_in = new is not None and matches(new)
+        if is_in:
+            return self._present(subscription, change, place, was_in)
+        if not was_in:
+            return None
+        assert change.old is not None
+        before = None
+        if subscription.old:
+            before = subscription.shown(change.old, change.old_is_too_large)
+        return Event("destroy", place, subscription.key_of(change.old), before)
+
+    def _present(
+        self, subscription: Subscription, change: Change, place: int, was_in: bool
+    ) -> Event | None:
+        """The event of a row that matches now."""
+        assert change.new is not None
+        after = subscription.shown(change.new, change.new_is_too_large)
+        if not was_in:
+            return Event("create", place, after)
+        if subscription.columns is None and not subscription.old:
+            return Event("update", place, after)
+        assert change.old is not None
+        before = subscription.shown(change.old, change.old_is_too_large)
+        if before == after and not after.endswith(TOO_LARGE):  # what it leaves out may have changed
+            return None
+        return Event("update", place, after, before if subscription.old else None)
+
+
+class PageEvents:
+    """A page of changes, by topic."""
+
+    def __init__(self, page: Page, epoch: Epoch) -> None:
+        self.page = page
+        self._epoch = epoch
+        self._found: dict[Subscription, list[Event] | None] = {}
+
+    @cached_property
+    def topics(self) -> dict[str, TopicChanges]:
+        """The changes of each topic."""
+        topics: dict[str, TopicChanges] = {}
+        for place, change in enumerate(self.page.changes):
+            changes = topics.get(change.topic)
+            if changes is None:
+                changes = topics[change.topic] = TopicChanges()
+            changes.add(place, change)
+        return topics
+
+    def of(self, subscription: Subscription) -> list[Event] | None:
+        """Return the events for a subscription; None if it has to be loaded again."""
+        changes = self.topics.get(subscription.table.topic)
+        if changes is None:
+            return []
+        if subscription not in self._found:
+            if len(self._found) == SUBSCRIPTIONS_KEPT:
+                self._found.clear()
+            self._found[subscription] = changes.events(subscription)
+        return self._found[subscription]
+
+    @cached_property
+    def offset_at(self) -> Callable[[int], str]:
+        """Formats the offset after the change at a place of the page."""
+        return offsets(self.page, self._epoch)
+
+
+def offsets(page: Page, epoch: Epoch) -> Callable[[int], str]:
+    """Return a function that formats the offset after the change at a place of a page."""
+    until = page.until
+    write_id = epoch.writer(page.since.position, until.until or until.position)
+    ids: Sequence[int] = [change.id for change in page.changes]
+    last = len(ids) - 1
+
+    def offset_at(place: int) -> str:
+        if place == last and until.until is None:
+            return epoch.format(until)
+        return write_id(ids[place])
+
+    return offset_at

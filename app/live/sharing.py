@@ -1,0 +1,51 @@
+"""Work that several wait for is done once."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class SharedWork(Generic[V]):
+    """Work under way, and how many wait for it."""
+
+    __slots__ = ("task", "waiting")
+
+    def __init__(self, task: asyncio.Task[V]) -> None:
+        self.task = task
+        self.waiting = 0
+
+
+class Sharing(Generic[K, V]):
+    """Work under way, by what it is for. It is cancelled when nobody waits for it any more."""
+
+    def __init__(self) -> None:
+        self._works: dict[K, SharedWork[V]] = {}
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    def keys(self) -> Iterable[K]:
+        """What there is work for."""
+        return list(self._works)
+
+    def forget(self, key: K) -> None:
+        """Whoever asks from now on gets work of their own; no error if there is none."""
+        self._works.pop(key, None)
+
+    async def get(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> V:
+        """Wait for the result of the work under way for `key`, or begin it."""
+        shared = self._works.get(key)
+        if shared is None:
+            shared = self._works[key] = SharedWork(asyncio.create_task(work(), name=f"{key}"[:80]))
+        shared.waiting += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiting -= 1
+            if not shared.waiting or shared.task.done():
+                if self._works.get(key) is shared:
+                    del self._works[key]
+                shared.task.cancel()

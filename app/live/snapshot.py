@@ -1,0 +1,203 @@
+"""Snapshots: the rows of a subscription, read once for everybody who asks for them meanwhile."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import asyncpg
+
+from app.database.connections import borrowed
+from app.feed.feed import Feed
+from app.feed.log import HistoryLost
+from app.feed.offset import InvalidOffset, Offset
+from app.live.refusal import RefusalCode, SubscriptionRefused
+from app.live.rows import Rows, TooManyBytes, read_rows
+from app.live.sharing import Sharing
+from app.live.subscriber import Message, SubscriptionEncoder
+from app.live.subscription import Subscription
+
+# How long a snapshot is given to others who ask for it; they replay what has changed since.
+FRESH_S = 5.0
+# How long a refusal holds for others who ask for the same.
+REFUSED_S = 30.0
+# In how many namespaces the messages of a snapshot are kept.
+NAMESPACES_KEPT = 4
+
+
+class Snapshot:
+    """The rows of a subscription as of an offset. `users`: how many are being sent it."""
+
+    __slots__ = ("_messages", "_rows", "bytes", "offset", "users")
+
+    def __init__(self, rows: Rows, offset: Offset) -> None:
+        self._rows = rows
+        self.offset = offset
+        self.bytes = rows.bytes
+        self.users = 0
+        self._messages: dict[SubscriptionEncoder, list[Message | None]] = {}
+
+    def __len__(self) -> int:
+        """How many messages it takes."""
+        return len(self._rows.chunks)
+
+    def message(self, encode: SubscriptionEncoder, number: int) -> Message:
+        """One of its messages, as this encoder writes it."""
+        messages = self._messages.get(encode)
+        if messages is None:
+            if len(self._messages) == NAMESPACES_KEPT:
+                del self._messages[next(iter(self._messages))]
+            messages = self._messages[encode] = [None] * len(self)
+        message = messages[number]
+        if message is None:
+            message = messages[number] = encode.rows(f"[{self._rows.chunks[number]}]")
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStats:
+    """`reads`: how many were read so far. `held_bytes`: what those in memory hold."""
+
+    reads: int
+    held_bytes: int
+
+
+class Snapshots:
+    """Reads snapshots, using connections from `pool`.
+
+    `limit_bytes`: how long one may be. Not much more than three times as much is held at any time:
+    whoever needs one more waits until others have been sent theirs.
+    """
+
+    def __init__(self, feed: Feed, pool: asyncpg.Pool, at_once: int, limit_bytes: int) -> None:
+        self._feed = feed
+        self._pool = pool
+        self._limit_bytes = limit_bytes
+        self._at_once = asyncio.Semaphore(at_once)
+        self._reading: Sharing[Subscription, Snapshot] = Sharing()
+        self._fresh: dict[Subscription, Snapshot] = {}
+        self._refused: dict[Subscription, SubscriptionRefused] = {}
+        self._held: set[Snapshot] = set()
+        self._released = asyncio.Event()
+        self._reads = 0
+        self._forgotten = 0  # how often anything was: what was begun before is for nobody else
+
+    def stats(self) -> SnapshotStats:
+        """What is held and has been counted."""
+        return SnapshotStats(self._reads, self._held_bytes)
+
+    @property
+    def _held_bytes(self) -> int:
+        return sum(snapshot.bytes for snapshot in self._held)
+
+    def refusal(self, subscription: Subscription) -> SubscriptionRefused | None:
+        """Why there was no snapshot of a subscription a moment ago, if there was none."""
+        return self._refused.get(subscription)
+
+    def forget(self, topic: str) -> None:
+        """Give nobody else the snapshots of a topic that are there or being read."""
+        for subscription in [*self._fresh, *self._refused, *self._reading.keys()]:
+            if subscription.table.topic == topic:
+                self._forget(subscription)
+        self._drop_unused()
+
+    def clear(self) -> None:
+        """Give nobody else any of the snapshots there are."""
+        for subscription in [*self._fresh, *self._refused, *self._reading.keys()]:
+            self._forget(subscription)
+        self._drop_unused()
+
+    def _forget(self, subscription: Subscription) -> None:
+        self._forgotten += 1
+        self._fresh.pop(subscription, None)
+        self._refused.pop(subscription, None)
+        self._reading.forget(subscription)
+
+    @asynccontextmanager
+    async def of(self, subscription: Subscription) -> AsyncIterator[Snapshot]:
+        """Provide a snapshot, read for this subscription or for others a moment ago.
+
+        Raises SubscriptionRefused, HistoryLost, one of UNAVAILABLE, or another PostgresError if the
+        table is not as the subscription says any more.
+        """
+        snapshot = await self._get(subscription)
+        snapshot.users += 1
+        self._held.add(snapshot)
+        try:
+            yield snapshot
+        finally:
+            snapshot.users -= 1
+            self._drop_unused()
+
+    async def _get(self, subscription: Subscription) -> Snapshot:
+        if subscription in self._refused:
+            raise self._refused[subscription].with_traceback(None)
+        if (snapshot := self._fresh.get(subscription)) is not None:
+            return snapshot
+        forgotten = self._forgotten
+        try:
+            snapshot = await self._reading.get(subscription, partial(self._read, subscription))
+        except SubscriptionRefused as refused:
+            if forgotten == self._forgotten and subscription not in self._refused:
+                self._refused[subscription] = refused
+                self._later(REFUSED_S, self._refused.pop, subscription, None)
+            raise
+        if forgotten == self._forgotten and subscription not in self._fresh:
+            self._fresh[subscription] = snapshot
+            self._later(FRESH_S, self._expire, subscription, snapshot)
+        return snapshot
+
+    async def _read(self, subscription: Subscription) -> Snapshot:
+        async with self._at_once:
+            await self._room()
+            rows = await self._rows(subscription)
+        return Snapshot(rows, self._offset(rows.offset))
+
+    async def _room(self) -> None:
+        """Wait until no more is held than one snapshot may be long."""
+        while self._held_bytes > self._limit_bytes:
+            self._released.clear()
+            await self._released.wait()
+
+    async def _rows(self, subscription: Subscription) -> Rows:
+        async with borrowed(self._pool) as connection:
+            self._reads += 1
+            try:
+                return await read_rows(
+                    connection, subscription, self._limit_bytes, self._feed.event_bytes
+                )
+            except TooManyBytes:
+                raise SubscriptionRefused(
+                    RefusalCode.TOO_LARGE,
+                    f"These rows take more than {self._limit_bytes} bytes (SNAPSHOT_BYTES): ask for"
+                    " fewer with a filter, for fewer columns, or page through"
+                    f" GET /topics/{subscription.table.topic} and continue from its Feed-Offset.",
+                    "where",
+                ) from None
+
+    def _offset(self, text: str) -> Offset:
+        epoch = self._feed.epoch
+        assert epoch is not None
+        try:
+            return epoch.parse(text)
+        except InvalidOffset as error:
+            raise HistoryLost("the database began another history") from error
+
+    def _later(self, seconds: float, work: Callable[..., object], *arguments: object) -> None:
+        asyncio.get_running_loop().call_later(seconds, work, *arguments)
+
+    def _expire(self, subscription: Subscription, snapshot: Snapshot) -> None:
+        if self._fresh.get(subscription) is snapshot:
+            del self._fresh[subscription]
+            self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        """Drop the snapshots that nobody is being sent and nobody will be given."""
+        fresh = set(self._fresh.values())
+        unused = {
+            snapshot for snapshot in self._held if not snapshot.users and snapshot not in fresh
+        }
+        if unused:
+            self._held -= unused
+            self._released.set()

@@ -1,0 +1,111 @@
+"""What a client says with CONNECT, as a value. No I/O."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from app.live.filter import parse_filter, parse_names
+from app.live.refusal import RefusalCode, SubscriptionRefused
+from app.live.subscription import Request
+
+PID = re.compile(r"[A-Za-z0-9_.~-]{1,100}")
+# `/order`, `/order/open`: a topic (as feed.watch names them), and perhaps a label.
+NAMESPACE = re.compile(r"/([a-z][a-z0-9_-]{0,62})(?:/.*)?", re.DOTALL)
+FLAGS = {True: True, "true": True, False: False, "false": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectPayload:
+    """What a client says with CONNECT.
+
+    `request`: the subscription it asks for, None for the namespace `/`. `pid` and `since`, an
+    offset, come from official clients that were connected before; `since` alone from those that
+    have a list. `has_changed`: it was connected before, but asks for something else now.
+    """
+
+    request: Request | None
+    pid: str | None
+    since: str | None
+    timing: bool
+    has_changed: bool = False
+
+    @classmethod
+    def read(cls, namespace: str, payload: Any) -> "ConnectPayload":
+        """Read the payload of a CONNECT packet. Raises SubscriptionRefused for a namespace that is
+        none, or options that are wrong; those of the namespace `/` never are.
+        """
+        given = payload if isinstance(payload, dict) else {}
+        if namespace == "/":
+            return cls._resumed(None, given, given.get("timing") in (True, "true"))
+        named = NAMESPACE.fullmatch(namespace)
+        if named is None:
+            raise SubscriptionRefused(
+                RefusalCode.UNKNOWN_TOPIC,
+                "A namespace is / for everything, or /topic or /topic/label for a topic.",
+                "topic",
+            )
+        options = options_of(given, named[1], namespace)
+        request = Request(
+            named[1],
+            parse_filter(text(options, "where") or ""),
+            parse_names(columns) if (columns := text(options, "columns")) else None,
+            flag(options, "old", False),
+            flag(options, "snapshot", True),
+        )
+        return cls._resumed(request, {**given, **options}, flag(options, "timing", False))
+
+    @classmethod
+    def _resumed(
+        cls, request: Request | None, given: Mapping[str, Any], timing: bool
+    ) -> "ConnectPayload":
+        """Settle where the client continues."""
+        pid, offset, since = given.get("pid"), given.get("offset"), given.get("since")
+        if isinstance(pid, str) and PID.fullmatch(pid) and isinstance(offset, str):
+            if request is None or pid.startswith(f"{request.fingerprint}."):
+                return cls(request, pid, offset, timing)
+            return cls(request, None, None, timing, has_changed=True)
+        return cls(request, None, since if isinstance(since, str) else None, timing)
+
+
+def options_of(given: Mapping[str, Any], topic: str, namespace: str) -> Mapping[str, Any]:
+    """Return the options for a namespace. A client that sends one payload to all its namespaces
+    gives them by topic, or by topic and label: `{topics: {order: {...}, 'order/open': {...}}}`.
+    """
+    topics = given.get("topics")
+    if isinstance(topics, str):
+        try:
+            topics = msgspec.json.decode(topics)
+        except (msgspec.DecodeError, RecursionError):
+            raise bad_option("topics", "an object of options by topic") from None
+    if not isinstance(topics, dict):
+        return given
+    nested = topics.get(namespace[1:], topics.get(topic, {}))
+    if not isinstance(nested, dict):
+        raise bad_option("topics", "an object of options by topic")
+    return {**given, **nested}
+
+
+def text(options: Mapping[str, Any], name: str) -> str | None:
+    """Return an option that is a text. Raises SubscriptionRefused."""
+    value = options.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise bad_option(name, "a string")
+
+
+def flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
+    """Return an option that is yes or no, perhaps as a string. Raises SubscriptionRefused."""
+    value = options.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool | str) or value not in FLAGS:
+        raise bad_option(name, "true or false")
+    return FLAGS[value]
+
+
+def bad_option(name: str, expected: str) -> SubscriptionRefused:
+    """Return the refusal for an option that is something else than expected."""
+    return SubscriptionRefused(RefusalCode.BAD_OPTION, f"{name} must be {expected}.", name)

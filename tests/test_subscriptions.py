@@ -1,0 +1,283 @@
+"""Subscriptions: each client holds exactly the rows it asked for, and says where it continues."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from app.database.connections import Connection
+from tests.support.sockets import App
+from tests.support.subscribers import Held, subscriber
+
+pytestmark = pytest.mark.database
+
+ORDERS = """
+    CREATE TABLE orders (
+        id int PRIMARY KEY, status text NOT NULL, total numeric, note text NOT NULL DEFAULT ''
+    );
+    SELECT feed.watch('orders', 'order');
+    INSERT INTO orders VALUES (1, 'open', 10), (2, 'open', 200), (3, 'shipped', 300);
+"""
+OPEN = "status=eq.open"
+
+
+@pytest.fixture
+async def orders(connection: Connection) -> Connection:
+    """A connection to a database with the watched table `orders`."""
+    await connection.execute(ORDERS)
+    return connection
+
+
+@pytest.fixture
+def app(orders: Connection, any_app: App) -> App:
+    """The application on a database with orders."""
+    return any_app
+
+
+async def mark(connection: Connection, number: int = 1000) -> int:
+    """Write a row that every subscription to open orders receives, after everything before."""
+    await connection.execute("INSERT INTO orders VALUES ($1, 'open', 1e6)", number)
+    return number
+
+
+async def test_rows_come_change_and_leave(app: App, orders: Connection) -> None:
+    """A client asks for open orders: it gets those there are, then each that becomes one, changes
+    as one or ceases to be one; and nothing of others.
+    """
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+        assert held.ids == [1, 2]
+        await orders.execute("UPDATE orders SET status = 'open' WHERE id = 3")
+        await orders.execute("UPDATE orders SET total = 11 WHERE id = 1")
+        await orders.execute("UPDATE orders SET status = 'shipped' WHERE id = 2")
+        await orders.execute("INSERT INTO orders VALUES (4, 'shipped', 1)")
+        await orders.execute("DELETE FROM orders WHERE id = 1")
+        last = await mark(orders)
+        await client.until(lambda: last in held.ids)
+        assert [event[:-1] for event in held.events[2:]] == [
+            ["order:create", {"id": 3, "status": "open", "total": 300, "note": ""}],
+            ["order:update", {"id": 1, "status": "open", "total": 11, "note": ""}],
+            ["order:destroy", {"id": 2}],
+            ["order:destroy", {"id": 1}],
+            ["order:create", {"id": last, "status": "open", "total": 1000000, "note": ""}],
+        ]
+        assert held.ids == [3, last]
+
+
+async def test_the_beginning(app: App) -> None:
+    """A new subscription is answered by CONNECT, hello with an offset that says "loading", the
+    rows, and the offset that they are of.
+    """
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order/all"))
+        (hello, loaded) = held.events
+        assert hello == ["feed:hello", {"recovered": False}, "loading"]
+        assert loaded[0] == "feed:loaded" and len(loaded) == 2
+        assert held.ids == [1, 2, 3] and held.pid
+
+
+async def test_an_empty_snapshot(app: App, orders: Connection) -> None:
+    """Nothing matches yet: the client is told so, and gets what comes."""
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where="total=gt.5000"))
+        assert held.chunks == 0 and not held.rows
+        last = await mark(orders)
+        await client.until(lambda: held.ids == [last])
+
+
+async def test_truncate(app: App, orders: Connection) -> None:
+    """The table is truncated: all rows are gone, from every subscription."""
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+        await orders.execute("TRUNCATE orders")
+        await client.until(lambda: not held.rows)
+        assert held.events[-1][0] == "order:truncate" and len(held.events[-1]) == 2
+
+
+async def test_several_on_one_connection(app: App, orders: Connection) -> None:
+    """One connection holds a topic twice with different filters, another topic, and everything."""
+    async with subscriber(app.url) as client:
+        everything = await client.subscribe("/")
+        some = await client.subscribe("/order/open", where=OPEN)
+        large = await client.subscribe("/order/large", where="total=gte.200")
+        things = await client.subscribe("/thing")
+        for held in (everything, some, large, things):
+            await client.until(lambda held=held: held.is_loaded or held.recovered is False)
+        await orders.execute("UPDATE orders SET status = 'open', total = 3 WHERE id = 3")
+        await orders.execute("INSERT INTO things (name) VALUES ('a')")
+        await client.until(lambda: things.rows and len(everything.events) == 3)
+        assert (some.ids, large.ids) == ([1, 2, 3], [2])
+        assert [row["name"] for row in things.rows.values()] == ["a"]
+        assert everything.names == ["feed:hello", "order:update", "thing:create"]
+
+
+@pytest.mark.parametrize("old", [False, True])
+async def test_columns(app: App, orders: Connection, old: bool) -> None:
+    """A client asks for some columns: it gets these and the key, and no update that changes none of
+    them; if it likes, with the row as it was.
+    """
+    async with subscriber(app.url) as client:
+        options = {"where": OPEN, "columns": "total", "old": str(old).lower()}
+        held = await client.loaded(await client.subscribe("/order", **options))
+        assert list(held.rows.values()) == [{"id": 1, "total": 10}, {"id": 2, "total": 200}]
+        await orders.execute("UPDATE orders SET note = 'x'")
+        await orders.execute("UPDATE orders SET total = 12, note = 'y' WHERE id = 1")
+        await orders.execute("UPDATE orders SET status = 'gone', total = 13 WHERE id = 1")
+        last = await mark(orders)
+        await client.until(lambda: last in held.ids)
+        before = [[{"id": 1, "total": 10}], [{"id": 1, "total": 12}]] if old else [[], []]
+        assert [event[:-1] for event in held.events[2:-1]] == [
+            ["order:update", {"id": 1, "total": 12}, *before[0]],
+            ["order:destroy", {"id": 1}, *before[1]],
+        ]
+
+
+async def test_without_a_snapshot(app: App, orders: Connection) -> None:
+    """A client that wants no rows gets what happens from now on."""
+    async with subscriber(app.url) as client:
+        held = await client.subscribe("/order", where=OPEN, snapshot="false")
+        await client.until(lambda: held.recovered is False)
+        assert held.offset != "loading"
+        last = await mark(orders)
+        await client.until(lambda: held.ids == [last])
+        assert held.names == ["feed:hello", "order:create"]
+
+
+async def test_resuming(app: App, orders: Connection) -> None:
+    """A client returns with its offset: it gets what it missed, without the rows."""
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+    pid = held.pid
+    await orders.execute("UPDATE orders SET status = 'shipped' WHERE id = 1")
+    await orders.execute("UPDATE orders SET note = 'x' WHERE id = 3")
+    last = await mark(orders)
+    async with subscriber(app.url) as client:
+        await client.resume("/order", held, where=OPEN)
+        await client.until(lambda: last in held.ids)
+        assert held.recovered and held.pid == pid and held.ids == [2, last]
+        assert held.names[2:] == ["feed:hello", "order:destroy", "order:create"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"where": "status=eq.shipped"},
+        {"where": OPEN, "columns": "id"},
+        {"where": OPEN, "old": "true"},
+        {},
+    ],
+)
+async def test_another_subscription_is_not_resumed(app: App, changed: dict[str, Any]) -> None:
+    """A client returns with the offset of another filter, or other columns: it gets the rows."""
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+    async with subscriber(app.url) as client:
+        await client.resume("/order", held, **changed)
+        await client.until(lambda: held.names.count("feed:loaded") == 2)
+        assert held.recovered is False
+        held = await client.resume("/order/again", held, **changed)
+        await client.until(lambda: held.recovered)
+
+
+async def test_a_cut_within_a_snapshot(app: App) -> None:
+    """A client is cut off after hello, before the rows are complete: it gets all of them again."""
+    async with subscriber(app.url) as client:
+        held = await client.subscribe("/order")
+        await client.until(lambda: held.names == ["feed:hello"])
+    async with subscriber(app.url) as client:
+        await client.resume("/order", held)
+        await client.loaded(held)
+        assert held.names == ["feed:hello", "feed:hello", "feed:loaded"] and held.ids == [1, 2, 3]
+
+
+async def test_options_by_topic(app: App) -> None:
+    """A client that sends one payload to all its namespaces gives the options by topic, or by topic
+    and label.
+    """
+    payload = {"topics": {"order": {"where": OPEN}, "order/3": {"where": "id=eq.3"}}}
+    async with subscriber(app.url) as client:
+        for topics in (payload, {"topics": json.dumps(payload["topics"])}):
+            held = await client.loaded(await client.subscribe("/order/x", **topics))
+            third = await client.loaded(await client.subscribe("/order/3", **topics))
+            thing = await client.loaded(await client.subscribe("/thing", **topics))
+            assert (held.ids, third.ids, thing.ids) == ([1, 2], [3], [])
+            for namespace in ("/order/x", "/order/3", "/thing"):
+                await client.client.send(f"41{namespace},")
+
+
+@pytest.mark.parametrize(
+    ("namespace", "options", "code", "field"),
+    [
+        ("/nothing", {}, "unknown_topic", "topic"),
+        ("/Order", {}, "unknown_topic", "topic"),
+        ("/order", {"where": "status=open"}, "bad_filter", "where"),
+        ("/order", {"where": "colour=eq.red"}, "unknown_column", "where"),
+        ("/order", {"where": "total=eq.red"}, "bad_value", "where"),
+        ("/order", {"where": "status=gt.a"}, "unsupported", "where"),
+        ("/order", {"where": 5}, "bad_option", "where"),
+        ("/order", {"where": "status=eq." + "a" * 5000}, "bad_filter", "where"),
+        ("/order", {"columns": "id,colour"}, "unknown_column", "columns"),
+        ("/order", {"old": "perhaps"}, "bad_option", "old"),
+        ("/order", {"topics": "["}, "bad_option", "topics"),
+    ],
+)
+async def test_refusals(
+    app: App, namespace: str, options: dict[str, Any], code: str, field: str
+) -> None:
+    """A client asks for what there is not, or wrongly: it gets a sentence, and the connection and
+    its other subscriptions live on.
+    """
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order/good"))
+        refused = await client.refusal(await client.subscribe(namespace, **options))
+        assert (refused["code"], refused["field"]) == (code, field)
+        again = await client.refusal(await client.subscribe(namespace, **options))
+        assert again == refused
+        await client.loaded(await client.subscribe("/order/other"))
+        assert held.ids == [1, 2, 3]
+
+
+async def test_a_table_is_altered(app: App, orders: Connection) -> None:
+    """A column is added: the client loads the rows again, and has it."""
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+        await orders.execute("ALTER TABLE orders ADD COLUMN extra int DEFAULT 7")
+        await client.until(lambda: held.names.count("feed:loaded") == 2)
+        assert [row["extra"] for row in held.rows.values()] == [7, 7]
+        await orders.execute("UPDATE orders SET extra = 8")
+        await client.until(lambda: [row["extra"] for row in held.rows.values()] == [8, 8])
+
+
+async def test_a_column_of_the_filter_goes_away(app: App, orders: Connection) -> None:
+    """The column that a client's filter names is dropped: its subscription ends with a reason."""
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+        await orders.execute("ALTER TABLE orders DROP COLUMN status")
+        refused = await client.refusal(held)
+        assert (refused["code"], refused["field"]) == ("unknown_column", "where")
+
+
+async def test_the_type_of_a_column_changes(app: App, orders: Connection) -> None:
+    """The type of the column that a client filters by changes, before the server has noticed, and
+    rows are written: the client ends up with the right rows.
+    """
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where="total=eq.200"))
+        assert held.ids == [2]
+        await orders.execute(
+            "BEGIN; ALTER TABLE orders ALTER total TYPE text;"
+            " INSERT INTO orders VALUES (7, 'open', '200');"
+            " UPDATE orders SET total = '2e2' WHERE id = 2; COMMIT"
+        )
+        await client.until(lambda: held.ids == [7])
+
+
+async def test_a_topic_is_unwatched(app: App, orders: Connection) -> None:
+    """A table is not watched any more: its subscriptions end with a reason."""
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order"))
+        await orders.execute("SELECT feed.unwatch('orders')")
+        assert (await client.refusal(held))["code"] == "unknown_topic"
+        await orders.execute("SELECT feed.watch('orders', 'order')")
+        await client.loaded(await client.subscribe("/order"))
