@@ -42,7 +42,7 @@ NO_HOME = "/nonexistent"
 # A row must look the same in a REST response as in the trigger's log, whatever the client.
 SESSION = {
     "TimeZone": "UTC",
-    "DateStyle": "ISO",
+    "DateStyle": "ISO, MDY",
     "IntervalStyle": "postgres",
     "bytea_output": "hex",
     "extra_float_digits": "1",

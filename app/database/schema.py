@@ -32,7 +32,7 @@ class Xid8(UserDefinedType[int]):
         return "xid8"
 
 
-class Snapshot(UserDefinedType[str]):
+class PgSnapshot(UserDefinedType[str]):
     """Which transactions had ended at a given moment."""
 
     cache_ok = True
@@ -43,7 +43,7 @@ class Snapshot(UserDefinedType[str]):
 
 # So that reflection knows these types as well.
 ischema_names["xid8"] = Xid8
-ischema_names["pg_snapshot"] = Snapshot
+ischema_names["pg_snapshot"] = PgSnapshot
 
 metadata = MetaData()
 
@@ -129,7 +129,7 @@ checkpoint = Table(
         autoincrement=False,
         server_default=text("currval('feed.change_id_seq')"),
     ),
-    Column("snapshot", Snapshot, nullable=False, server_default=text("feed.seen_by_others()")),
+    Column("snapshot", PgSnapshot, nullable=False, server_default=text("feed.seen_by_others()")),
     schema="feed",
 )
 

@@ -15,9 +15,8 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
-
-import asyncpg
 
 from app.database.connections import UNAVAILABLE
 from app.deadlines import Deadlines
@@ -28,9 +27,9 @@ from app.feed.offset import Epoch, Offset
 from app.live.audience import Audience, Group
 from app.live.buffer import EncodedPage, EncodedState
 from app.live.catalogue import Catalogue
-from app.live.condition import Unjudgeable
 from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.replay import Replay
+from app.live.rows import Outdated
 from app.live.snapshot import Snapshots
 from app.live.subscriber import (
     UNLIMITED,
@@ -149,7 +148,7 @@ class Broadcast:
         for subscriber in sent.slow:
             self._start(subscriber, self.catch_up, page.since)
         for subscriber in sent.reloading:
-            self._start(subscriber, self.load_again)
+            self._start(subscriber, self.load_again, page.until)
         self._count(len(page.changes))
 
     # Quiet offsets
@@ -408,16 +407,16 @@ class Broadcast:
         while True:
             await self._drained(subscriber)
             if not self._is_current(subscriber):
-                offset = await self._begin_again(subscriber)
+                offset = await self._begin_again(subscriber, offset)
             elif offset == self.feed.reached:
                 self.go_live(subscriber)
                 return
             else:
                 offset = await self._replay(subscriber, offset)
 
-    async def load_again(self, subscriber: Subscriber) -> None:
-        """Begin again: what the subscriber holds cannot be derived from changes any more."""
-        await self.catch_up(subscriber, await self._begin_again(subscriber))
+    async def load_again(self, subscriber: Subscriber, since: Offset) -> None:
+        """Begin again: what the subscriber holds cannot be derived from changes before `since`."""
+        await self.catch_up(subscriber, await self._begin_again(subscriber, since))
 
     async def _replay(self, subscriber: Subscriber, offset: Offset) -> Offset:
         """Write the next pages after an offset; return the one where they end."""
@@ -430,7 +429,7 @@ class Broadcast:
                 interpreted = self.replay.events(page)
                 events = interpreted.of(subscription)
                 if events is None:
-                    return await self._begin_again(subscriber)
+                    return await self._begin_again(subscriber, page.until)
                 if events:
                     message = encode.events(events, interpreted)
                     subscriber.transport.try_write(message, UNLIMITED)
@@ -442,8 +441,10 @@ class Broadcast:
             subscriber.transport.try_write(quiet, UNLIMITED)
         return offset
 
-    async def _begin_again(self, subscriber: Subscriber) -> Offset:
-        """Have a subscriber drop its rows, and load what it asked for, if it still can."""
+    async def _begin_again(self, subscriber: Subscriber, since: Offset) -> Offset:
+        """Have a subscriber drop its rows, and load what it asked for as of `since` or later, if it
+        still can.
+        """
         await self._bind(subscriber)
         epoch, reached = self.feed.epoch, self.feed.reached
         assert epoch is not None and reached is not None and subscriber.request is not None
@@ -452,27 +453,24 @@ class Broadcast:
             subscriber.transport.try_write(hello, UNLIMITED)
             return reached
         subscriber.transport.try_write(subscriber.encode.hello(LOADING), UNLIMITED)
-        return await self._load(subscriber)
+        return await self._load(subscriber, since)
 
-    async def _load(self, subscriber: Subscriber) -> Offset:
+    async def _load(self, subscriber: Subscriber, since: Offset | None = None) -> Offset:
         """Write the rows of a subscription; return their offset."""
         for _ in range(ATTEMPTS):
             assert subscriber.request is not None and subscriber.subscription is not None
             try:
-                return await self._patiently(self._write_snapshot, subscriber)
-            except (Unjudgeable, asyncpg.PostgresError) as error:
-                if isinstance(error, UNAVAILABLE):
-                    raise
-                # The table was altered, and the feed has not heard of it yet.
+                return await self._patiently(partial(self._write_snapshot, since), subscriber)
+            except Outdated as error:  # the feed has not heard of it yet
                 logger.info("%s: %s", subscriber.transport, error)
                 self.catalogue.forget(subscriber.request.topic)
                 await self._bind(subscriber)
         raise Unreadable
 
-    async def _write_snapshot(self, subscriber: Subscriber) -> Offset:
+    async def _write_snapshot(self, since: Offset | None, subscriber: Subscriber) -> Offset:
         assert subscriber.subscription is not None and self.feed.epoch is not None
         encode = subscriber.encode
-        async with self.snapshots.of(subscriber.subscription) as snapshot:
+        async with self.snapshots.of(subscriber.subscription, since) as snapshot:
             for number in range(len(snapshot)):
                 await self._drained(subscriber)
                 subscriber.transport.try_write(snapshot.message(encode, number), UNLIMITED)

@@ -187,7 +187,7 @@ async def _canonical_texts(connection: Connection, constants: Iterable[Constant]
     length = sum(map(len, texts.values()))
     if length > LONGEST_CONSTANTS_CHARS:
         raise SubscriptionRefused(
-            RefusalCode.TOO_LARGE,
+            RefusalCode.TOO_MANY,
             f"The filter's values have {length} digits and other characters when written out, and"
             f" {LONGEST_CONSTANTS_CHARS} are allowed: use fewer or shorter ones.",
             "where",

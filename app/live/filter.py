@@ -376,7 +376,7 @@ def _malformed(sentence: str) -> SubscriptionRefused:
 
 def _too_long(length: int) -> SubscriptionRefused:
     return SubscriptionRefused(
-        RefusalCode.TOO_LARGE,
+        RefusalCode.TOO_MANY,
         f"The filter has {length} characters, and {LONGEST_WHERE_CHARS} are allowed: shorten it.",
         "where",
     )

@@ -8,6 +8,7 @@ import asyncpg
 
 from app.database.connections import SNAPSHOT_TIMEOUT_S, Connection, flush
 from app.feed.log import SHORT_MEMBER_BYTES
+from app.live.condition import Unjudgeable
 from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.subscription import Subscription
 from app.live.table import Column, Table
@@ -59,6 +60,10 @@ class TooManyBytes(Exception):
     """The rows are longer than may be read."""
 
 
+class Outdated(Exception):
+    """The table is not as the subscription says any more."""
+
+
 async def read_rows(
     connection: Connection,
     subscription: Subscription,
@@ -70,8 +75,7 @@ async def read_rows(
 ) -> Rows:
     """Read the rows that match, by key: `limit` at most, those after a key if one is given.
 
-    Raises TooManyBytes, SubscriptionRefused, one of UNAVAILABLE, or another PostgresError if the
-    table is not as the subscription says any more.
+    Raises TooManyBytes, Outdated, SubscriptionRefused, or one of UNAVAILABLE.
     """
     table = subscription.table
     parameters: list[Any] = [list(table.key), SHORT_MEMBER_BYTES, event_bytes]
@@ -85,6 +89,8 @@ async def read_rows(
                 reading.add(found)
     except asyncpg.InsufficientPrivilegeError as error:
         raise no_right(table, error) from error
+    except (asyncpg.SyntaxOrAccessError, Unjudgeable) as error:
+        raise Outdated(str(error)) from error
     except asyncpg.QueryCanceledError as error:
         raise SubscriptionRefused(
             RefusalCode.TOO_LARGE,

@@ -55,6 +55,11 @@ class Snapshot:
         return message
 
 
+def is_later(offset: Offset, since: Offset) -> bool:
+    """Whether a snapshot as of an offset has everything up to another one."""
+    return offset.position.covers(since.until or since.position)
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotStats:
     """`reads`: how many were read so far. `held_bytes`: what those in memory hold."""
@@ -115,13 +120,19 @@ class Snapshots:
         self._reading.forget(subscription)
 
     @asynccontextmanager
-    async def of(self, subscription: Subscription) -> AsyncIterator[Snapshot]:
-        """Provide a snapshot, read for this subscription or for others a moment ago.
+    async def of(
+        self, subscription: Subscription, since: Offset | None = None
+    ) -> AsyncIterator[Snapshot]:
+        """Provide a snapshot, read for this subscription or for others a moment ago; but one that
+        has everything up to `since`.
 
-        Raises SubscriptionRefused, HistoryLost, one of UNAVAILABLE, or another PostgresError if the
-        table is not as the subscription says any more.
+        Raises SubscriptionRefused, Outdated, HistoryLost, or one of UNAVAILABLE.
         """
         snapshot = await self._get(subscription)
+        while since is not None and not is_later(snapshot.offset, since):
+            if self._fresh.get(subscription) is snapshot:
+                self._forget(subscription)
+            snapshot = await self._get(subscription)
         snapshot.users += 1
         self._held.add(snapshot)
         try:
