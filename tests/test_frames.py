@@ -10,6 +10,7 @@ from websockets.frames import Frame, Opcode
 
 from app.feed.log import Change, Page
 from app.feed.offset import Epoch, Offset, Position
+from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.socketio import frames
 from app.socketio.rfc6455 import text_frame
 
@@ -70,12 +71,14 @@ def test_frames_of_every_length(length: int) -> None:
 
 def test_what_python_socketio_says_besides_events() -> None:
     """CONNECT, CONNECT_ERROR and hello decode as what they are."""
-    hello = frames.welcome("sid", "pid", True, "offset").packets
+    hello = frames.welcome("/", "sid", "pid", True, "offset").packets
     connect, event = (Packet(encoded_packet=packet[1:]) for packet in hello)
     assert (connect.packet_type, connect.data) == (0, {"sid": "sid", "pid": "pid"})
     assert event.data == ["feed:hello", {"recovered": True}, "offset"]
-    refused = Packet(encoded_packet=frames.refuse("/other", "no").packets[0][1:])
-    assert (refused.namespace, refused.data) == ("/other", {"message": "no"})
+    refusal = SubscriptionRefused(RefusalCode.BAD_FILTER, "No.", "where")
+    refused = Packet(encoded_packet=frames.refuse("/other", refusal).packets[0][1:])
+    data = {"code": "bad_filter", "detail": "No.", "field": "where"}
+    assert (refused.namespace, refused.data) == ("/other", {"message": "No.", "data": data})
     timed = frames.timed_changes(page(Offset(UNTIL)), EPOCH).packets
     assert timed == [
         as_sent_by_python_socketio("feed:timing", {"at": 5, "now": 9}),

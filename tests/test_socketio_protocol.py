@@ -2,9 +2,9 @@
 
 The suite is docs/socket.io-protocol/v5-test-suite/test-suite.js in the repository of Socket.IO.
 Each test here is named after the suite's section and test; those after "Beyond the suite" have no
-model in it. The suite's server has a second namespace and sends every event back; this one has the
-namespace `/` alone and ignores events. So where the suite waits for an echo, these tests wait for
-the event of a row.
+model in it. The suite's server has a second namespace and sends every event back; this one has a
+namespace for each topic and ignores events. So where the suite waits for an echo, these tests wait
+for the event of a row.
 
 Tests of the suite that do not apply, or only in part:
 
@@ -14,9 +14,7 @@ connect, "to the main namespace", with and without a payload
     The answer holds `pid` too, for connection state recovery. What follows it is `feed:hello`,
     not the payload sent back.
 connect, "to a custom namespace", with and without a payload
-    There is none. It is refused as the unknown namespace is.
-disconnect, "from a custom namespace"
-    There is none to leave. That a refused namespace leaves the main one alone is tested.
+    As for the main one; after `feed:hello` come the rows.
 message, "a plain-text packet" and "a plain-text packet with an ack"
     Events are ignored: they are neither answered nor acknowledged, and the connection lives on.
 message, "binary attachments", with and without an ack
@@ -73,13 +71,32 @@ async def test_connect_to_the_main_namespace(app: App, payload: str) -> None:
         assert (name, hello) == ("feed:hello", {"recovered": False}) and isinstance(offset, str)
 
 
+@pytest.mark.parametrize("payload", ["", "{}", '{"token":"123"}'])
+async def test_connect_to_a_custom_namespace(app: App, payload: str) -> None:
+    """A client connects to the namespace of a topic, as to the main one."""
+    async with opened(app.url) as client:
+        await client.send("40/thing," + payload)
+        answer = await client.frame()
+        assert answer.startswith("40/thing,{")
+        assert set(json.loads(answer.partition(",")[2])) == {"sid", "pid"}
+        assert (await client.frame()).startswith('42/thing,["feed:hello",{"recovered":false},')
+        assert (await client.frame()).startswith('42/thing,["feed:loaded",')
+
+
+def message_of(frame: str, namespace: str) -> str:
+    """The message of a CONNECT_ERROR, which must be for a namespace."""
+    assert frame.startswith(f"44{namespace},"), frame
+    message: str = json.loads(frame.removeprefix(f"44{namespace},"))["message"]
+    return message
+
+
 @pytest.mark.parametrize(
     ("connect", "namespace"),
     [
         ("40/random", "/random"),
         ("40/random,", "/random"),
-        ("40/custom,", "/custom"),
-        ('40/custom,{"token":"abc"}', "/custom"),
+        ('40/random/label,{"token":"abc"}', "/random/label"),
+        ("40/Random,", "/Random"),
     ],
 )
 async def test_connect_to_an_unknown_namespace_is_refused(
@@ -88,7 +105,7 @@ async def test_connect_to_an_unknown_namespace_is_refused(
     """A client that asks for a namespace there is not gets an error, and may join the main one."""
     async with opened(app.url) as client:
         await client.send(connect)
-        assert await client.frame() == f'44{namespace},{{"message":"Invalid namespace"}}'
+        assert message_of(await client.frame(), namespace) == "Invalid namespace"
         await client.join()
         await insert(connection, "a")
         assert created(await client.frame()) == "a"
@@ -132,13 +149,19 @@ async def test_disconnect_from_the_main_namespace(
         assert await client.websocket.recv() == "2"
 
 
-async def test_disconnect_leaves_the_connection_usable(app: App, connection: Connection) -> None:
-    """A namespace that is refused to a joined client leaves the main namespace alone."""
+async def test_disconnect_from_a_custom_namespace(app: App, connection: Connection) -> None:
+    """A client that leaves one of two namespaces goes on getting the events of the other."""
     async with joined(app.url) as client:
-        await client.send("40/custom")
-        assert await client.frame() == '44/custom,{"message":"Invalid namespace"}'
+        await client.send("40/thing,")
+        for start in ("40/thing,", '42/thing,["feed:hello"', '42/thing,["feed:loaded"'):
+            assert (await client.frame()).startswith(start)
+        await client.send("41/thing,")
+        await client.send("40/random,")
+        assert message_of(await client.frame(), "/random") == "Invalid namespace"
         await insert(connection, "a")
         assert created(await client.frame()) == "a"
+        await insert(connection, "b")
+        assert created(await client.frame()) == "b"
 
 
 # Message

@@ -163,7 +163,9 @@ class Snapshots:
         async with self._at_once:
             await self._room()
             rows = await self._rows(subscription)
-        return Snapshot(rows, self._offset(rows.offset))
+            snapshot = Snapshot(rows, self._offset(rows.offset))
+            self._held.add(snapshot)
+        return snapshot
 
     async def _room(self) -> None:
         """Wait until no more is held than one snapshot may be long."""

@@ -11,9 +11,12 @@ from app.feed.health import Outage
 from app.feed.log import Change, Page
 from app.feed.offset import Epoch
 from app.live.events import Event, PageEvents, offsets
-from app.live.refusal import SubscriptionRefused
+from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.socketio.codec import CONNECT, CONNECT_ERROR, EVENT, MESSAGE
 from app.socketio.rfc6455 import text_frame
+
+# What Socket.IO's own server says of a namespace that it does not have.
+INVALID_NAMESPACE = "Invalid namespace"
 
 
 def _json(value: Any) -> str:
@@ -83,7 +86,8 @@ def refuse(namespace: str, refused: SubscriptionRefused) -> Frames:
     data = {"code": refused.code, "detail": refused.detail}
     if refused.field is not None:
         data["field"] = refused.field
-    content = {"message": refused.detail, "data": data}
+    is_unknown = refused.code is RefusalCode.UNKNOWN_TOPIC
+    content = {"message": INVALID_NAMESPACE if is_unknown else refused.detail, "data": data}
     return Frames([f"{CONNECT_ERROR}{within(namespace)}{_json(content)}"])
 
 

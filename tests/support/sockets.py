@@ -222,6 +222,7 @@ class App:
         self.feed = state["feed"]
         self.inspection = state["inspection"]
         self.replay = state["replay"]
+        self.snapshots = state["snapshots"]
         self.broadcast = state["broadcast"]
         self.socketio = state["socketio"]
 

@@ -121,7 +121,9 @@ class Subscriber:
         await self.until(lambda: held.refused is not None)
         assert held.refused is not None
         data: Row = held.refused["data"]
-        assert held.refused["message"] == data["detail"] and data["detail"].endswith(".")
+        is_unknown = data["code"] == "unknown_topic"
+        assert held.refused["message"] == ("Invalid namespace" if is_unknown else data["detail"])
+        assert data["detail"].endswith(".")
         return data
 
 

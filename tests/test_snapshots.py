@@ -1,0 +1,197 @@
+"""Snapshots of subscriptions: read once for many, bounded, and never in a slow client's way."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from app.database.connections import Connection, connect
+from app.live import snapshot as snapshot_module
+from tests.support.feeds import eventually
+from tests.support.scale import scaled
+from tests.support.sockets import App, serving_here
+from tests.support.subscribers import Held, Subscriber, subscriber
+
+pytestmark = pytest.mark.database
+
+ITEMS = """
+    CREATE TABLE items (id int PRIMARY KEY, owner int NOT NULL, note text NOT NULL);
+    SELECT feed.watch('items', 'item');
+    INSERT INTO items SELECT i, i % 10, repeat(md5(i::text), 2) FROM generate_series(1, 10000) i;
+"""
+
+
+@pytest.fixture
+async def items(connection: Connection) -> Connection:
+    """A connection to a database with 10,000 items, of ten owners."""
+    await connection.execute(ITEMS)
+    return connection
+
+
+@pytest.fixture
+async def app(items: Connection, database_url: str) -> AsyncIterator[App]:
+    """The application on a database with items."""
+    async with serving_here(database_url) as served:
+        yield served
+
+
+async def test_many_share_one_read(app: App, items: Connection) -> None:
+    """Many clients come back at once, while rows are written: the rows are read once, in order of
+    the key, and each client has all of them and every change since.
+    """
+    count = scaled(60, 500)
+    before = app.snapshots.stats().reads
+    async with AsyncExitStack() as stack:
+
+        async def follow(namespace: str) -> Held:
+            client = await stack.enter_async_context(subscriber(app.url))
+            held = await client.subscribe(namespace)
+            await client.until(lambda: "[0]" in held.rows)
+            return held
+
+        following = [
+            asyncio.create_task(follow("/item" if number % 2 else f"/item/{number % 8}"))
+            for number in range(count)
+        ]
+        await eventually(lambda: app.snapshots.stats().reads > before)
+        await items.execute("DELETE FROM items WHERE id % 2 = 0")
+        await items.execute("UPDATE items SET owner = 77 WHERE id = 1")
+        await items.execute("INSERT INTO items VALUES (0, 0, 'done')")
+        everything = {
+            json.dumps([row["id"]]): dict(row) for row in await items.fetch("TABLE items")
+        }
+        for held in await asyncio.gather(*following):
+            assert held.rows == everything
+            assert held.names.count("feed:loaded") == 1
+    assert app.snapshots.stats().reads == before + 1
+
+
+async def test_nothing_is_kept(
+    app: App, items: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A while after a snapshot was sent, nothing of it is held, nor of the client."""
+    monkeypatch.setattr(snapshot_module, "FRESH_S", 0.1)
+    async with subscriber(app.url) as client:
+        await client.loaded(await client.subscribe("/item"))
+        await eventually(lambda: app.snapshots.stats().held_bytes == 0)
+    await eventually(lambda: app.empty)
+
+
+async def test_a_slow_client_holds_up_nobody(app: App, items: Connection) -> None:
+    """A client reads only the beginning of a large snapshot: others get theirs and what is written,
+    no transaction stays open, and the table can be altered.
+    """
+    await items.execute("UPDATE items SET note = repeat(note, 40)")  # 25 MB
+    async with subscriber(app.url) as slow, subscriber(app.url) as quick:
+        stuck = await slow.subscribe("/item")
+        await slow.until(lambda: stuck.chunks)
+        held = await quick.loaded(await quick.subscribe("/item/quick", where="owner=eq.3"))
+        assert len(held.rows) == 1000
+        await items.execute("ALTER TABLE items ALTER note SET DEFAULT ''")
+        await items.execute("INSERT INTO items VALUES (0, 3, 'new')")
+        await quick.until(lambda: 0 in held.ids)
+        assert not stuck.is_loaded
+        await slow.loaded(stuck)
+        await slow.until(lambda: 0 in stuck.ids)
+        assert len(stuck.rows) == 10_001
+
+
+async def test_a_snapshot_that_is_too_large(items: Connection, database_url: str) -> None:
+    """Rows take more than SNAPSHOT_BYTES: the client is told what to do instead, also when it asks
+    again, and nothing was read again; a filter makes it possible.
+    """
+    async with (
+        serving_here(database_url, snapshot_bytes=200_000) as app,
+        subscriber(app.url) as client,
+    ):
+        for namespace in ("/item", "/item/again", "/item"):
+            refused = await client.refusal(await client.subscribe(namespace))
+            assert refused["code"] == "too_large" and "SNAPSHOT_BYTES" in refused["detail"]
+            assert "GET /topics/item" in refused["detail"]
+        assert app.snapshots.stats().reads == 1
+        await client.loaded(await client.subscribe("/item", where="owner=eq.3"))
+        offset = await items.fetchval("SELECT feed.offset()")
+        held = await client.subscribe("/item/since", since=offset)
+        await client.until(lambda: held.recovered)
+        await items.execute("UPDATE items SET owner = 3 WHERE id = 5")
+        await client.until(lambda: held.ids == [5])
+
+
+async def test_many_large_snapshots_wait_for_each_other(
+    items: Connection, database_url: str
+) -> None:
+    """Clients that read slowly ask for different snapshots: those held at a time are bounded, and
+    all of them arrive in the end.
+    """
+    limit = 600_000
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(serving_here(database_url, snapshot_bytes=limit))
+        clients: list[tuple[Subscriber, Held]] = []
+        for number in range(8):
+            client = await stack.enter_async_context(subscriber(app.url))
+            clients.append(
+                (client, await client.subscribe("/item", where=f"id=gt.{5000 + number}"))
+            )
+        most = 0
+        for client, held in clients:
+            while not held.is_loaded:
+                await client.step()
+                most = max(most, app.snapshots.stats().held_bytes)
+            assert len(held.rows) == 5000 - clients.index((client, held))
+        assert most <= 3 * limit
+
+
+async def test_large_rows(items: Connection, database_url: str) -> None:
+    """A row that is too large for an event is in a snapshot as it is in an event: its key; but with
+    all columns that a client asks for, as long as these are short.
+    """
+    await items.execute("INSERT INTO items VALUES (0, 50, repeat('x', 5000))")
+    async with (
+        serving_here(database_url, max_event_bytes=2000) as app,
+        subscriber(app.url) as client,
+    ):
+        whole = await client.loaded(await client.subscribe("/item", where="owner=gte.50"))
+        part = await client.loaded(
+            await client.subscribe("/item/part", where="owner=gte.50", columns="owner")
+        )
+        for owner in (50, 51, 52):
+            await items.execute("UPDATE items SET owner = $1 WHERE id = 0", owner)
+            await client.until(lambda owner=owner: part.rows["[0]"]["owner"] == owner)
+            assert list(whole.rows.values()) == [{"id": 0, "too_large": True}]
+            assert list(part.rows.values()) == [{"id": 0, "owner": owner}]
+        await items.execute("UPDATE items SET note = note || 'y' WHERE id = 0")
+        await items.execute("UPDATE items SET owner = 1 WHERE id = 0")
+        await client.until(lambda: not part.rows and not whole.rows)
+        assert part.names[2:] == ["item:update", "item:update", "item:destroy"]
+        assert whole.names[2:] == ["item:update"] * 3 + ["item:destroy"]
+
+
+async def test_what_may_not_be_read(items: Connection, database_url: str) -> None:
+    """The table has row-level security that applies to the server: it says so."""
+    await items.execute(
+        "ALTER TABLE items ENABLE ROW LEVEL SECURITY; ALTER TABLE items FORCE ROW LEVEL SECURITY"
+    )
+    async with serving_here(database_url) as app, subscriber(app.url) as client:
+        held = await client.subscribe("/item")
+        is_superuser = await items.fetchval(
+            "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+        )
+        if is_superuser:  # whom no policy concerns
+            await client.loaded(held)
+        else:
+            refused = await client.refusal(held)
+            assert refused["code"] == "no_right" and "row-level security" in refused["detail"]
+
+
+async def test_a_locked_table(items: Connection, database_url: str) -> None:
+    """A table is locked while a client asks for its rows: the client gets them afterwards."""
+    other = await connect(database_url)
+    async with serving_here(database_url) as app, subscriber(app.url) as client:
+        async with other.transaction():
+            await other.execute("LOCK TABLE items")
+            held = await client.subscribe("/item", where="owner=eq.3")
+            await client.until(lambda: held.names == ["feed:hello"])
+        await client.loaded(held)
+    await other.close()
