@@ -168,7 +168,16 @@ class Snapshots:
         return snapshot
 
     async def _room(self) -> None:
-        """Wait until no more is held than one snapshot may be long."""
+        """Wait until no more is held than one snapshot may be long; what nobody is being sent is
+        dropped for it.
+        """
+        if self._held_bytes > self._limit_bytes:
+            self._fresh = {
+                subscription: snapshot
+                for subscription, snapshot in self._fresh.items()
+                if snapshot.users
+            }
+            self._drop_unused()
         while self._held_bytes > self._limit_bytes:
             self._released.clear()
             await self._released.wait()
