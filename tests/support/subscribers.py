@@ -1,8 +1,9 @@
 """A raw client that holds subscriptions: what it receives, by namespace, folded into rows."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from tests.support.sockets import RawClient, opened
@@ -110,6 +111,13 @@ class Subscriber:
         """Take packets until something holds. Raises TimeoutError."""
         while not true():
             await self.step()
+
+    async def drain(self) -> None:
+        """Take the packets that come within a moment."""
+        with suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(0.05):
+                    await self.step()
 
     async def loaded(self, held: Held) -> Held:
         """Take packets until a subscription is complete."""

@@ -1,0 +1,169 @@
+"""Subscriptions that nothing happens to, outages, and how many subscriptions there can be."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.database.connections import Connection
+from app.database.embedded import Server
+from app.live import broadcast as broadcast_module
+from app.socketio import server as server_module
+from tests.support.feeds import eventually
+from tests.support.postgres import execute
+from tests.support.sockets import serving_here
+from tests.support.subscribers import subscriber
+from tests.test_subscriptions import OPEN, ORDERS, mark
+
+pytestmark = pytest.mark.database
+
+
+@pytest.fixture
+async def orders(connection: Connection) -> Connection:
+    """A connection to a database with the watched table `orders`."""
+    await connection.execute(ORDERS)
+    return connection
+
+
+@pytest.mark.parametrize(
+    "settings", [{"feed_retention": 1.0}, {"feed_max_changes": 40}], ids=["time", "count"]
+)
+async def test_a_quiet_subscription_can_always_continue(
+    orders: Connection, database_url: str, settings: dict[str, Any]
+) -> None:
+    """A client hears nothing for so long that the log is pruned of all that was there when it did;
+    it is told its offset meanwhile, and continues from there after a cut.
+    """
+    async with serving_here(database_url, **settings) as app, subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+        first = held.offset
+        oldest = await orders.fetchval("SELECT min(id) FROM feed.change")
+        async with asyncio.timeout(30):
+            while await orders.fetchval("SELECT min(id) FROM feed.change") <= oldest + 50:
+                for _ in range(5):
+                    await orders.execute("INSERT INTO things (name) VALUES (gen_random_uuid())")
+                await client.drain()
+        await client.drain()
+        assert set(held.names[2:]) == {"feed:offset"} and held.offset != first
+    # Another node, which has none of the changes in memory.
+    async with serving_here(database_url, **settings) as app, subscriber(app.url) as client:
+        await client.resume("/order", held, where=OPEN)
+        last = await mark(orders)
+        await client.until(lambda: last in held.ids)
+        assert held.recovered
+        stale = await client.subscribe("/order/stale", where=OPEN, since=first)
+        await client.loaded(stale)
+        assert stale.recovered is False
+
+
+async def test_a_replay_without_events_moves_the_offset(
+    orders: Connection, database_url: str
+) -> None:
+    """A client missed only what does not concern it: it is told how far it is now."""
+    async with serving_here(database_url) as app:
+        async with subscriber(app.url) as client:
+            held = await client.loaded(await client.subscribe("/order", where=OPEN))
+        before = held.offset
+        await orders.execute("INSERT INTO things (name) VALUES ('a')")
+        async with subscriber(app.url) as client:
+            await client.resume("/order", held, where=OPEN)
+            await client.until(lambda: held.names[-1] == "feed:offset")
+            assert held.recovered and held.offset != before
+
+
+async def test_too_many_on_one_connection(
+    orders: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection asks for one subscription too many: that one is refused. When it leaves one,
+    there is room.
+    """
+    monkeypatch.setattr(server_module, "MOST_NAMESPACES", 3)
+    async with serving_here(database_url) as app, subscriber(app.url) as client:
+        for number in range(3):
+            await client.loaded(await client.subscribe(f"/order/{number}"))
+        refused = await client.refusal(await client.subscribe("/order/3"))
+        assert refused["code"] == "too_many"
+        await client.client.send("41/order/1,")
+        await client.loaded(await client.subscribe("/order/3"))
+
+
+async def test_as_many_as_one_connection_may_hold(orders: Connection, database_url: str) -> None:
+    """A client with all subscriptions that a connection may hold, with long filters, returns."""
+    where = "status=in.(open," + ",".join(f"s{number:012}" for number in range(199)) + ")"
+    async with serving_here(database_url) as app:
+        for _ in range(2):
+            async with subscriber(app.url) as client:
+                held = [
+                    await client.subscribe(f"/order/{number}", where=where)
+                    for number in range(server_module.MOST_NAMESPACES)
+                ]
+                for each in held:
+                    await client.loaded(each)
+                    assert each.ids == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "where"),
+    [
+        ("MOST_SUBSCRIPTIONS", 3, "id=eq.{}"),
+        ("MOST_FILTERS", 3, "id=eq.{}"),
+        ("MOST_SCANNED_FILTERS", 3, "id=gt.{}"),
+    ],
+)
+async def test_too_many_on_a_node(
+    orders: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch,
+    name: str, most: int, where: str,
+) -> None:  # fmt: skip
+    """A node is asked for one subscription, or one different filter, too many: that one is refused.
+    When another is left, there is room.
+    """
+    monkeypatch.setattr(broadcast_module, name, most)
+    async with serving_here(database_url) as app, subscriber(app.url) as client:
+        for number in range(most):
+            held = await client.subscribe(f"/order/{number}", where=where.format(number))
+            await client.loaded(held)
+        namespace, options = "/order/more", {"where": where.format(most)}
+        refused = await client.refusal(await client.subscribe(namespace, **options))
+        assert refused["code"] == "too_many"
+        if name != "MOST_SUBSCRIPTIONS":  # the same filter again takes no room
+            await client.loaded(await client.subscribe("/order/same", where=where.format(0)))
+        await client.client.send("41/order/1,")
+        await client.loaded(await client.subscribe(namespace, **options))
+        await client.client.send("41/order/0,")
+    await eventually(lambda: app.empty)
+
+
+async def test_an_outage(private_postgres: Any) -> None:
+    """The database goes away: clients are told, those that come meanwhile are held, a changed
+    filter among them, and all continue when it is back.
+    """
+    postgres: Server = private_postgres()
+    await execute(postgres.url, ORDERS)
+    async with serving_here(postgres.url) as app:
+        async with subscriber(app.url) as client:
+            returning = await client.loaded(await client.subscribe("/order", where=OPEN))
+        async with subscriber(app.url) as client:
+            changing = await client.loaded(await client.subscribe("/order", where=OPEN))
+        async with subscriber(app.url) as client:
+            staying = await client.loaded(await client.subscribe("/order", where=OPEN))
+            await asyncio.to_thread(postgres.stop)
+            await client.until(lambda: staying.names[-1] == "feed:state")
+            new = await client.subscribe("/order/new", where="total=gt.100")
+            await client.until(lambda: new.pid)
+            await client.resume("/order/returning", returning, where=OPEN)
+            await client.resume("/order/changing", changing, where="status=eq.shipped")
+            await client.until(lambda: changing.names[-1] == "feed:state")
+            held_pid = changing.pid
+            await asyncio.to_thread(postgres.start)
+            for held in (new, changing):
+                await client.until(lambda held=held: held.is_whole and held.names[-1] != "hello")
+            await client.until(lambda: staying.names[-1] == "feed:state" and returning.recovered)
+            await execute(postgres.url, "UPDATE orders SET status = 'open', total = 1 WHERE id = 3")
+            await client.until(lambda: all(3 in held.ids for held in (staying, returning)))
+            await client.until(lambda: not changing.ids and new.ids == [2])
+        async with subscriber(app.url) as client:
+            # Its offset may have been another subscription's when it got this pid.
+            changing.pid = held_pid
+            await client.resume("/order", changing, where="status=eq.shipped")
+            await client.until(lambda: changing.names.count("feed:loaded") == 3)
+            assert changing.recovered is False
