@@ -1,5 +1,9 @@
 """Who gets what: `broadcast` sends pages to the `audience`, and `replay` to those who return.
 
 Nothing here knows how a subscriber is connected, nor how a page is encoded: see `subscriber`.
-What a subscriber asks for (filters, columns, snapshots) belongs here.
+
+What a client asks for is a `Request` (`subscription`), with a `filter`. The `catalogue` binds it to
+the topic's `table`: the filter becomes a `condition`, which says of any row whether it matches.
+`events` are what a page of changes means to a subscription; before them come the rows there are,
+from `snapshot`.
 """

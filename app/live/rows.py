@@ -1,5 +1,6 @@
 """Reads the rows of a subscription as of one offset, for snapshots and for REST."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from app.live.condition import Unjudgeable
 from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.subscription import Subscription
 from app.live.table import Column, Table
+
+logger = logging.getLogger("tablecast.live")
 
 FETCHED_ROWS = 1_000
 CHUNK_CHARS = 64 * 1024
@@ -88,6 +91,7 @@ async def read_rows(
             while found := await cursor.fetch(FETCHED_ROWS):
                 reading.add(found)
     except asyncpg.InsufficientPrivilegeError as error:
+        report_privilege(connection.get_settings().session_authorization, table, error)
         raise no_right(table, error) from error
     except (asyncpg.SyntaxOrAccessError, Unjudgeable) as error:
         raise Outdated(str(error)) from error
@@ -185,6 +189,14 @@ def part(columns: Sequence[str]) -> str:
 def quoted(name: str) -> str:
     """Return a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def report_privilege(role: str, table: Table, error: Exception) -> None:
+    """Log what to grant."""
+    logger.error(
+        "the role %s is refused: %s; let the table's owner run: GRANT SELECT ON %s TO %s",
+        role, error, table.name, role,
+    )  # fmt: skip
 
 
 def no_right(table: Table, error: Exception) -> SubscriptionRefused:

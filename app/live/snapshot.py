@@ -1,10 +1,11 @@
 """Snapshots: the rows of a subscription, read once for everybody who asks for them meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import asyncpg
 
@@ -20,6 +21,8 @@ from app.live.subscription import Subscription
 
 # How long a snapshot is given to others who ask for it; they replay what has changed since.
 FRESH_S = 5.0
+# How often a read looks whether the feed still has the database.
+AWAY_CHECK_S = 1.0
 # How long a refusal holds for others who ask for the same.
 REFUSED_S = 30.0
 # In how many namespaces the messages of a snapshot are kept.
@@ -62,8 +65,11 @@ def is_later(offset: Offset, since: Offset) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotStats:
-    """`reads`: how many were read so far. `held_bytes`: what those in memory hold."""
+    """`reading`: reads under way. `reads`: how many there were so far. `held_bytes`: what the
+    snapshots in memory hold.
+    """
 
+    reading: int
     reads: int
     held_bytes: int
 
@@ -90,7 +96,7 @@ class Snapshots:
 
     def stats(self) -> SnapshotStats:
         """What is held and has been counted."""
-        return SnapshotStats(self._reads, self._held_bytes)
+        return SnapshotStats(len(self._reading), self._reads, self._held_bytes)
 
     @property
     def _held_bytes(self) -> int:
@@ -162,7 +168,7 @@ class Snapshots:
     async def _read(self, subscription: Subscription) -> Snapshot:
         async with self._at_once:
             await self._room()
-            rows = await self._rows(subscription)
+            rows = await self._unless_away(self._rows(subscription))
             snapshot = Snapshot(rows, self._offset(rows.offset))
             self._held.add(snapshot)
         return snapshot
@@ -181,6 +187,20 @@ class Snapshots:
         while self._held_bytes > self._limit_bytes:
             self._released.clear()
             await self._released.wait()
+
+    async def _unless_away(self, reading: Coroutine[Any, Any, Rows]) -> Rows:
+        """Give up reading when the feed loses the database: a connection to nowhere would be waited
+        for as long as Postgres may take. Raises ConnectionError.
+        """
+        before = self._feed.outage
+        task = asyncio.create_task(reading, name="read rows")
+        try:
+            while not (await asyncio.wait([task], timeout=AWAY_CHECK_S))[0]:
+                if self._feed.outage not in (None, before):
+                    raise ConnectionError("the database went away while rows were read")
+            return task.result()
+        finally:
+            task.cancel()
 
     async def _rows(self, subscription: Subscription) -> Rows:
         async with borrowed(self._pool) as connection:

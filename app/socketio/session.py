@@ -22,7 +22,7 @@ COUNTED_BYTES = 4_000
 # What messages that have not come in full may hold, of all sessions together.
 UNFINISHED_BYTES = 8 * 1024 * 1024
 # How much a client may have left unread when it asks for another answer.
-UNREAD_BYTES = 1024 * 1024
+UNREAD_BYTES = 2 * 1024 * 1024
 
 
 class Keeper(Protocol):
