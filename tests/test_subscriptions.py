@@ -280,3 +280,20 @@ async def test_a_topic_is_unwatched(app: App, orders: Connection) -> None:
         assert (await client.refusal(held))["code"] == "unknown_topic"
         await orders.execute("SELECT feed.watch('orders', 'order')")
         await client.loaded(await client.subscribe("/order"))
+
+
+async def test_tables_swap_their_names(app: App, orders: Connection) -> None:
+    """Another table takes the name of the one a client subscribes to: it holds the rows of the one
+    that is watched.
+    """
+    await orders.execute("CREATE TABLE newer (LIKE orders); INSERT INTO newer VALUES (9, 'open', 9)")
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order"))
+        await orders.execute(
+            "BEGIN; ALTER TABLE orders RENAME TO older; ALTER TABLE newer RENAME TO orders; COMMIT"
+        )
+        for namespace in ("/order/2", "/order/3"):
+            held = await client.loaded(
+                await client.subscribe(namespace, where="total=gt.0", columns="id")
+            )
+            assert held.ids == [1, 2, 3]

@@ -38,10 +38,11 @@ CROSS JOIN LATERAL (
 ) AS rendered
 CROSS JOIN LATERAL (SELECT octet_length(whole::text) > $3 AS is_too_large OFFSET 0) AS measured
 """
-# Read first in the rows' transaction, so of the same snapshot. `unflushed`: the rows may contain
-# commits that a crash would undo.
+# Read first in the rows' transaction, so of the same snapshot. `is_same`: the name is still that of
+# the topic's table. `unflushed`: the rows may contain commits that a crash would undo.
 HEADER = """
 SELECT feed.offset() AS "offset",
+       (SELECT relation = to_regclass($2) FROM feed.topic WHERE topic = $1) AS is_same,
        pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() AS unflushed
 """
 
@@ -86,7 +87,9 @@ async def read_rows(
     reading = Reading(subscription, limit_bytes)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            header = await connection.fetchrow(HEADER)
+            header = await connection.fetchrow(HEADER, table.topic, table.name)
+            if not header["is_same"]:
+                raise Outdated(f"{table.name} is not the table of {table.topic} any more")
             cursor = await connection.cursor(query, *parameters)
             while found := await cursor.fetch(FETCHED_ROWS):
                 reading.add(found)
