@@ -286,7 +286,9 @@ async def test_tables_swap_their_names(app: App, orders: Connection) -> None:
     """Another table takes the name of the one a client subscribes to: it holds the rows of the one
     that is watched.
     """
-    await orders.execute("CREATE TABLE newer (LIKE orders); INSERT INTO newer VALUES (9, 'open', 9)")
+    await orders.execute(
+        "CREATE TABLE newer (LIKE orders); INSERT INTO newer VALUES (9, 'open', 9, '')"
+    )
     async with subscriber(app.url) as client:
         held = await client.loaded(await client.subscribe("/order"))
         await orders.execute(
