@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 
 from app.database.connections import Connection, reason
+from app.feed.log import SHORT_MEMBER_BYTES
 from app.feed.row import members
 from app.live.filter import OPERATORS, Comparison, Filter, Junction, canonical, comparisons
 from app.live.kinds import BOOLEAN, RELATIVE, Kind, Value, read_text
@@ -38,6 +39,10 @@ Texts: TypeAlias = dict[tuple[str, str], str]
 """The canonical JSON texts of constants, by the constants' types and what clients wrote."""
 
 
+LONG: Value = object()
+"""A value that is not NULL and longer than any constant."""
+
+
 class Unjudgeable(Exception):
     """A row cannot be judged: it lacks a column, or has a value of another type in it.
 
@@ -48,21 +53,26 @@ class Unjudgeable(Exception):
 class RowValues(dict[str, Value]):
     """The values of a row, given as JSON text, by column; each is read when first asked for.
 
-    Raises Unjudgeable for those that are missing or not of their column's kind.
+    Of an outline, values that are left out are LONG. Raises Unjudgeable for those that are missing
+    otherwise, or not of their column's kind.
     """
 
-    __slots__ = ("_table", "_text")
+    __slots__ = ("_is_outline", "_table", "_text")
 
-    def __init__(self, text: str, table: Table) -> None:
+    def __init__(self, text: str, table: Table, is_outline: bool = False) -> None:
         super().__init__()
         self._text = text
         self._table = table
+        self._is_outline = is_outline
 
     def __missing__(self, name: str) -> Value:
         column, found = self._table.by_name.get(name), members(self._text, (name,))
-        if column is None or found is None:
+        if column is not None and found is not None:
+            value = self[name] = read(column.kind, found[0])
+        elif column is not None and self._is_outline and column.kind.can_be_long:
+            value = self[name] = LONG
+        else:
             raise Unjudgeable(f"the row has no column {shown(name)}")
-        value = self[name] = read(column.kind, found[0])
         return value
 
 
@@ -184,6 +194,13 @@ async def _canonical_texts(connection: Connection, constants: Iterable[Constant]
         )
         for type, values in by_type.items():
             texts |= {(type, value): text for value, text in zip(values, read[type], strict=True)}
+    if any(text[0] == '"' and len(text.encode()) > SHORT_MEMBER_BYTES for text in texts.values()):
+        raise SubscriptionRefused(
+            RefusalCode.TOO_MANY,
+            f"A value in the filter takes more than {SHORT_MEMBER_BYTES} bytes: filter by another"
+            " column.",
+            "where",
+        )
     length = sum(map(len, texts.values()))
     if length > LONGEST_CONSTANTS_CHARS:
         raise SubscriptionRefused(

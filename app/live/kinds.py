@@ -46,7 +46,8 @@ class Kind:
 
     `read` returns the value of a JSON text other than `null`, or raises ValueError. `limitation`
     says why there are no other operators. `is_coarse`: few different values are shared by all rows.
-    `labels`: the values of an enum (None: not an enum).
+    `labels`: the values of an enum (None: not an enum). `can_be_long`: a value that is left out of
+    the outline of a row is unlike all that a filter can name.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Kind:
     limitation: str = ""
     has_relative_words: bool = False
     is_coarse: bool = False
+    can_be_long: bool = False
     labels: tuple[str, ...] | None = None
 
 
@@ -190,8 +192,9 @@ TEXT = Kind(
     EQUALITY | NULLNESS,
     read_text,
     "the order of texts depends on a collation of the database",
+    can_be_long=True,
 )
-PADDED = replace(TEXT, name="padded", read=read_padded)
+PADDED = replace(TEXT, name="padded", read=read_padded, can_be_long=False)
 ENUM = Kind(
     "enum",
     EQUALITY | NULLNESS,
@@ -204,12 +207,14 @@ COLLATED = Kind(
     NULLNESS,
     read_presence,
     "its collation takes different texts for equal",
+    can_be_long=True,
 )
 OPAQUE = Kind(
     "opaque",
     NULLNESS,
     read_presence,
     "only Postgres can compare its values",
+    can_be_long=True,
 )
 DOCUMENT = Kind(
     "document",
