@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.database.connections import Connection
+from app.database.connections import Connection, connect
 from app.database.embedded import Server
 from app.live import broadcast as broadcast_module
 from app.socketio import server as server_module
@@ -166,3 +166,21 @@ async def test_an_outage(private_postgres: Any) -> None:
             await client.resume("/order", changing, where="status=eq.shipped")
             await client.until(lambda: changing.names.count("feed:loaded") == 3)
             assert changing.recovered is False
+
+
+async def test_a_catalogue_that_cannot_be_read_for_a_while(
+    orders: Connection, database_url: str
+) -> None:
+    """What a client asks for cannot be looked up at once: CONNECT is answered all the same, because
+    Python's client would give up, and the rows follow.
+    """
+    other = await connect(database_url)
+    async with serving_here(database_url) as app, subscriber(app.url) as client:
+        async with other.transaction():
+            await other.execute("LOCK TABLE feed.topic")
+            held = await client.subscribe("/order", where=OPEN)
+            await client.until(lambda: held.pid)
+            assert held.names == []
+        await client.loaded(held)
+        assert held.ids == [1, 2] and held.names == ["feed:hello", "feed:loaded"]
+    await other.close()

@@ -45,6 +45,8 @@ from app.live.subscription import LOADING, Request, Subscription
 logger = logging.getLogger("tablecast.live")
 
 JOIN_TIMEOUT_S = 10.0
+# Python's client gives up a second after its CONNECT.
+HOLD_AFTER_S = 0.4
 MOST_SUBSCRIPTIONS = 200_000
 # Different filters at once; and of these, those without a value to look them up by, which are
 # evaluated for every change of their topic.
@@ -186,12 +188,16 @@ class Broadcast:
 
     def _tell(self, subscriber: Subscriber) -> None:
         """Say whether changes arrive, unless the subscriber knows."""
-        if subscriber in self._joining:
-            self._joining.remove(subscriber)
-            subscriber.greeting.hold(subscriber.transport)
+        self._hold(subscriber)
         if subscriber.told is not self._state.outage:
             subscriber.told = self._state.outage
             subscriber.transport.try_write(self._state.message(subscriber.encode), UNLIMITED)
+
+    def _hold(self, subscriber: Subscriber) -> None:
+        """Have a subscriber wait whose offset is still being judged."""
+        if subscriber in self._joining:
+            self._joining.remove(subscriber)
+            subscriber.greeting.hold(subscriber.transport)
 
     def close_all(self, reason: CloseReason) -> None:
         """Disconnect every subscriber; by their offsets they continue elsewhere or later."""
@@ -231,6 +237,7 @@ class Broadcast:
                 if self._state.outage is not None:
                     self._tell(subscriber)
                 self._start(subscriber, self._join, since)
+                asyncio.get_running_loop().call_later(HOLD_AFTER_S, self._hold, subscriber)
         except BaseException:
             self.leave(subscriber)
             raise
