@@ -237,7 +237,8 @@ class Broadcast:
                 if self._state.outage is not None:
                     self._tell(subscriber)
                 self._start(subscriber, self._join, since)
-                asyncio.get_running_loop().call_later(HOLD_AFTER_S, self._hold, subscriber)
+                if request is not None:
+                    asyncio.get_running_loop().call_later(HOLD_AFTER_S, self._hold, subscriber)
         except BaseException:
             self.leave(subscriber)
             raise
