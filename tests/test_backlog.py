@@ -138,7 +138,7 @@ async def test_a_page_of_a_replay_touches_as_much_as_it_holds(connection: Connec
         " SELECT until, id + n, snapshot FROM feed.checkpoint, generate_series(1, 60) AS n"
     )
     until = await log.current_position(connection)
-    page = (log.PAGE_ROWS, log.PAGE_BYTES, True, log.ANY_SIZE)
+    page = (log.PAGE_ROWS, log.PAGE_BYTES, True, log.ANY_SIZE, log.SHORT_MEMBER_BYTES)
     checkpoint = await connection.fetchval(log.NEXT_CHECKPOINT, str(since.position), str(until))
     assert await blocks(connection, log.NEXT_CHECKPOINT, since, str(until)) < 100
     few, batch = (log.FEW_ROWS, *page), (log.BATCH_ROWS, *page)
@@ -158,7 +158,7 @@ async def test_a_page_reads_no_row_beyond_its_end(connection: Connection) -> Non
         " FROM generate_series(1, 250) AS j) FROM generate_series(1, 500) AS i"
     )
     until = str(await log.current_position(connection))
-    limits = (log.FEW_ROWS, log.PAGE_ROWS, 64 * 1024, True, 4096)
+    limits = (log.FEW_ROWS, log.PAGE_ROWS, 64 * 1024, True, 4096, log.SHORT_MEMBER_BYTES)
     assert await blocks(connection, log.READ_BATCH, since, until, *limits) < 500
 
 
