@@ -8,7 +8,7 @@ import pytest
 
 from app.database.connections import Connection
 from tests.support.server import RunningServer
-from tests.support.sockets import App
+from tests.support.sockets import App, serving_here
 from tests.support.subscribers import subscriber
 
 pytestmark = pytest.mark.database
@@ -289,6 +289,25 @@ async def test_the_type_of_a_column_changes(app: App, orders: Connection) -> Non
             " UPDATE orders SET total = '2e2' WHERE id = 2; COMMIT"
         )
         await client.until(lambda: held.ids == [7])
+
+
+async def test_a_thing_that_is_too_large(database_url: str, connection: Connection) -> None:
+    """Things are too large to be sent whole: they come with their id and their name, which the page
+    shows them by, in a snapshot and as a change.
+    """
+    write = "INSERT INTO things (name, info) VALUES ($1, repeat('long', 50000))"
+    await connection.execute(write, "first")
+    async with (
+        serving_here(database_url, max_event_bytes=64 * 1024) as app,
+        subscriber(app.url) as client,
+    ):
+        held = await client.loaded(await client.subscribe("/thing"))
+        await connection.execute(write, "second")
+        await client.until(lambda: len(held.rows) == 2)
+        assert list(held.rows.values()) == [
+            {"id": 1, "name": "first", "too_large": True},
+            {"id": 2, "name": "second", "too_large": True},
+        ]
 
 
 async def test_a_topic_is_unwatched(app: App, orders: Connection) -> None:
