@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 import asyncpg
 
-from app.database.connections import borrowed
+from app.database.connections import Connection, borrowed
 from app.live.condition import bind
 from app.live.sharing import Sharing
 from app.live.subscription import Request, Subscription, columns_of
@@ -24,6 +24,7 @@ class Catalogue:
         self._pool = pool
         self._at_once = asyncio.Semaphore(at_once)
         self._tables: dict[str, Table] = {}
+        self._forgotten = 0  # how often anything was: what was looked up before may be outdated
         self._bound: OrderedDict[str, Subscription] = OrderedDict()  # by fingerprint
         self._shared: WeakValueDictionary[Hashable, Subscription] = WeakValueDictionary()
         self._binding: Sharing[str, Subscription] = Sharing()
@@ -41,6 +42,7 @@ class Catalogue:
 
     def forget(self, topic: str) -> None:
         """The table of a topic has changed, or the topic has another one."""
+        self._forgotten += 1
         if self._tables.pop(topic, None) is not None:
             for fingerprint, subscription in list(self._bound.items()):
                 if subscription.table.topic == topic:
@@ -48,6 +50,7 @@ class Catalogue:
 
     def clear(self) -> None:
         """Forget everything."""
+        self._forgotten += 1
         self._tables.clear()
         self._bound.clear()
 
@@ -65,9 +68,7 @@ class Catalogue:
     async def _bind(self, request: Request) -> Subscription:
         async with self._at_once, borrowed(self._pool) as connection:
             while True:
-                table = self._tables.get(request.topic)
-                if table is None:
-                    table = self._tables[request.topic] = await describe(connection, request.topic)
+                table = await self._table(connection, request.topic)
                 condition = await bind(connection, table, request.filter)
                 if self._tables.get(request.topic) is table:  # else it has changed meanwhile
                     break
@@ -82,3 +83,14 @@ class Catalogue:
         if len(self._bound) > KEPT:
             self._bound.popitem(last=False)
         return found
+
+    async def _table(self, connection: Connection, topic: str) -> Table:
+        """Return the table of a topic, the same for all who look it up at the same time: a
+        subscription to another one would never be current. Raises SubscriptionRefused.
+        """
+        while topic not in self._tables:
+            forgotten = self._forgotten
+            table = await describe(connection, topic)
+            if forgotten == self._forgotten:
+                self._tables.setdefault(topic, table)
+        return self._tables[topic]

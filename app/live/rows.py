@@ -22,13 +22,13 @@ CHUNK_CHARS = 64 * 1024
 # Rows are rendered as for the log, so that they look the same (feed.json_expression and
 # feed.rows_of in migrations/sql/0003_capture.sql). `matching` are those asked for, at most
 # {limit}, in the order of the key. Of a row that is too large there is only the outline; of one
-# that cannot be rendered at all, the key.
+# that cannot be rendered at all, what identifies it.
 ROWS = """
 WITH matching AS (
     SELECT x.* FROM ONLY {table} AS x WHERE {condition} ORDER BY {order} {limit}
 )
 SELECT coalesce(CASE WHEN is_too_large THEN feed.outline(whole, $1, $2) ELSE {shown} END,
-                row_to_json({key}))::text AS shown,
+                row_to_json({identifying}))::text AS shown,
        coalesce(is_too_large, true) AS is_too_large
 FROM {rows} AS x
 CROSS JOIN LATERAL (
@@ -82,7 +82,7 @@ async def read_rows(
     Raises TooManyBytes, Outdated, SubscriptionRefused, or one of UNAVAILABLE.
     """
     table = subscription.table
-    parameters: list[Any] = [list(table.key), SHORT_MEMBER_BYTES, event_bytes]
+    parameters: list[Any] = [list(table.identifying), SHORT_MEMBER_BYTES, event_bytes]
     query = statement(subscription, parameters, after, limit)
     reading = Reading(subscription, limit_bytes)
     try:
@@ -169,7 +169,7 @@ def statement(
         order=", ".join(f"x.{quoted(column.name)}" for column in key),
         limit="" if limit is None else f"LIMIT {limit:d}",
         shown="whole" if columns is None else f"row_to_json({part(columns)})",
-        key=part(table.key),
+        identifying=part(table.identifying),
         rows=table.rows,
     )
 

@@ -71,7 +71,7 @@ class Subscription:
         elif not is_too_large:
             selected = row
         if selected is None and is_too_large:
-            selected = too_large(row, self.table.key, None)
+            selected = too_large(row, self.table.identifying, None)
         if selected is None:
             raise Unjudgeable(f"a row of {self.table.topic} lacks a column")
         return selected

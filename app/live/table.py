@@ -93,6 +93,15 @@ class Table:
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {column.name: column for column in self.columns})
 
+    @property
+    def identifying(self) -> tuple[str, ...]:
+        """The columns of a row that is too large to be sent whole: those of the key, and the column
+        that destroys carry, if there is one, because it is what clients know the row by.
+        """
+        if self.destroy_with in self.key or self.destroy_with not in self.by_name:
+            return self.key
+        return (*self.key, self.destroy_with)
+
     def column(self, name: str, field: str = "where") -> Column:
         """Return a column by its name; raise SubscriptionRefused, about this field, if there is
         none.
