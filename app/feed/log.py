@@ -100,14 +100,16 @@ FROM bounds,
 UNION ALL
 SELECT id, page.topic, op,
        CASE WHEN NOT $6 THEN NULL
-            WHEN new_is_too_large THEN feed.outline(new, watched.key || watched.destroy_with, $8::integer)
+            WHEN new_is_too_large THEN feed.outline(new, watched.identifying, $8::integer)
             ELSE new END,
        CASE WHEN NOT $6 THEN NULL
-            WHEN old_is_too_large THEN feed.outline(old, watched.key || watched.destroy_with, $8::integer)
+            WHEN old_is_too_large THEN feed.outline(old, watched.identifying, $8::integer)
             ELSE old END,
        watched.key, watched.destroy_with, watched.ambiguous, new_is_too_large,
        old_is_too_large, date_part('epoch', at), NULL, NULL, NULL, NULL, NULL, NULL
-FROM page LEFT JOIN feed.topic AS watched ON watched.topic = page.topic
+FROM page
+LEFT JOIN (SELECT *, key || destroy_with AS identifying FROM feed.topic) AS watched
+          ON watched.topic = page.topic
 ORDER BY id NULLS FIRST
 """
 
