@@ -31,9 +31,10 @@ from app.forwarded import Origins, TrustedProxies
 from app.hosts import Hosts
 from app.live.broadcast import Broadcast, BroadcastLimits
 from app.live.catalogue import Catalogue
+from app.live.lists import Lists
 from app.live.replay import JUDGED_AT_ONCE, READS_AT_ONCE, Replay
 from app.live.snapshot import Snapshots
-from app.rest import about, health, openapi, problems, things
+from app.rest import about, health, openapi, problems, things, topics
 from app.rest.compression import Compression
 from app.rest.host_check import HostCheck
 from app.settings import Settings
@@ -44,9 +45,11 @@ logger = logging.getLogger("tablecast")
 ROOT = Path(__file__).parent.parent
 CLIENT_FILES = ROOT / "node_modules" / "socket.io-client" / "dist"
 CANCEL_AGAIN_S = 0.5
-# How many snapshots are read, and how many subscriptions are bound to their tables, at once.
+# How many snapshots are read, how many subscriptions are bound to their tables, and how many lists
+# are read for REST, at once.
 SNAPSHOTS_AT_ONCE = 2
 BOUND_AT_ONCE = 2
+LISTS_AT_ONCE = 2
 # When a subscription that hears nothing is told its offset, at the latest, and of what the log
 # keeps, after which part.
 QUIET_S = 30.0
@@ -77,6 +80,7 @@ class State(TypedDict):
     replay: Replay
     catalogue: Catalogue
     snapshots: Snapshots
+    lists: Lists
     broadcast: Broadcast
     socketio: SocketIO
 
@@ -152,12 +156,15 @@ async def lifespan(
     assert settings.database_url is not None
     pool = await create_pool(settings)
     reading_pool = await create_reading_pool(settings, READS_AT_ONCE + JUDGED_AT_ONCE)
-    subscription_pool = await create_subscription_pool(settings, SNAPSHOTS_AT_ONCE + BOUND_AT_ONCE)
+    subscription_pool = await create_subscription_pool(
+        settings, SNAPSHOTS_AT_ONCE + BOUND_AT_ONCE + LISTS_AT_ONCE
+    )
     try:
         feed = Feed(settings.database_url, settings.max_event_bytes)
         replay = Replay(feed, reading_pool)
         catalogue = Catalogue(subscription_pool, BOUND_AT_ONCE)
         snapshots = Snapshots(feed, subscription_pool, SNAPSHOTS_AT_ONCE, settings.snapshot_bytes)
+        lists = Lists(feed, catalogue, subscription_pool, LISTS_AT_ONCE, settings.snapshot_bytes)
         broadcast = Broadcast(feed, replay, catalogue, snapshots, limits(settings))
         retention = Retention(feed, pool, settings.feed_retention, settings.feed_max_changes)
         inspection = Inspection(feed, pool)
@@ -184,6 +191,7 @@ async def lifespan(
                 replay=replay,
                 catalogue=catalogue,
                 snapshots=snapshots,
+                lists=lists,
                 broadcast=broadcast,
                 socketio=socketio,
             )
@@ -228,6 +236,7 @@ def create_app(settings: Settings, failed: Callable[[], None] = stop_process) ->
         logger.warning("%s is not there: pages cannot load the Socket.IO client", CLIENT_FILES)
     routes: list[BaseRoute] = [
         *(things.routes if settings.things else things.routes_without_things),
+        *topics.routes,
         openapi.route(settings.things),
         *health.routes,
         *about.routes(settings),

@@ -63,7 +63,7 @@ def parse_filter(where: str) -> Junction:
     """Parse a filter written as the query string of a URL. Raises SubscriptionRefused."""
     if len(where) > LONGEST_WHERE_CHARS:
         raise _too_long(len(where))
-    return filter_of(_parameter(part) for part in where.split("&") if part)
+    return filter_of(parse_parameter(part) for part in where.split("&") if part)
 
 
 def filter_of(parameters: Iterable[tuple[str, str]]) -> Junction:
@@ -123,6 +123,28 @@ def format_list(values: Sequence[str]) -> str:
     return ",".join(
         value if re.fullmatch(r"[^,\"\\\s]+", value) else quoted(value) for value in values
     )
+
+
+def parse_key(text: str, columns: Sequence[str]) -> tuple[str, ...]:
+    """Parse the values of key columns: one as it is, several as a list.
+
+    Raises SubscriptionRefused.
+    """
+    _require_storable(text, "after", RefusalCode.BAD_OPTION)
+    values = (text,) if len(columns) == 1 else parse_list(text)
+    if len(values) != len(columns):
+        raise SubscriptionRefused(
+            RefusalCode.BAD_OPTION,
+            f"after is the key of a row, the values of {listing(list(columns), 'and')} separated by"
+            f" commas: {len(columns)}, and {shown(text)} has {len(values)}.",
+            "after",
+        )
+    return values
+
+
+def format_key(values: Sequence[str]) -> str:
+    """Return the values of key columns as `parse_key` reads them."""
+    return values[0] if len(values) == 1 else format_list(values)
 
 
 def quoted(text: str) -> str:
@@ -328,8 +350,8 @@ class Reader:
         return SubscriptionRefused(self._code, f"The {what} is malformed: {sentence}.", self._field)
 
 
-def _parameter(part: str) -> tuple[str, str]:
-    """Return the decoded name and value of a part of a query string."""
+def parse_parameter(part: str) -> tuple[str, str]:
+    """Return the decoded name and value of a part of a query string. Raises SubscriptionRefused."""
     name, equals, value = part.partition("=")
     if not equals:
         raise _malformed(

@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from app.database.connections import SNAPSHOT_TIMEOUT_S, Connection, flush
+from app.database.connections import SNAPSHOT_TIMEOUT_S, Connection, flush, reason
 from app.feed.log import SHORT_MEMBER_BYTES
 from app.live.condition import Unjudgeable
 from app.live.refusal import RefusalCode, SubscriptionRefused
@@ -22,14 +22,16 @@ CHUNK_CHARS = 64 * 1024
 # Rows are rendered as for the log, so that they look the same (feed.json_expression and
 # feed.rows_of in migrations/sql/0003_capture.sql). `matching` are those asked for, at most
 # {limit}, in the order of the key. Of a row that is too large there is only the outline; of one
-# that cannot be rendered at all, what identifies it.
+# that cannot be rendered at all, what identifies it. `place`: the key as texts, if there is a
+# limit.
 ROWS = """
 WITH matching AS (
-    SELECT x.* FROM ONLY {table} AS x WHERE {condition} ORDER BY {order} {limit}
+    SELECT x.* FROM ONLY {table} AS x WHERE {condition} {order} {limit}
 )
 SELECT coalesce(CASE WHEN is_too_large THEN feed.outline(whole, $1, $2) ELSE {shown} END,
                 row_to_json({identifying}))::text AS shown,
-       coalesce(is_too_large, true) AS is_too_large
+       coalesce(is_too_large, true) AS is_too_large,
+       {place} AS place
 FROM {rows} AS x
 CROSS JOIN LATERAL (
     SELECT CASE WHEN pg_column_size(x.*) <= 32768 THEN row_to_json(x.*)
@@ -47,17 +49,23 @@ SELECT feed.offset() AS "offset",
 """
 
 
+# What Postgres raises for a text that is no value of a type; the last is for such as regclass.
+UNREADABLE_VALUE = (
+    asyncpg.DataError, asyncpg.ProgramLimitExceededError, asyncpg.SyntaxOrAccessError
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of a subscription as of an offset: JSON texts, `chunks` of several rows each, joined
-    by commas. `last`: the last row.
+    by commas. `more_after`: the key of the last one, as texts, if a limit has left out others.
     """
 
     offset: str
     chunks: Sequence[str]
     count: int
     bytes: int
-    last: str | None
+    more_after: tuple[str, ...] | None
 
 
 class TooManyBytes(Exception):
@@ -77,19 +85,22 @@ async def read_rows(
     after: Sequence[str] | None = None,
     limit: int | None = None,
 ) -> Rows:
-    """Read the rows that match, by key: `limit` at most, those after a key if one is given.
+    """Read the rows that match, by key: `limit` at most, those after a key (as texts) if one is
+    given.
 
     Raises TooManyBytes, Outdated, SubscriptionRefused, or one of UNAVAILABLE.
     """
     table = subscription.table
     parameters: list[Any] = [list(table.identifying), SHORT_MEMBER_BYTES, event_bytes]
     query = statement(subscription, parameters, after, limit)
-    reading = Reading(subscription, limit_bytes)
+    reading = Reading(subscription, limit_bytes, limit)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             header = await connection.fetchrow(HEADER, table.topic, table.name)
             if not header["is_same"]:
                 raise Outdated(f"{table.name} is not the table of {table.topic} any more")
+            if after is not None:
+                await require_key(connection, table, after)
             cursor = await connection.cursor(query, *parameters)
             while found := await cursor.fetch(FETCHED_ROWS):
                 reading.add(found)
@@ -113,24 +124,31 @@ async def read_rows(
 class Reading:
     """Collects rows into chunks."""
 
-    def __init__(self, subscription: Subscription, limit_bytes: int) -> None:
+    def __init__(
+        self, subscription: Subscription, limit_bytes: int, limit: int | None = None
+    ) -> None:
         self._subscription = subscription
         self._limit_bytes = limit_bytes
+        self._limit = limit
         self._chunks: list[str] = []
         self._open: list[str] = []
         self._open_chars = self._bytes = self._count = 0
-        self._last: str | None = None
+        self._last: Sequence[str] | None = None
+        self._has_more = False
 
     def add(self, found: Sequence[asyncpg.Record]) -> None:
-        """Add rows. Raises TooManyBytes."""
-        for row, is_too_large in found:
+        """Add rows, but none beyond the limit. Raises TooManyBytes."""
+        for row, is_too_large, place in found:
+            if self._count == self._limit:
+                self._has_more = True
+                break
             shown = self._subscription.shown(row, True) if is_too_large else row
             self._open.append(shown)
             self._open_chars += len(shown)
             if self._open_chars >= CHUNK_CHARS:
                 self._close()
-            self._last = shown
-        self._count += len(found)
+            self._last = place
+            self._count += 1
         if self._bytes + self._open_chars > self._limit_bytes:
             raise TooManyBytes
 
@@ -143,7 +161,8 @@ class Reading:
         """Return everything that was added."""
         if self._open:
             self._close()
-        return Rows(offset, self._chunks, self._count, self._bytes, self._last)
+        more_after = tuple(self._last) if self._has_more and self._last else None
+        return Rows(offset, self._chunks, self._count, self._bytes, more_after)
 
 
 def statement(
@@ -166,21 +185,58 @@ def statement(
     return ROWS.format(
         table=table.name,
         condition=condition,
-        order=", ".join(f"x.{quoted(column.name)}" for column in key),
-        limit="" if limit is None else f"LIMIT {limit:d}",
+        order=f"ORDER BY {', '.join(map(sortable, key))}" if key else "",
+        limit="" if limit is None else f"LIMIT {limit + 1:d}",  # one more shows whether there are
         shown="whole" if columns is None else f"row_to_json({part(columns)})",
         identifying=part(table.identifying),
+        place="NULL::text[]" if limit is None else f"ARRAY[{', '.join(map(written, key))}]::text[]",
         rows=table.rows,
     )
 
 
 def later(key: Sequence[Column], after: Sequence[str], parameters: list[Any]) -> str:
-    """Return the condition that a key is later than another one, given as texts."""
-    names = ", ".join(f"x.{quoted(column.name)}" for column in key)
+    """Return the condition that a key is later than another one, given as texts: in the order of
+    `sortable`, so that paging neither skips a row nor repeats one.
+    """
+    first = len(parameters) + 1
     parameters.extend(after)
-    first = len(parameters) - len(key) + 1
-    values = ", ".join(f"${first + n}::text::{column.type}" for n, column in enumerate(key))
-    return f"ROW({names}) > ROW({values})"
+    values = ", ".join(f"${first + n}::text::{sort_type(column)}" for n, column in enumerate(key))
+    return f"ROW({', '.join(map(sortable, key))}) > ROW({values})"
+
+
+def sortable(column: Column) -> str:
+    """Return the expression that rows are sorted by.
+
+    For a type that is not Postgres's own, ORDER BY would use the type's operators, and `>` those of
+    the type that it happens to be cast to (citext: text).
+    """
+    if column.compared_as_text:
+        return f'{written(column)} COLLATE "C"'
+    return f"x.{quoted(column.name)}"
+
+
+def sort_type(column: Column) -> str:
+    """Return the type of that expression."""
+    return "text" if column.compared_as_text else column.type
+
+
+def written(column: Column) -> str:
+    """Return the expression for a value as Postgres writes it. (A cast could be anybody's.)"""
+    return f"format('%s', x.{quoted(column.name)})"
+
+
+async def require_key(connection: Connection, table: Table, after: Sequence[str]) -> None:
+    """Refuse texts that are not values of the key columns."""
+    types = [sort_type(table.column(name)) for name in table.key]
+    values = ", ".join(f"${number}::text::{type}" for number, type in enumerate(types, 1))
+    try:
+        await connection.fetchrow(f"SELECT num_nulls({values})", *after)
+    except UNREADABLE_VALUE as error:
+        raise SubscriptionRefused(
+            RefusalCode.BAD_VALUE,
+            f"after is not a key of {table.topic}: {reason(error)}.",
+            "after",
+        ) from error
 
 
 def part(columns: Sequence[str]) -> str:

@@ -64,7 +64,8 @@ ORDER BY topic, attnum
 class Column:
     """A column. `type` is its type for a cast of a constant, the base type of a domain.
 
-    `compared_as_text`: its values are compared by what they are written as.
+    `compared_as_text`: its values are compared and ordered by what they are written as, because
+    operators and casts of its type may be anybody's, or not be found.
     """
 
     name: str
@@ -156,7 +157,9 @@ def _tables(rows: Iterable[Any]) -> list[Table]:
 
 def _column(row: Any) -> Column:
     kind = _kind(row)
-    return Column(row["column"], row["type"], kind, kind.name == ENUM.name and row["may_differ"])
+    is_enum = row["typtype"] == "e"
+    as_text = row["may_differ"] if is_enum else not row["is_built_in"]
+    return Column(row["column"], row["type"], kind, as_text)
 
 
 def _kind(row: Any) -> Kind:

@@ -8,17 +8,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.rest.problems import PROBLEM_JSON, ProblemDetails
-from app.rest.requests import JSON, RestRequest, prefix_of
+from app.rest.requests import JSON, PAGE_LIMIT, RestRequest, prefix_of
 from app.rest.resource import resource
 from app.rest.things import (
     COLLECTION,
     HIGHEST_ID,
     LOWEST_ID,
-    PAGE_LIMIT,
     Name,
     NewThing,
     ThingChanges,
 )
+from app.rest.topics import COLLECTION as TOPICS
+from app.rest.topics import ONE_TOPIC, ListedTopic
 
 Json = dict[str, Any]
 Id = Annotated[int, Meta(ge=LOWEST_ID, le=HIGHEST_ID)]
@@ -106,6 +107,59 @@ LIST_THINGS = {
     },
 }
 
+LIST_TOPICS = {
+    "operationId": "listTopics",
+    "summary": "List what is watched: topics, their keys, columns and types",
+    "responses": {
+        "200": {
+            "description": "The topics.",
+            "content": {JSON: {"schema": {"type": "array", "items": reference(ListedTopic)}}},
+        },
+        **problems(403, 503),
+    },
+}
+
+LIST_ROWS = {
+    "operationId": "listRows",
+    "summary": "List rows of a topic by key",
+    "parameters": [
+        parameter("path", "topic", str, "A topic, as `GET /topics` names it.", required=True),
+        {
+            "in": "query",
+            "name": "filter",
+            "style": "form",
+            "explode": True,
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+            "description": (
+                "Which rows, as in subscriptions: `status=eq.open&total=gt.100`. A column with the"
+                " name of another parameter is written in quotes."
+            ),
+        },
+        parameter("query", "columns", str, "Names of columns, separated by commas. Default: all."),
+        parameter("query", "limit", Limit, "How many rows to return at most. Default: all."),
+        parameter(
+            "query",
+            "after",
+            str,
+            "Only rows with a greater key: one value, or several separated by commas. `Link` says"
+            " it for the next page.",
+        ),
+    ],
+    "responses": {
+        "200": {
+            "description": "The rows, as Postgres renders them.",
+            "headers": {
+                "Feed-Offset": header(
+                    "Where a subscription continues after exactly these rows: `since`."
+                ),
+                "Link": header('`<...>; rel="next"` if there are more rows.', required=False),
+            },
+            "content": {JSON: {"schema": {"type": "array", "items": {"type": "object"}}}},
+        },
+        **problems(403, 404, 422, 503),
+    },
+}
+
 CREATE_THING = {
     "operationId": "createThing",
     "summary": "Create a thing",
@@ -188,19 +242,21 @@ DOCUMENT: Json = {
         COLLECTION: {"get": LIST_THINGS, "post": CREATE_THING},
         f"{COLLECTION}/{{name}}": one_thing("", IN_PATH),
         f"{COLLECTION}/": one_thing("ByQuery", IN_QUERY),
+        TOPICS: {"get": LIST_TOPICS},
+        ONE_TOPIC: {"get": LIST_ROWS},
         "/healthz": {"get": HEALTHZ},
         "/readyz": {"get": READYZ},
         "/about": {"get": ABOUT},
     },
     "components": {
         "schemas": msgspec.json.schema_components(
-            [Thing, NewThing, ThingChanges, ProblemDetails, Health, About],
+            [Thing, NewThing, ThingChanges, ListedTopic, ProblemDetails, Health, About],
             ref_template="#/components/schemas/{name}",
         )[1],
         "responses": {
             "400": problem("The body is not JSON in UTF-8."),
             "403": problem("The database does not allow this to the server's role."),
-            "404": problem("There is no thing with this name."),
+            "404": problem("There is no thing with this name, or no such topic."),
             "409": problem("The name is taken, or the database rejects the write."),
             "413": problem("The body is too large."),
             "415": problem("The Content-Type of the body is not JSON."),

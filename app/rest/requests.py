@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +17,7 @@ from starlette.responses import Response
 
 from app.database.connections import SHARED_SESSION, UNAVAILABLE, Pool, absence, reason
 from app.feed.feed import SHARED, Feed
+from app.live.lists import Lists
 from app.rest.problems import Problem, Unavailable
 
 logger = logging.getLogger("tablecast.rest")
@@ -24,6 +26,7 @@ JSON = "application/json"
 NO_STORE = {"Cache-Control": "no-store"}
 BODY_LIMIT_BYTES = 1024 * 1024
 POOL_TIMEOUT_S = 2.0
+PAGE_LIMIT = 10_000
 READING = ("GET", "HEAD")
 # What the server needs on each kind of object that Postgres may deny it.
 PRIVILEGES = {
@@ -42,6 +45,7 @@ class RestState(State):
 
     pool: Pool
     feed: Feed
+    lists: Lists
 
 
 RestRequest: TypeAlias = Request[RestState]
@@ -150,14 +154,24 @@ async def fetch_row(
 ) -> asyncpg.Record | None:
     """Return the first row of a statement, or None.
 
+    Raises what `using_the_database` does.
+    """
+    with using_the_database(request):
+        return await _fetch_row(request.state.pool, statement, *arguments)
+
+
+@contextmanager
+def using_the_database(request: RestRequest) -> Iterator[None]:
+    """Turn errors of the database into problems.
+
     Raises `Unavailable` if the database is down, busy or too slow; another Problem if it refuses
-    what the statement does, but UniqueViolationError if a key is taken, and
+    what a statement does, but UniqueViolationError if a key is taken, and
     ProgramLimitExceededError if a value is too long.
     """
     if request.state.feed.trouble() == SHARED:
         raise Unavailable(SHARED)  # rows would look as another client's session settings say
     try:
-        return await _fetch_row(request.state.pool, statement, *arguments)
+        yield
     except SHARED_SESSION as error:
         raise Unavailable(SHARED) from error
     except UnicodeDecodeError as error:

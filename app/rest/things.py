@@ -15,6 +15,7 @@ from app.database.connections import FLUSH
 from app.rest.problems import Problem
 from app.rest.requests import (
     NO_STORE,
+    PAGE_LIMIT,
     RestRequest,
     decode_body,
     fetch_row,
@@ -26,7 +27,6 @@ from app.rest.requests import (
 from app.rest.resource import Absent, resource
 
 COLLECTION = "/api/things"
-PAGE_LIMIT = 10_000
 LOWEST_ID, HIGHEST_ID = -(2**63), 2**63 - 1
 
 # The list and its offset come from one statement, so from one snapshot. `more_after` is the last
