@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from bench.crowd import PING, PONG, UPGRADE, client_frame
 
-ORDER_SECONDS = 30
+ORDER_SECONDS = 120
 READ_BYTES = 256 * 1024
 KEPT_BYTES = 256  # the end of the stream: may hold part of what is searched for
 OPENED = b'0{"sid"'
