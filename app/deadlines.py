@@ -9,6 +9,8 @@ T = TypeVar("T")
 # Things due within a short time of each other are done together: fewer wake-ups of the process.
 LARGEST_SLACK_S = 0.1
 SLACK_SHARE = 0.05
+# But not so many that everything else waits for them.
+MOST_AT_ONCE = 200
 
 
 class Deadlines(Generic[T]):
@@ -39,13 +41,21 @@ class Deadlines(Generic[T]):
         """Cancel a deadline; return whether there was one."""
         return self._times.pop(thing, None) is not None
 
+    def expire_all(self) -> None:
+        """Make everything due now."""
+        now = self._loop.time()
+        self._times = dict.fromkeys(self._times, now)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(now, self._expire)
+
     def _expire(self) -> None:
         self._timer = None
         now = self._loop.time()
-        expired = []
+        expired: list[T] = []
         for thing, time in self._times.items():
-            if time > now:
-                self._timer = self._loop.call_at(time + self._slack, self._expire)
+            if time > now or len(expired) == MOST_AT_ONCE:
+                self._timer = self._loop.call_at(max(now, time + self._slack), self._expire)
                 break
             expired.append(thing)
         for thing in expired:

@@ -30,6 +30,12 @@ PING = b"\x81\x012"
 PING_LENGTH = PING[1:2]
 PONG = b"\x81\x81\0\0\0\x003"  # client frames are masked; a mask of zeros leaves the text readable
 
+UPGRADE = (
+    b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
 EVENT = re.compile(re.escape(MARK))
 CONNECTED = re.compile(rb'40(\{"sid"[^}]*\})')
 OFFSET = re.compile(rb'"([^"\\]*)"\]$')
@@ -81,18 +87,14 @@ class Client:
         self.joined = False
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self.socket.setblocking(False)
-        self.socket.sendall(
-            b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
-            b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % port
-        )
+        self.socket.sendall(UPGRADE % port)
 
     def join(self, data: bytes) -> int:
         """Go on with the handshake; return the number of events that came with its end."""
         asked = b'0{"sid"' in self.tail
         self.tail += data
         if not asked and b'0{"sid"' in self.tail:
-            self.socket.sendall(_client_frame(b"40" + self.auth))
+            self.socket.sendall(client_frame(b"40" + self.auth))
         if self.ready_mark not in self.tail:
             return 0
         self.joined = True
@@ -400,7 +402,8 @@ class Crowd:
         return answer
 
 
-def _client_frame(text: bytes) -> bytes:
+def client_frame(text: bytes) -> bytes:
+    """Return a text as a WebSocket frame of a client."""
     if len(text) < 126:
         return b"\x81" + bytes([0x80 | len(text)]) + b"\0\0\0\0" + text
     return b"\x81\xfe" + len(text).to_bytes(2, "big") + b"\0\0\0\0" + text

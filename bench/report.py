@@ -24,6 +24,7 @@ PARTS = (
     "latency",
     "bulk",
     "replay",
+    "filters",
     "connect",
     "start",
     "memory",

@@ -63,6 +63,21 @@ async def test_what_is_due_may_remove_what_is_due_with_it() -> None:
     assert due == ["a"]
 
 
+async def test_many_that_are_due_together_are_done_in_portions() -> None:
+    """Ten thousand things are due now: other work goes on between them, and each is due once."""
+    due: list[int] = []
+    seen: set[int] = set()
+    deadlines: Deadlines[int] = Deadlines(60, due.append)
+    for thing in range(10_000):
+        deadlines.add(thing)
+    deadlines.expire_all()
+    while len(due) < 10_000:
+        await asyncio.sleep(0)
+        seen.add(len(due))
+    assert due == list(range(10_000)) and len(seen) > 10
+    assert list(deadlines) == []
+
+
 async def test_a_parting_client_that_does_not_read_is_let_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

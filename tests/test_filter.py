@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.database.connections import OWN_NAMES, Connection, connect
 from app.database.migration import migrate
 from app.live import kinds
-from app.live.condition import Condition, RowValues, Unjudgeable, bind
+from app.live.condition import Condition, RowValues, Unjudgeable, bind, bind_at_once
 from app.live.filter import (
     EVERYTHING,
     Comparison,
@@ -342,6 +342,41 @@ async def refusal(connection: Connection, where: str) -> SubscriptionRefused:
     with pytest.raises(SubscriptionRefused) as refused:
         await bound(connection, where)
     return refused.value
+
+
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [("id=eq.-7", "id=eq.-007"), ("id=in.(0,7)", "id=in.(7,00)"), ("status=eq.a b", None)],
+)
+async def test_plain_constants_are_read_without_postgres(
+    reader: Connection, plain: str, other: str | None
+) -> None:
+    """A filter by an id is bound without a round trip, to what Postgres would have read."""
+    table = await describe(reader, "order")
+    at_once = bind_at_once(table, parse_filter(plain))
+    assert at_once is not None
+    if other is not None:
+        assert bind_at_once(table, parse_filter(other)) is None
+        assert await bound(reader, other) == at_once
+    assert at_once.text in (await bound(reader, f"{plain}&total=gt.1.50")).text
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *(
+            f"id=eq.{constant}"
+            for constant in ("2147483647", "%2B1", "-0", "1 ", "\u0661", "01", "")
+        ),
+        *(f"status=eq.{constant}" for constant in ("\\", '"', "é", "\t")),
+        "code=eq.a",
+        "due=eq.2026-01-01",
+        "total=eq.1",
+    ],
+)
+async def test_other_constants_are_left_to_postgres(reader: Connection, where: str) -> None:
+    """What Postgres might write in another way, or refuse, is not guessed."""
+    assert bind_at_once(await describe(reader, "order"), parse_filter(where)) is None
 
 
 async def test_a_table_is_described(reader: Connection) -> None:

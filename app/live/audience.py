@@ -61,13 +61,8 @@ class ValueIndex:
     def concerned(self, changes: TopicChanges) -> dict[Group, list[int]]:
         """Return which changes each group must look at. Raises Unjudgeable."""
         found: dict[Group, list[int]] = {}
-        for number in range(len(changes)):
-            hits = {
-                group
-                for value in changes.values(number, self._table, self._column)
-                for group in self._groups.get(value, ())
-            }
-            for group in hits:
+        for number, values in enumerate(changes.values(self._table, self._column)):
+            for group in {group for value in values for group in self._groups.get(value, ())}:
                 found.setdefault(group, []).append(number)
         return found
 

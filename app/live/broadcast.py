@@ -162,8 +162,7 @@ class Broadcast:
         self._changes_untold += changes
         if self._changes_untold >= self._limits.quiet_changes:
             self._changes_untold = 0
-            for group in list(self._quiet):
-                self._tell_offset(group)
+            self._quiet.expire_all()
 
     def _tell_offset(self, group: Group) -> None:
         """Tell a group how far it is, unless it knows."""

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import asyncpg
 
 from app.database.connections import Connection, borrowed
-from app.live.condition import bind
+from app.live.condition import Condition, bind, bind_at_once
 from app.live.sharing import Sharing
 from app.live.subscription import Request, Subscription, columns_of
 from app.live.table import Table, describe
@@ -30,11 +30,19 @@ class Catalogue:
         self._binding: Sharing[str, Subscription] = Sharing()
 
     def known(self, request: Request) -> Subscription | None:
-        """Return the subscription that a request stands for, if that is known without a look."""
+        """Return the subscription that a request stands for, if that takes no look at the database.
+
+        Raises SubscriptionRefused.
+        """
         found = self._bound.get(request.fingerprint)
         if found is not None:
             self._bound.move_to_end(request.fingerprint)
-        return found
+            return found
+        table = self._tables.get(request.topic)
+        condition = None if table is None else bind_at_once(table, request.filter)
+        if table is None or condition is None:
+            return None
+        return self._keep(request, table, condition)
 
     def is_current(self, subscription: Subscription) -> bool:
         """Whether a subscription is bound to its table as it is now, as far as is known."""
@@ -66,12 +74,19 @@ class Catalogue:
         return await self._binding.get(request.fingerprint, partial(self._bind, request))
 
     async def _bind(self, request: Request) -> Subscription:
-        async with self._at_once, borrowed(self._pool) as connection:
-            while True:
-                table = await self._table(connection, request.topic)
-                condition = await bind(connection, table, request.filter)
-                if self._tables.get(request.topic) is table:  # else it has changed meanwhile
-                    break
+        async with self._at_once:
+            found = self.known(request)  # others have looked up the table meanwhile
+            if found is not None:
+                return found
+            async with borrowed(self._pool) as connection:
+                while True:
+                    table = await self._table(connection, request.topic)
+                    condition = await bind(connection, table, request.filter)
+                    if self._tables.get(request.topic) is table:  # else it has changed meanwhile
+                        return self._keep(request, table, condition)
+
+    def _keep(self, request: Request, table: Table, condition: Condition) -> Subscription:
+        """Keep what a request stands for; equal ones for the same table share a subscription."""
         place = (
             id(table), condition, columns_of(table, request.columns), request.old, request.identity
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """A filter bound to a table: judges rows in Python exactly as Postgres's WHERE does in SQL."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from operator import ge, gt, le, lt
@@ -31,6 +32,18 @@ CANONICAL = """
  FROM unnest(${number}::text[]) WITH ORDINALITY AS given (constant, place))
 """
 
+# Constants that are their own canonical text, by type: Postgres need not read them, which would be
+# a round trip for each of the clients that return together with a filter for an id.
+PLAIN_TEXT = re.compile(r"[ !#-\[\]-~]*")
+PLAIN = {
+    "smallint": re.compile(r"0|-?[1-9][0-9]{0,3}"),
+    "integer": re.compile(r"0|-?[1-9][0-9]{0,8}"),
+    "bigint": re.compile(r"0|-?[1-9][0-9]{0,17}"),
+    "uuid": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    "text": PLAIN_TEXT,
+    "character varying": PLAIN_TEXT,
+}
+QUOTED = ("uuid", "text", "character varying")
 
 Constant: TypeAlias = tuple[Column, str]
 """What a column is compared with, as the client wrote it."""
@@ -130,6 +143,30 @@ class Condition:
 
 async def bind(connection: Connection, table: Table, filter: Filter) -> Condition:
     """Bind a filter to a table; have Postgres read the constants. Raises SubscriptionRefused."""
+    condition = bind_at_once(table, filter)
+    if condition is None:
+        texts = await _canonical_texts(connection, _constants(table, filter))
+        condition = Condition(table, _resolved(table, filter, texts))
+    return condition
+
+
+def bind_at_once(table: Table, filter: Filter) -> Condition | None:
+    """Bind a filter without Postgres; return None if it has a constant that only Postgres can read.
+
+    Raises SubscriptionRefused.
+    """
+    texts: Texts = {}
+    for column, value in _constants(table, filter):
+        plain = PLAIN.get(column.type)
+        if plain is None or not plain.fullmatch(value):
+            return None
+        texts[column.type, value] = f'"{value}"' if column.type in QUOTED else value
+    _require_short(texts)
+    return Condition(table, _resolved(table, filter, texts))
+
+
+def _constants(table: Table, filter: Filter) -> Iterable[Constant]:
+    """Return the constants that need to be read, each once. Raises SubscriptionRefused."""
     constants: dict[Constant, None] = {}
     for comparison in comparisons(filter):
         column = table.column(comparison.column)
@@ -138,8 +175,7 @@ async def bind(connection: Connection, table: Table, filter: Filter) -> Conditio
             for value in comparison.values:
                 _require_absolute(column, value)
                 constants[column, value] = None
-    texts = await _canonical_texts(connection, constants)
-    return Condition(table, _resolved(table, filter, texts))
+    return constants
 
 
 def _require_supported(column: Column, comparison: Comparison) -> None:
@@ -194,6 +230,12 @@ async def _canonical_texts(connection: Connection, constants: Iterable[Constant]
         )
         for type, values in by_type.items():
             texts |= {(type, value): text for value, text in zip(values, read[type], strict=True)}
+    _require_short(texts)
+    return texts
+
+
+def _require_short(texts: Texts) -> None:
+    """Raise SubscriptionRefused for constants that are too long, each or together."""
     if any(text[0] == '"' and len(text.encode()) > SHORT_MEMBER_BYTES for text in texts.values()):
         raise SubscriptionRefused(
             RefusalCode.TOO_MANY,
@@ -209,7 +251,6 @@ async def _canonical_texts(connection: Connection, constants: Iterable[Constant]
             f" {LONGEST_CONSTANTS_CHARS} are allowed: use fewer or shorter ones.",
             "where",
         )
-    return texts
 
 
 async def _read_by_postgres(

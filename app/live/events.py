@@ -1,6 +1,6 @@
 """What a page of changes means to subscriptions: which of its changes are events, and which."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class TopicChanges:
         self.places: list[int] = []
         self.must_load = False
         self._emptied: list[int] = []
-        self._rows: dict[tuple[int, int], Pair] = {}
+        self._pairs: dict[int, list[Pair]] = {}
         self._indexes: dict[tuple[int, str], dict[Value, list[int]]] = {}
 
     def __len__(self) -> int:
@@ -46,7 +46,8 @@ class TopicChanges:
         """Add the next change, which is at a place of the page."""
         if change.op == "truncate":
             self._emptied.append(len(self.changes))
-        self.must_load = self.must_load or change.op == "reload"
+        elif change.op == "reload" or (change.op == "update" and change.old is None):
+            self.must_load = True  # an update that an older version logged has no old row
         self.changes.append(change)
         self.places.append(place)
 
@@ -57,27 +58,32 @@ class TopicChanges:
 
     def rows(self, number: int, table: Table) -> Pair:
         """The old and the new row of a change, read as rows of a table."""
-        found = self._rows.get((id(table), number))
+        change = self.changes[number]
+        return (
+            None if change.old is None else RowValues(change.old, table),
+            None if change.new is None else RowValues(change.new, table),
+        )
+
+    def pairs(self, table: Table) -> list[Pair]:
+        """The rows of every change; what is read of them is kept."""
+        found = self._pairs.get(id(table))
         if found is None:
-            change = self.changes[number]
-            found = (
-                None if change.old is None else RowValues(change.old, table),
-                None if change.new is None else RowValues(change.new, table),
-            )
-            self._rows[id(table), number] = found
+            found = [self.rows(number, table) for number in range(len(self.changes))]
+            self._pairs[id(table)] = found
         return found
 
-    def values(self, number: int, table: Table, column: str) -> Iterable[Value]:
-        """The values that a column has before and after a change. Raises Unjudgeable."""
-        return {row[column] for row in self.rows(number, table) if row is not None}
+    def values(self, table: Table, column: str) -> Iterator[set[Value]]:
+        """For each change, yield the values of a column before and after. Raises Unjudgeable."""
+        for pair in self.pairs(table):
+            yield {row[column] for row in pair if row is not None}
 
     def _index(self, table: Table, column: str) -> dict[Value, list[int]]:
         """Which changes concern rows with a value in a column. Raises Unjudgeable."""
         index = self._indexes.get((id(table), column))
         if index is None:
             index = {}
-            for number in range(len(self.changes)):
-                for value in self.values(number, table, column):
+            for number, values in enumerate(self.values(table, column)):
+                for value in values:
                     index.setdefault(value, []).append(number)
             self._indexes[id(table), column] = index
         return index
@@ -102,35 +108,38 @@ class TopicChanges:
         try:
             if numbers is None:
                 numbers = self.concerning(subscription)
-            found = (self._event(subscription, number) for number in numbers)
-            return [event for event in found if event is not None]
+            return list(self._events(subscription, numbers))
         except Unjudgeable:
             return None
 
-    def _event(self, subscription: Subscription, number: int) -> Event | None:
-        change, place = self.changes[number], self.places[number]
-        if change.op == "truncate":
-            return Event("truncate", place)
-        if change.op == "update" and change.old is None:
-            raise Unjudgeable("the old row was too long for the log")
+    def _events(self, subscription: Subscription, numbers: Iterable[int]) -> Iterator[Event]:
+        """Judge changes: the loop that filters without an equality run for every change."""
         matches = subscription.condition.matches
-        old, new = self.rows(number, subscription.table)
-        was_in = old is not None and matches(old)
-        is_in = new is not None and matches(new)
-        if is_in:
-            return self._present(subscription, change, place, was_in)
-        if not was_in:
-            return None
+        pairs = self.pairs(subscription.table)
+        for number in numbers:
+            old, new = pairs[number]
+            was_in = old is not None and matches(old)
+            if new is not None and matches(new):
+                event = self._present(subscription, number, was_in)
+                if event is not None:
+                    yield event
+            elif was_in:
+                yield self._gone(subscription, number)
+            elif old is None and new is None:
+                yield Event("truncate", self.places[number])
+
+    def _gone(self, subscription: Subscription, number: int) -> Event:
+        """The event of a row that matched before, and does no longer."""
+        change = self.changes[number]
         assert change.old is not None
         before = None
         if subscription.old:
             before = subscription.shown(change.old, change.old_is_too_large)
-        return Event("destroy", place, subscription.key_of(change.old), before)
+        return Event("destroy", self.places[number], subscription.key_of(change.old), before)
 
-    def _present(
-        self, subscription: Subscription, change: Change, place: int, was_in: bool
-    ) -> Event | None:
+    def _present(self, subscription: Subscription, number: int, was_in: bool) -> Event | None:
         """The event of a row that matches now."""
+        change, place = self.changes[number], self.places[number]
         assert change.new is not None
         after = subscription.shown(change.new, change.new_is_too_large)
         if not was_in:

@@ -48,6 +48,7 @@ class Replay:
         self._buffer = ReplayBuffer()
         self._reading: Sharing[Offset, EncodedPage] = Sharing()
         self._events: dict[EncodedPage, PageEvents] = {}  # used last, the oldest first
+        self._interpreted = 0  # how many changes these have
         self._reads_at_once = asyncio.Semaphore(READS_AT_ONCE)
         self._judged_at_once = asyncio.Semaphore(JUDGED_AT_ONCE)
         self._reads = 0
@@ -65,6 +66,7 @@ class Replay:
         """Empty the buffer."""
         self._buffer.clear()
         self._events.clear()
+        self._interpreted = 0
 
     # Judging
 
@@ -121,12 +123,14 @@ class Replay:
 
     def events(self, page: EncodedPage) -> PageEvents:
         """Return what a page means to subscriptions. Many ask for the same page within moments."""
-        events = self._events.pop(page, None) or page.events()
+        events = self._events.pop(page, None)
+        if events is None:
+            events = page.events()
+            self._interpreted += len(events.page.changes)
         self._events[page] = events
-        while len(self._events) > 1 and (
-            sum(len(each.page.changes) for each in self._events.values()) > INTERPRETED_CHANGES
-        ):
-            del self._events[next(iter(self._events))]
+        while self._interpreted > INTERPRETED_CHANGES and len(self._events) > 1:
+            unused = self._events.pop(next(iter(self._events)))
+            self._interpreted -= len(unused.page.changes)
         return events
 
     async def _read_log(self, offset: Offset) -> EncodedPage:

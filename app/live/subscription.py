@@ -2,7 +2,7 @@
 
 import hashlib
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.feed.log import too_large
 from app.feed.row import excerpt
@@ -31,7 +31,8 @@ class Request:
     """A subscription as a client asks for it.
 
     `columns`: those it wants (None: all). `old`: whether updates and destroys carry the old row.
-    `snapshot`: whether it wants the rows there are, before the changes.
+    `snapshot`: whether it wants the rows there are, before the changes. `fingerprint` names what is
+    asked for: clients with another one hold other rows.
     """
 
     topic: str
@@ -40,13 +41,13 @@ class Request:
     old: bool = False
     snapshot: bool = True
     identity: Identity = EVERYBODY
+    fingerprint: str = field(init=False, compare=False, repr=False)
 
-    @property
-    def fingerprint(self) -> str:
-        """Names what is asked for: clients with another fingerprint hold other rows."""
+    def __post_init__(self) -> None:
         parts = (self.topic, canonical(self.filter), self.columns, self.old, self.identity)
         digest = hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()
-        return urlsafe_b64encode(digest[:FINGERPRINT_BYTES]).decode()
+        name = urlsafe_b64encode(digest[:FINGERPRINT_BYTES]).decode()
+        object.__setattr__(self, "fingerprint", name)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
