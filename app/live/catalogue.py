@@ -8,8 +8,8 @@ from weakref import WeakValueDictionary
 
 import asyncpg
 
-from app.database.connections import borrowed
-from app.live.condition import bind
+from app.database.connections import Connection, borrowed
+from app.live.condition import Condition, bind
 from app.live.sharing import Sharing
 from app.live.subscription import Request, Subscription, columns_of
 from app.live.table import Table, describe
@@ -24,6 +24,7 @@ class Catalogue:
         self._pool = pool
         self._at_once = asyncio.Semaphore(at_once)
         self._tables: dict[str, Table] = {}
+        self._forgotten = 0  # how often anything was: what was read meanwhile may be outdated
         self._bound: OrderedDict[str, Subscription] = OrderedDict()  # by fingerprint
         self._shared: WeakValueDictionary[Hashable, Subscription] = WeakValueDictionary()
         self._binding: Sharing[str, Subscription] = Sharing()
@@ -41,6 +42,7 @@ class Catalogue:
 
     def forget(self, topic: str) -> None:
         """The table of a topic has changed, or the topic has another one."""
+        self._forgotten += 1
         if self._tables.pop(topic, None) is not None:
             for fingerprint, subscription in list(self._bound.items()):
                 if subscription.table.topic == topic:
@@ -48,6 +50,7 @@ class Catalogue:
 
     def clear(self) -> None:
         """Forget everything."""
+        self._forgotten += 1
         self._tables.clear()
         self._bound.clear()
 
@@ -65,12 +68,15 @@ class Catalogue:
     async def _bind(self, request: Request) -> Subscription:
         async with self._at_once, borrowed(self._pool) as connection:
             while True:
-                table = self._tables.get(request.topic)
-                if table is None:
-                    table = self._tables[request.topic] = await describe(connection, request.topic)
+                table = await self._table(connection, request.topic)
                 condition = await bind(connection, table, request.filter)
                 if self._tables.get(request.topic) is table:  # else it has changed meanwhile
-                    break
+                    return self._keep(request, table, condition)
+
+    def _keep(self, request: Request, table: Table, condition: Condition) -> Subscription:
+        """Return what a request stands for, and remember it. The table must be current: what is
+        remembered for another one would never be.
+        """
         place = (
             id(table), condition, columns_of(table, request.columns), request.old, request.identity
         )  # fmt: skip
@@ -82,3 +88,15 @@ class Catalogue:
         if len(self._bound) > KEPT:
             self._bound.popitem(last=False)
         return found
+
+    async def _table(self, connection: Connection, topic: str) -> Table:
+        """Return the table of a topic. All who look at the same time get the same one: a binding to
+        another one would never be current.
+        """
+        while (table := self._tables.get(topic)) is None:
+            forgotten = self._forgotten
+            found = await describe(connection, topic)
+            if forgotten == self._forgotten:
+                table = self._tables.setdefault(topic, found)
+                break
+        return table
