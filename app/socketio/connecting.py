@@ -1,6 +1,8 @@
 """What a client says with CONNECT, as a value. No I/O."""
 
+import hashlib
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from app.live.subscription import Request
 PID = re.compile(r"[A-Za-z0-9_.~-]{1,100}")
 # `/order`, `/order/open`: a topic (as feed.watch names them), and perhaps a label.
 NAMESPACE = re.compile(r"/([a-z][a-z0-9_-]{0,62})(?:/.*)?", re.DOTALL)
+MARK_BYTES = 6
 FLAGS = {True: True, "true": True, False: False, "false": False}
 
 
@@ -23,14 +26,15 @@ class ConnectPayload:
 
     `request`: the subscription it asks for, None for the namespace `/`. `pid` and `since`, an
     offset, come from official clients that were connected before; `since` alone from those that
-    have a list. `has_changed`: it was connected before, but asks for something else now.
+    have a list. `outdated`: the offset of a client that was connected before, but asks for
+    something else now.
     """
 
     request: Request | None
     pid: str | None
     since: str | None
     timing: bool
-    has_changed: bool = False
+    outdated: str | None = None
 
     @classmethod
     def read(cls, namespace: str, payload: Any) -> "ConnectPayload":
@@ -64,10 +68,29 @@ class ConnectPayload:
         """Settle where the client continues."""
         pid, offset, since = given.get("pid"), given.get("offset"), given.get("since")
         if isinstance(pid, str) and PID.fullmatch(pid) and isinstance(offset, str):
-            if request is None or pid.startswith(f"{request.fingerprint}."):
+            if request is None or vouches(pid, request, offset):
                 return cls(request, pid, offset, timing)
-            return cls(request, None, None, timing, has_changed=True)
+            return cls(request, None, None, timing, outdated=offset)
         return cls(request, None, since if isinstance(since, str) else None, timing)
+
+
+def vouches(pid: str, request: Request, offset: str) -> bool:
+    """Return whether a `pid` says that its client has this offset of what it asks for."""
+    given, _, mark = pid.partition("~")
+    return given.startswith(f"{request.fingerprint}.") and not (mark and mark == mark_of(offset))
+
+
+def except_for(pid: str, offset: str) -> str:
+    """Return a `pid` that does not vouch for one offset: that of another subscription, which the
+    client keeps until it gets one of this.
+    """
+    return f"{pid}~{mark_of(offset)}"
+
+
+def mark_of(offset: str) -> str:
+    """Return what stands for an offset in a `pid`."""
+    digest = hashlib.sha256(offset.encode("utf-8", "surrogatepass")).digest()
+    return urlsafe_b64encode(digest[:MARK_BYTES]).decode()
 
 
 def options_of(given: Mapping[str, Any], topic: str, namespace: str) -> Mapping[str, Any]:

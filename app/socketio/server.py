@@ -19,7 +19,7 @@ from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.subscriber import CloseReason, Encoder
 from app.socketio import codec, frames
 from app.socketio.codec import ProtocolError
-from app.socketio.connecting import ConnectPayload
+from app.socketio.connecting import ConnectPayload, except_for
 from app.socketio.engine import Engine, EngineStats
 from app.socketio.handshake import EngineRequest
 from app.socketio.session import UNREAD_BYTES, Session
@@ -186,7 +186,9 @@ class ConnectAnswer:
         for an offset that the client has kept from another subscription.
         """
         self._is_connected = True
-        pid = self._sid if self._payload.has_changed else self._new_pid
+        pid = self._new_pid
+        if self._payload.outdated is not None:
+            pid = except_for(pid, self._payload.outdated)
         session.write(frames.connected(self._namespace, self._sid, pid))
 
     def welcome(self, session: Session, recovered: bool, offset: str) -> None:

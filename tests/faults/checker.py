@@ -22,6 +22,8 @@ MARK = "mark "
 THE_END = "mark the end"
 # The topic that has a REST list, and contains the marks.
 THING = "thing"
+# What identifies a row: a table has the first of these columns, or the others.
+KEY_COLUMNS = "id", "region", "number"
 CLOSING = -1  # stands for the id, which an offset after a batch does not contain
 
 
@@ -49,6 +51,11 @@ def place(offset: str) -> tuple[Snapshot, Snapshot | None, int]:
     return snapshot(parts[1]), snapshot(parts[2]), int(parts[3])
 
 
+def identity(row: Row) -> tuple[Any, ...]:
+    """Return what identifies a row of any table."""
+    return tuple(map(row.get, KEY_COLUMNS))
+
+
 def key(event: str, what: Any) -> int:
     """Return a number that stands for a change's content: topic, operation and body."""
     return hash((event, *what.values()) if isinstance(what, dict) else (event, what))
@@ -61,7 +68,9 @@ def logged_key(topic: str, op: str, old: Row | None, new: Row | None) -> int:
     what: Any = new
     if op == "destroy":
         assert old is not None
-        what = old["name"] if topic == "thing" else {"id": old["id"]}
+        what = old["name"] if topic == "thing" else {
+            name: old[name] for name in KEY_COLUMNS if name in old
+        }  # fmt: skip
     elif op in ("truncate", "reload"):
         what = None
     return key(f"{topic}:{op}", what)
@@ -116,6 +125,8 @@ class Findings:
     phantom: int = 0  # never committed
     refused: int = 0  # `recovered: false`, although the log holds everything
     stale: int = 0  # rows that differ from their table at the end
+    loads: int = 0  # snapshots that were complete
+    quiet: int = 0  # offsets without an event
     notes: list[str] = field(default_factory=list)
 
     def failures(self) -> int:
@@ -144,8 +155,8 @@ class Fold:
     """A table built from a list and changes."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self.rows: dict[int, Row] = {}
-        self._ids: dict[str, int] = {}
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        self._ids: dict[str, int] = {}  # of things, by name
         self.surprises = 0
         for row in rows:
             self._put(row)
@@ -155,19 +166,19 @@ class Fold:
             self.rows.clear()
             self._ids.clear()
         elif op == "destroy" and isinstance(what, dict):
-            self.surprises += self.rows.pop(what["id"], None) is None
+            self.surprises += self.rows.pop(identity(what), None) is None
         elif op == "destroy":
             id = self._ids.pop(what, None)
-            self.surprises += id is None or self.rows.pop(id, None) is None
+            self.surprises += id is None or self.rows.pop(identity({"id": id}), None) is None
         else:
-            before = self.rows.get(what["id"])
+            before = self.rows.get(identity(what))
             self.surprises += (before is None) != (op == "create")
-            if before is not None and self._ids.get(before.get("name", "")) == what["id"]:
+            if before is not None and self._ids.get(before.get("name", "")) == what.get("id", 0):
                 del self._ids[before["name"]]
             self._put(what)
 
     def _put(self, row: Row) -> None:
-        self.rows[row["id"]] = row
+        self.rows[identity(row)] = row
         if "name" in row:
             self._ids[row["name"]] = row["id"]
 
@@ -194,9 +205,37 @@ class Batch:
 
 def differing(rows: Iterable[Row], table: Iterable[Row]) -> int:
     """Return how many rows differ between the two."""
-    held = {row["id"]: row for row in rows}
-    true = {row["id"]: row for row in table}
-    return sum(held.get(id) != true.get(id) for id in held.keys() | true.keys())
+    held = {identity(row): row for row in rows}
+    true = {identity(row): row for row in table}
+    return sum(held.get(its) != true.get(its) for its in held.keys() | true.keys())
+
+
+def compare(
+    findings: Findings, where: str, log: Log,
+    expected: list[tuple[int, int]], contents: "array[int]", ids: "array[int]",
+) -> None:  # fmt: skip
+    """Compare the contents that a client received, and the ids in their offsets, with those that
+    the log says it had to.
+    """
+    if array("q", (content for _, content in expected)) == contents:
+        for (id, _), its_id in zip(expected, ids, strict=True):
+            if its_id not in (id, CLOSING):
+                findings.disordered += 1
+                findings.note(f"{where}: change {id} has the offset of {its_id}")
+        return
+    wanted = Counter(content for _, content in expected)
+    had = Counter(contents)
+    lost, extra = wanted - had, had - wanted
+    committed = log.contents() if extra else set()
+    doubled = sum(count for content, count in extra.items() if content in committed)
+    findings.lost += lost.total()
+    findings.doubled += doubled
+    findings.phantom += extra.total() - doubled
+    findings.disordered += not lost and not extra
+    findings.note(
+        f"{where}: {len(expected)} expected, {len(contents)} received,"
+        f" {lost.total()} lost, {doubled} doubled"
+    )
 
 
 class Reader:
@@ -338,24 +377,4 @@ class Reader:
                 self._compare(expected, batch, where)
 
     def _compare(self, expected: list[tuple[int, int]], got: Batch, where: str) -> None:
-        if array("q", (content for _, content in expected)) == got.contents:
-            for (id, _), its_id in zip(expected, got.ids, strict=True):
-                if its_id not in (id, CLOSING):
-                    self.findings.disordered += 1
-                    self.findings.note(
-                        f"{self.name}: {where}: change {id} has the offset of {its_id}"
-                    )
-            return
-        wanted = Counter(content for _, content in expected)
-        had = Counter(got.contents)
-        lost, extra = wanted - had, had - wanted
-        committed = self._log.contents() if extra else set()
-        doubled = sum(count for content, count in extra.items() if content in committed)
-        self.findings.lost += lost.total()
-        self.findings.doubled += doubled
-        self.findings.phantom += extra.total() - doubled
-        self.findings.disordered += not lost and not extra
-        self.findings.note(
-            f"{self.name}: {where}: {len(expected)} expected, {len(got.contents)} received,"
-            f" {lost.total()} lost, {doubled} doubled"
-        )
+        compare(self.findings, f"{self.name}: {where}", self._log, expected, got.contents, got.ids)

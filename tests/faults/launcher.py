@@ -1,6 +1,7 @@
 """Runs `tablecast` with its arguments; on SIGUSR1 it writes the number of its tasks to a file.
 
-SABOTAGE in the environment names a safeguard to disable first (tests/faults/sabotage.py).
+In the environment, SABOTAGE names a safeguard to disable first (tests/faults/sabotage.py), and
+QUIET_S says how long a subscription to which nothing is sent stays without an offset.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import app.application
 import app.cli
 import app.serving
 from app.settings import Settings
@@ -32,4 +34,6 @@ if __name__ == "__main__":
     app.serving.serve = watched
     if name := os.environ.get("SABOTAGE"):
         sabotage.KINDS[name]()
+    if seconds := os.environ.get("QUIET_S"):
+        app.application.QUIET_S = float(seconds)
     app.cli.main()

@@ -32,9 +32,13 @@ from tests.faults.checker import (
     logged_key,
     snapshot,
 )
+from tests.faults.expected import Expected
 from tests.faults.faults import Fault, Faults
 from tests.faults.nodes import ROOT, Node
+from tests.faults.orders import OrderWriter
+from tests.faults.receiver import Subscriber
 from tests.faults.sabotage import IN_DATABASE
+from tests.faults.subscriptions import Asked, random_namespaces
 from tests.faults.tables import (
     BACKLOG_WRITERS,
     TOPICS,
@@ -63,7 +67,11 @@ OVERLAP = 10_000  # transaction ids that may have been reused after a crash
 LOG_ROWS = 5_000  # read at once
 NOWHERE = "127.0.0.1", 9  # nothing listens there
 # The clients that are not JavaScript, and the browser: each kind's module.
-PROGRAMS = {"python": "tests.faults.watch", "browser": "tests.faults.watch_browser"}
+PROGRAMS = {
+    "python": "tests.faults.watch",
+    "browser": "tests.faults.watch_browser",
+    "subscribe-python": "tests.faults.subscribe",
+}
 # The share of the planned time for writing the backlog.
 AWAY = 0.4
 
@@ -72,6 +80,17 @@ CLIENTS: tuple[tuple[str, list[str]], ...] = (
     ("official", WEBSOCKET), ("official", POLLING), ("official", BOTH), ("bare", WEBSOCKET),
     ("page", WEBSOCKET), ("page", POLLING), ("python", WEBSOCKET), ("python", POLLING),
 )  # fmt: skip
+
+# Clients with subscriptions, several on one connection each.
+SUBSCRIBERS: tuple[tuple[str, list[str]], ...] = (
+    ("official", WEBSOCKET), ("official", POLLING), ("official", BOTH), ("official", WEBSOCKET),
+    ("bare", WEBSOCKET), ("python", WEBSOCKET), ("python", POLLING),
+)  # fmt: skip
+NAMESPACES = 6  # of each
+# How often a client that connects asks for something else than before.
+SWITCHING = 0.25
+# How long a subscription stays without an offset: at the end all have to have a late one.
+QUIET_S = 1
 
 # A second record of what was written, row by row, made by other means than the product's.
 AUDIT = """
@@ -137,6 +156,9 @@ class Plan:
     """A run: how many seconds, how many changes a second, faults after pauses of at most `pause`
     seconds (None: no faults), on how many nodes, of which the first `spared` are never killed.
 
+    `subscribers` hold subscriptions: in random namespaces, or all in those of `namespaces`. When
+    one connects, it asks with the probability `switching` for something else.
+
     With a `backlog`, the clients numbered in `away` soon disconnect, and return when that many more
     changes have been logged.
     """
@@ -148,6 +170,10 @@ class Plan:
     nodes: int = 2
     spared: int = 0
     clients: Sequence[tuple[str, list[str]]] = CLIENTS
+    subscribers: Sequence[tuple[str, list[str]]] = ()
+    namespaces: Mapping[str, Sequence[Asked]] | None = None
+    switching: float = SWITCHING
+    cutting: bool = False  # official subscribers disconnect once within a snapshot
     backlog: int = 0
     away: Sequence[int] = (2, 6)
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -197,15 +223,17 @@ class Oracle:
         self.url = url
         self.directory = directory
         self.report = Report()
-        self.nodes = [
-            Node(f"n{n}", directory, SABOTAGE=sabotage, **plan.settings) for n in range(plan.nodes)
-        ]
+        settings = {"SABOTAGE": sabotage, "QUIET_S": QUIET_S, **plan.settings}
+        self.nodes = [Node(f"n{n}", directory, **settings) for n in range(plan.nodes)]
         self.pace = Pace(plan.rate)
         self.faults: Faults
         self._chance = random.Random(plan.seed)
         self._log = Log()
         self._readers: list[Reader] = []
-        self._files: list[Any] = []
+        self.subscribers: list[Subscriber] = []
+        self._expected = Expected(())
+        self._files: list[tuple[Reader | Subscriber, Any]] = []
+        self._the_end = 0  # the transaction that wrote the last mark
         self.fronts: list[Proxy] = []
         self._exposed: list[Proxy] = []  # those that faults may strike
         self._sabotage = sabotage
@@ -229,6 +257,7 @@ class Oracle:
                     await connection.execute(IN_DATABASE[self._sabotage])
             await self._start_nodes(stack)
             await self._start_clients(stack)
+            await self._start_subscribers(stack)
             away = {self.fronts[number] for number in self.plan.away if self.plan.backlog}
             self._exposed = [front for front in self.fronts if front not in away]
             self.faults = Faults(
@@ -280,7 +309,7 @@ class Oracle:
             await stack.enter_async_context(front)
             self.fronts.append(front)
             self._readers.append(Reader(name, self._log))
-            self._files.append(stack.enter_context(file.open("rb")))
+            self._files.append((self._readers[-1], stack.enter_context(file.open("rb"))))
             programs.setdefault(
                 "page" if kind == "page" else kind.replace("bare", "official"), []
             ).append(
@@ -292,17 +321,58 @@ class Oracle:
                 }
             )
         for kind, clients in programs.items():
-            command = [sys.executable, "-m", PROGRAMS[kind]] if kind in PROGRAMS else [
-                node_program(), "--no-warnings", "watch.mjs"
-            ]  # fmt: skip
-            said = stack.enter_context((self.directory / f"watch-{kind}.log").open("w"))
-            watcher = await asyncio.create_subprocess_exec(
-                *command, json.dumps(clients), stdin=subprocess.PIPE, stdout=said, stderr=said,
-                cwd=ROOT if kind in PROGRAMS else HERE,
-                env=os.environ | (self.entrance.environment if self.entrance else {}),
-            )  # fmt: skip
-            stack.push_async_callback(self._kill_watcher, watcher)
-            self._watchers.append(watcher)
+            await self._start_watcher(stack, kind, "watch.mjs", clients)
+
+    async def _start_subscribers(self, stack: contextlib.AsyncExitStack) -> None:
+        chance = random.Random(self._chance.random())
+        programs: dict[str, list[dict[str, Any]]] = {}
+        asked: set[Asked] = set()
+        given = []
+        for _ in self.plan.subscribers:
+            given.append(self.plan.namespaces or random_namespaces(chance, NAMESPACES))
+            asked.update(each for alternatives in given[-1].values() for each in alternatives)
+        self._expected = Expected(asked)
+        for number, (kind, transports) in enumerate(self.plan.subscribers):
+            name = f"subscriber {number} {kind} {'+'.join(transports)}"
+            file = self.directory / f"{name.replace(' ', '-')}.jsonl"
+            file.touch()
+            front, scheme = self._front(len(self.plan.clients) + number)
+            await stack.enter_async_context(front)
+            self.fronts.append(front)
+            self.subscribers.append(Subscriber(name, given[number], self._expected))
+            self._files.append((self.subscribers[-1], stack.enter_context(file.open("rb"))))
+            programs.setdefault("official" if kind == "official" else "python", []).append(
+                {
+                    "kind": kind,
+                    "url": f"{scheme}://127.0.0.1:{front.port}",
+                    "transports": transports,
+                    "file": str(file),
+                    "switching": self.plan.switching,
+                    "cutting": self.plan.cutting,
+                    "namespaces": {
+                        namespace: [each.options for each in alternatives]
+                        for namespace, alternatives in given[number].items()
+                    },
+                }
+            )
+        for kind, clients in programs.items():
+            await self._start_watcher(stack, f"subscribe-{kind}", "subscribe.mjs", clients)
+
+    async def _start_watcher(
+        self, stack: contextlib.AsyncExitStack, kind: str, script: str,
+        clients: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        command = [sys.executable, "-m", PROGRAMS[kind]] if kind in PROGRAMS else [
+            node_program(), "--no-warnings", script
+        ]  # fmt: skip
+        said = stack.enter_context((self.directory / f"watch-{kind}.log").open("w"))
+        watcher = await asyncio.create_subprocess_exec(
+            *command, json.dumps(clients), stdin=subprocess.PIPE, stdout=said, stderr=said,
+            cwd=ROOT if kind in PROGRAMS else HERE,
+            env=os.environ | (self.entrance.environment if self.entrance else {}),
+        )  # fmt: skip
+        stack.push_async_callback(self._kill_watcher, watcher)
+        self._watchers.append(watcher)
 
     async def _kill_watcher(self, watcher: asyncio.subprocess.Process) -> None:
         if watcher.returncode is None:
@@ -338,15 +408,17 @@ class Oracle:
         urls = [node.url for node in self.nodes]
         writers.append(RestWriter(urls, random.Random(chance.random()), self.pace))
         self._writing = [asyncio.create_task(writer.run(), name="writer") for writer in writers]
-        nested = [
+        nested: list[SqlWriter] = [
             NestedWriter(number, url, random.Random(chance.random()), self.pace)
             for number in range(20, 22)
         ]
+        if self.plan.subscribers:
+            nested.append(OrderWriter(30, url, random.Random(chance.random()), self.pace))
         self._writing.append(asyncio.create_task(self._write_nested(nested), name="writer"))
 
-    async def _write_nested(self, writers: Sequence[NestedWriter]) -> None:
-        """Write the other tables, once every client has seen them empty."""
-        await self.greeted()
+    async def _write_nested(self, writers: Sequence[SqlWriter]) -> None:
+        """Write the other tables, once every client without subscriptions has seen them empty."""
+        await self.until(lambda: all(reader.findings.sessions for reader in self._readers))
         await asyncio.gather(*(writer.run() for writer in writers))
 
     async def greeted(self) -> None:
@@ -392,6 +464,7 @@ class Oracle:
     async def _strike(self, faults: dict[str, Fault]) -> None:
         """Strike in random order, each fault as often as the others."""
         assert self.plan.pause is not None
+        await self.until(lambda: all(subscriber.sessions for subscriber in self.subscribers))
         while True:
             for name in self._chance.sample(list(faults), len(faults)):
                 with contextlib.suppress(TimeoutError):
@@ -415,8 +488,14 @@ class Oracle:
         await self._read_clients()
         async with self.session() as connection:
             await self._read_log(connection)
-        for reader in self._readers:
+        for reader, _ in self._files:
             reader.judge()
+        self._expected.forget(
+            place
+            for subscriber in self.subscribers
+            for receiver in subscriber.receivers.values()
+            for place in receiver.needed
+        )
 
     async def _read_log(self, connection: Connection) -> Snapshot:
         """Read what is final: transactions below which all others have ended."""
@@ -432,6 +511,7 @@ class Oracle:
                     since, below, prefetch=LOG_ROWS,
                 )
             )  # fmt: skip
+            await self._expected.read(connection, since, below)
         self._log.known_below = below
         self.report.changes = self._log.count
         return now
@@ -454,7 +534,7 @@ class Oracle:
 
     async def _read_files(self) -> bool:
         found = False
-        for reader, file in zip(self._readers, self._files, strict=True):
+        for reader, file in self._files:
             for count, line in enumerate(file):
                 if not line.endswith(b"\n"):
                     file.seek(-len(line), 1)  # still being written
@@ -474,19 +554,26 @@ class Oracle:
         await self._repair()
         async with self.session() as connection:
             await self._all_ended(connection)
-            await connection.execute("INSERT INTO things (name) VALUES ($1)", THE_END)
+            self._the_end = await connection.fetchval(
+                "INSERT INTO things (name) VALUES ($1)"
+                " RETURNING pg_current_xact_id()::text::bigint",
+                THE_END,
+            )
             await self._let_clients_finish(connection)
             now = await self._all_ended(connection)
             tables = {
                 topic: msgspec.json.decode(await connection.fetchval(WHOLE.format(table=table)))
                 for topic, table in {THING: "things", **TOPICS}.items()
             }
+            rows = await self._expected.rows(connection)
             self.report.miscaptured = await connection.fetchval(AUDITED)
             self.report.miscaptured += await miscaptured(connection)
             if reloads := await connection.fetchval(RELOADS):
                 self.report.problems.append(f"unexpected reloads: {reloads}")
         for reader in self._readers:
             self.report.clients[reader.name] = reader.finish(now, tables)
+        for subscriber in self.subscribers:
+            self.report.clients[subscriber.name] = subscriber.finish(now, rows)
         for node in self.nodes:
             if count := node.server.log.count("Traceback"):
                 self.report.problems.append(f"{node.name} logged {count} tracebacks")
@@ -501,11 +588,13 @@ class Oracle:
 
     def sessions(self) -> list[int]:
         """Return how many hellos each client has received so far."""
-        return [reader.findings.sessions for reader in self._readers]
+        return [reader.findings.sessions for reader in self._readers] + [
+            subscriber.sessions for subscriber in self.subscribers
+        ]
 
     def events(self) -> int:
         """Return how many changes the clients have received so far in total."""
-        return sum(reader.findings.events for reader in self._readers)
+        return sum(reader.findings.events for reader, _ in self._files)
 
     def marks(self) -> list[set[str]]:
         """Return the marks each client has received so far."""
@@ -561,12 +650,13 @@ class Oracle:
 
     async def _let_clients_finish(self, connection: Connection) -> None:
         """Wait until each has read to the end, stop them, and read the rest."""
-        late = list(self._readers)
+        late: list[Reader | Subscriber] = [reader for reader, _ in self._files]
         heard = time.monotonic()
         while late and time.monotonic() < heard + DELIVERY_TIMEOUT_S:
             if await self._read_clients():
                 heard = time.monotonic()
             late = [reader for reader in self._readers if THE_END not in reader.marks]
+            late += [each for each in self.subscribers if not each.has_reached(self._the_end)]
             await asyncio.sleep(0.05)
         if late:
             names = ", ".join(reader.name for reader in late)

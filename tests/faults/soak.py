@@ -19,13 +19,15 @@ import time
 from pathlib import Path
 
 from tests.faults.nodes import Sample, slopes
-from tests.faults.oracle import Oracle, Plan, end, private_oracle
+from tests.faults.oracle import CLIENTS, SUBSCRIBERS, Oracle, Plan, end, private_oracle
 from tests.faults.writers import EXPECTED
 
 CHECKS = 10
 CHECK_S, REPORT_S = 10, 60
 LONG_MINUTES, LONG_BACKLOG, SHORT_BACKLOG = 10, 2_000_000, 20_000
 LEAST_SPAN_S = 300
+# Of the clients that miss the backlog, the last has subscriptions.
+AWAY = 2, 6, len(CLIENTS) + 1
 WARM_UP = 1 / 3  # share of the samples: caches fill
 
 
@@ -78,7 +80,9 @@ async def soak(seed: int, minutes: float, rate: float, backlog: int) -> int:
     this = asyncio.current_task()
     assert this is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
-    plan = Plan(seed, minutes * 60, rate, spared=1, backlog=backlog)
+    plan = Plan(
+        seed, minutes * 60, rate, spared=1, subscribers=SUBSCRIBERS, backlog=backlog, away=AWAY
+    )
     async with private_oracle(plan, directory) as oracle:
         reporting = asyncio.create_task(report_each_minute(oracle, started), name="report")
         try:

@@ -9,13 +9,14 @@ from typing import Any
 import asyncpg
 
 from app.database.connections import Connection
+from tests.faults.orders import ORDER_TABLES, ORDER_TOPICS
 from tests.faults.writers import EXPECTED, Pace, SqlWriter, changed
 
 # The topic of the backlog's table; it has too many changes to be audited row by row.
 BACKLOG = "item"
 TOPICS = {
     "ticket": "tickets", "slot": "slots", "countdown": "countdowns", "phoenix": "phoenixes",
-    "parent": "parents", "child": "children", BACKLOG: "items",
+    "parent": "parents", "child": "children", BACKLOG: "items", **ORDER_TOPICS,
 }  # fmt: skip
 
 # A destroy of any of these carries the key. The audit fires first: triggers
@@ -25,12 +26,16 @@ CREATE TABLE audit_row (
     n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, xid xid8 DEFAULT pg_current_xact_id(),
     topic text, op text, content jsonb
 );
-CREATE FUNCTION audit_row() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
+CREATE FUNCTION key_of(content jsonb) RETURNS jsonb IMMUTABLE LANGUAGE sql AS $$
+    SELECT jsonb_build_array(content -> 'id', content -> 'region', content -> 'number')
+$$;
+CREATE FUNCTION audit_row() RETURNS trigger LANGUAGE plpgsql
+SET search_path = public SET timezone = 'UTC' AS $$
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         INSERT INTO audit_row (topic, op) VALUES (TG_ARGV[0], 'truncate');
-    ELSIF TG_OP = 'UPDATE' AND OLD.id = NEW.id THEN
-        IF OLD IS DISTINCT FROM NEW THEN
+    ELSIF TG_OP = 'UPDATE' AND key_of(to_jsonb(OLD)) = key_of(to_jsonb(NEW)) THEN
+        IF OLD *<> NEW THEN  -- 10 and 10.00 are not the same
             INSERT INTO audit_row (topic, op, content)
             VALUES (TG_ARGV[0], 'update', to_jsonb(NEW));
         END IF;
@@ -134,7 +139,7 @@ SELECT (SELECT count(*) FROM (SELECT * FROM logged EXCEPT ALL SELECT * FROM audi
 # The changes whose old row is not what the previous change of that key left.
 UNCHAINED = """
 WITH link AS (
-    SELECT topic, id, op, old::text, new::text, coalesce(new, old) ->> 'id' AS key,
+    SELECT topic, id, op, old::text, new::text, key_of(coalesce(new, old)::jsonb) AS key,
            count(*) FILTER (WHERE op = 'truncate') OVER (PARTITION BY topic ORDER BY id) AS since
     FROM feed.change
 )
@@ -206,6 +211,7 @@ REMOVE = "DELETE FROM public.items WHERE id BETWEEN $1::bigint AND $2::bigint"
 async def make_tables(connection: Connection) -> None:
     """Create the tables, audit them, and watch them."""
     await connection.execute(TABLES)
+    await connection.execute(ORDER_TABLES)
     for topic, table in TOPICS.items():
         if topic != BACKLOG:
             await connection.execute(AUDIT_TABLE.format(table=table, topic=topic))
