@@ -169,6 +169,31 @@ async def test_large_rows(items: Connection, database_url: str) -> None:
         assert whole.names[2:] == ["item:update"] * 3 + ["item:destroy"]
 
 
+async def test_filters_on_large_columns(items: Connection, database_url: str) -> None:
+    """The column that is too large is in the filter: what can be said of it is, without loading
+    anything again.
+    """
+    async with (
+        serving_here(database_url, max_event_bytes=2000) as app,
+        subscriber(app.url) as client,
+    ):
+        held = [
+            await client.loaded(
+                await client.subscribe(f"/item/{number}", where=where, columns="owner")
+            )
+            for number, where in enumerate(
+                ("note=eq.short", "note=neq.short&owner=eq.50", "note=not.in.(short)&id=lt.1")
+            )
+        ]
+        await items.execute("INSERT INTO items VALUES (0, 50, repeat('x', 5000))")
+        await client.until(lambda: [len(each.rows) for each in held] == [0, 1, 1])
+        await items.execute("UPDATE items SET note = 'short' WHERE id = 0")
+        await client.until(lambda: [len(each.rows) for each in held] == [1, 0, 0])
+        await items.execute("UPDATE items SET note = repeat('y', 5000) WHERE id = 0")
+        await client.until(lambda: [len(each.rows) for each in held] == [0, 1, 1])
+        assert [each.names.count("feed:loaded") for each in held] == [1, 1, 1]
+
+
 async def test_what_may_not_be_read(items: Connection, database_url: str) -> None:
     """The table has row-level security that applies to the server: it says so."""
     await items.execute(

@@ -60,8 +60,8 @@ class TopicChanges:
         """The old and the new row of a change, read as rows of a table."""
         change = self.changes[number]
         return (
-            None if change.old is None else RowValues(change.old, table),
-            None if change.new is None else RowValues(change.new, table),
+            _values(change.old, table, change.old_is_too_large),
+            _values(change.new, table, change.new_is_too_large),
         )
 
     def pairs(self, table: Table) -> list[Pair]:
@@ -151,6 +151,10 @@ class TopicChanges:
         if before == after and not after.endswith(TOO_LARGE):  # what it leaves out may have changed
             return None
         return Event("update", place, after, before if subscription.old else None)
+
+
+def _values(row: str | None, table: Table, is_outline: bool) -> RowValues | None:
+    return None if row is None else RowValues(row, table, is_outline)
 
 
 class PageEvents:
