@@ -27,13 +27,13 @@ else
 
 .PHONY: run setup test check format matrix bench soak lock clean
 
-run: .venv/stamp-run node_modules/stamp  ## start Tablecast on http://127.0.0.1:8000
+run: .venv/stamp-run node_modules/stamp-run  ## start Tablecast on http://127.0.0.1:8000
 	@# At a terminal: with `set -m`, Ctrl-C reaches only Tablecast, which then exits with 0; and where it has
 	@# said in a sentence why it does not start, make need not add that this was an error.
 	@test -t 0 || exec $(BIN)/tablecast serve --migrate; \
 	set -m; $(BIN)/tablecast serve --migrate || test $$? -le 2
 
-setup: .venv/stamp-test node_modules/stamp  ## install what run and test need
+setup: .venv/stamp-test node_modules/stamp-test  ## install what run and test need
 
 test: setup  ## run all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q
@@ -43,6 +43,7 @@ check: setup  ## check formatting, lint, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@PATH="$(WITH_NODE)" node_modules/.bin/tsc --project tests/types/tsconfig.json
 
 format: setup
 	$(BIN)/ruff format .
@@ -92,14 +93,23 @@ ifeq ($(shell test -w "$$HOME" && echo yes),)
 export npm_config_cache := $(CURDIR)/.venv/npm
 endif
 
-node_modules/stamp: package-lock.json | .venv/bin/pip
+# Node.js is here if the system has none.
+WITH_NODE := $(CURDIR)/$(BIN):$(PATH)
+NPM_CI := npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+INSTALL_NODE := command -v npm >/dev/null && command -v node >/dev/null || \
+	$(PIP) install --require-hashes -r requirements-node.txt
+
+# `npm ci` removes what it does not install, so once the tests' packages are there, running needs no other.
+node_modules/stamp-run: package-lock.json | .venv/bin/pip
 	@echo "Fetching the Socket.IO client..."
-	@if command -v npm >/dev/null && command -v node >/dev/null; then \
-		npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; \
-	else \
-		$(PIP) install --require-hashes -r requirements-node.txt && \
-		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; \
-	fi
+	@$(INSTALL_NODE)
+	@PATH="$(WITH_NODE)" $(NPM_CI) --omit=dev
 	@touch $@
+
+node_modules/stamp-test: package-lock.json | .venv/bin/pip
+	@echo "Fetching the Socket.IO client and what its tests need..."
+	@$(INSTALL_NODE)
+	@PATH="$(WITH_NODE)" $(NPM_CI)
+	@touch node_modules/stamp-run $@
 
 endif

@@ -1,65 +1,138 @@
 /**
- * feed.js: a list from REST and its live changes from Socket.IO, folded into one Map.
+ * feed.js: the rows of a table that one asks for, kept up to date in a Map, by Socket.IO.
  *
  *   import { io } from './socket.io-client/socket.io.esm.min.js';
  *   import { Feed } from './feed.js';
  *
- *   const feed = new Feed({ io, list: 'api/things', topic: 'thing' });
- *   feed.onload = (items) => { ... };     // the whole list: at the start, and whenever it was loaded again
- *   feed.onchange = (change) => { ... };  // { op, key, name, row, before, offset, writtenAt }, already in feed.items
- *   feed.onstate = (state) => { ... };    // see "States"
+ *   const feed = new Feed({ io, topic: 'order', where: 'status=eq.open', columns: 'id,total' });
+ *   feed.onload = (items) => { ... };     // all rows: at the start, and whenever they were loaded again
+ *   feed.onchange = (change) => { ... };  // { op, key, row, before, offset, writtenAt }, already in feed.items
+ *   feed.onbatch = (changes) => { ... };  // the same, once for all changes that came together: repaint here
+ *   feed.onstate = (state) => { ... };    // see State
  *   feed.start();
  *   ...
  *   feed.items                            // Map: key -> row, see "Keys"
  *   feed.stop();
  *
  * What it guarantees
- *   `items` is the table as of `offset`: no change is missed and none is applied twice. The Feed-Offset header of the
- *   list says which moment the list shows, and the stream is asked to begin exactly there. After a lost connection, a
- *   sleep, or a restart of the server, the stream continues after the last change seen. The official client does this
- *   by itself (its "connection state recovery"), and `auth.since` does the same with a server that no longer knows us.
- *   If the server cannot continue from there it says so (`recovered: false`); the list is then loaded again, and a new
- *   socket begins at the new list's offset; the same if a destroy does not tell which row is gone, because the options
- *   do not fit the topic, say. Until that list arrives, `items` stays as it was.
+ *   `items` is what `SELECT columns FROM table WHERE ...` returned as of `offset`: no change is missed and none is
+ *   applied twice. Rows that begin to match are created, those that no longer match are destroyed. After a lost
+ *   connection, a sleep, or a restart of the server, the stream continues after the last change seen; the official
+ *   client does this by itself (its "connection state recovery"). If the server cannot continue from there, or the table
+ *   was altered, all rows come again; until they are complete, `items` stays as it was.
  *
  * What it does not guarantee
  *   Changes of one transaction come one by one. Numbers above Number.MAX_SAFE_INTEGER lose digits in JSON.parse, so
- *   two rows with such keys may become one: have the list and the table use text or uuid for them.
+ *   two rows with such keys may become one: use text or uuid for them.
  *
- * Options
- *   io          socket.io-client's `io`; passed in, so that this module has no dependencies and also runs in Node
- *   list        URL of the REST list, an array of rows; relative to `server`. The list and its Feed-Offset must be of
- *               one moment: `SELECT feed.offset(), json_agg(orders) FROM orders`
- *   topic       the topic of the table: 'order' for order:create, order:update, order:destroy, order:truncate
- *   key         the column that identifies a row, 'id' by default, or an array of them: ['tenant', 'number']
- *   name        the column whose value a destroy carries if the topic is watched with `destroy_with`, as things are
- *               with 'name', the default. Its values must be unique in the table. The destroys of other topics carry
- *               the key, and this option does nothing but fill in the `name` of each change
- *   server      URL of the server, up to and including its path prefix if it has one ('https://host/app/'); by
- *               default where this module was loaded from, so it must be given where that is a file, as in Node
- *   path        path of Socket.IO, relative to `server`; 'socket.io-client' by default
- *   timing      true asks the server for times and sets each change's `writtenAt`: when it was written, in ms on
- *               performance.now()'s clock; null without timing, and for missed changes
+ * Connections
+ *   Feeds share one connection, each in a namespace of its own: `/order`, and `/order/2` and so on for more Feeds of one
+ *   topic. One connection holds 50; for more, or to be apart from others, pass `io` as
+ *   `(url, options) => io(url, { ...options, forceNew: true })`.
  *
  * Keys
  *   `items` is keyed by the value of the key column. For an array of columns it is the JSON of their values in that
- *   order, as in '[7,"a"]'. Use `feed.items.get(feed.keyOf({ tenant: 7, number: 'a' }))`.
- *   A row with `too_large: true` was too large to be sent. It has its key columns, and `name`, and nothing else; load
- *   it from REST if you need it whole.
+ *   order, as in '[7,"a"]'. Use `feed.items.get(feed.keyOf({ tenant: 7, number: 'a' }))`. Rows always have their key
+ *   columns, also if `columns` does not name them. A destroy says which columns these are; should they be others than
+ *   `key` says, they are learned from it, and the rows are loaded again.
+ *   A row with `too_large: true` was too large to be sent. It has its key columns and nothing else; load it from REST
+ *   if you need it whole.
  *
- * States ({ name, ... }, passed to onstate, also feed.state)
- *   loading     the list was requested; `problem`, an Error, says why the last attempt failed (its `status` is the
- *               HTTP status, or 0 if there was no answer); the next attempt follows automatically
- *   connecting  not connected, or not yet; attempts continue until there is a connection. `problem`, if there is one,
- *               is the server's reason to refuse the last attempt. `asOf`, a Date: the rows are as they were then
- *   returning   connected again, receiving the missed changes
- *   live        up to date; `missed` counts the changes received while returning, `reloaded` means that the list
- *               was loaded again instead
- *   stale       connected, but the server has lost its database. `since`, a Date, and `reason`, a sentence; `asOf` as
- *               above. Changes continue by themselves once the database is back
+ * @module
  */
 
-const LIST_TIMEOUT_MS = 30_000;
+/**
+ * A row: column -> value.
+ *
+ * @typedef {Record<string, any>} AnyRow
+ */
+
+/**
+ * @typedef {object} FeedOptions
+ * @property {IO | Manager} io socket.io-client's `io`, or a Manager of it; passed in, so that this module has no
+ *   dependencies and also runs in Node
+ * @property {string} topic the topic of the table
+ * @property {string | URLSearchParams} [where] which rows, in PostgREST's syntax: 'status=eq.open&total=gt.100'; by
+ *   default all
+ * @property {string | string[]} [columns] which columns: 'id,total'; by default all
+ * @property {string | string[]} [key] the column that identifies a row, 'id' by default, or an array of them:
+ *   ['tenant', 'number']
+ * @property {string} [label] names the subscription: its namespace is /topic/label. Chosen automatically
+ * @property {boolean} [old] have updates and destroys carry the row as it was, with its columns as they are selected:
+ *   then `before` is what the server says, even for a row that is `too_large` now
+ * @property {boolean} [timing] ask the server for times, and set each change's `writtenAt`
+ * @property {string | URL} [server] URL of the server, up to and including its path prefix if it has one
+ *   ('https://host/app/'); by default where this module was loaded from, so it must be given where that is a file, as in
+ *   Node, and does nothing with a Manager
+ * @property {string} [path] path of Socket.IO, relative to `server`; 'socket.io-client' by default
+ */
+
+/**
+ * One change. `row`: as it is now, null if it is gone. `before`: as it was, undefined for a create. `writtenAt`: when it
+ * was written, in ms on performance.now()'s clock; null without `timing`, and for missed changes. A truncate has neither
+ * `key` nor rows: all rows are gone.
+ *
+ * @template {AnyRow} [Row=AnyRow]
+ * @typedef {object} Change
+ * @property {'create' | 'update' | 'destroy' | 'truncate'} op
+ * @property {any} [key]
+ * @property {Row | null} row
+ * @property {Row | undefined} before
+ * @property {string} offset
+ * @property {number | null} writtenAt
+ */
+
+/**
+ * What a Feed is doing:
+ *
+ *   connecting  not connected, or not yet; attempts continue until there is a connection. `problem`, if there is one, is
+ *               the reason to refuse the last attempt
+ *   loading     the rows are on their way
+ *   returning   connected again, receiving the missed changes
+ *   live        up to date; `missed` counts the changes received while returning, `reloaded` means that all rows were
+ *               loaded again instead
+ *   stale       connected, but the server has lost its database, `since` then and for a `reason`, a sentence. Changes
+ *               continue by themselves once the database is back
+ *   refused     the server refuses what was asked for, and asking again would not help: `problem` says why. start()
+ *               tries once more
+ *
+ * `asOf`: the rows are as they were then; null if there are none yet.
+ *
+ * @typedef {{ name: 'connecting', asOf: Date | null, problem?: Problem }
+ *   | { name: 'loading', asOf: Date | null }
+ *   | { name: 'returning', asOf: Date | null }
+ *   | { name: 'live', missed: number, reloaded: boolean }
+ *   | { name: 'stale', asOf: Date | null, since: Date, reason: string }
+ *   | { name: 'refused', asOf: Date | null, problem: Refusal }} State
+ */
+
+/**
+ * Why a connection is not accepted; `status` is the HTTP status, or 0.
+ *
+ * @typedef {Error & { status: number }} Problem
+ */
+
+/**
+ * Why a subscription is refused: `code` for programs, `detail`, a sentence that says what to change, and `field`, the
+ * option that it is about.
+ *
+ * @typedef {Error & { code: string, detail: string, field?: string }} Refusal
+ */
+
+// What is used of socket.io-client.
+/** @typedef {(url: string, options: any) => Socket} IO */
+/** @typedef {{ socket(namespace: string, options: any): Socket }} Manager */
+/**
+ * @typedef {object} Socket
+ * @property {boolean} active
+ * @property {boolean} connected
+ * @property {{ reconnectionDelay(ms: number): any, reconnectionDelayMax(ms: number): any }} io
+ * @property {(event: any, listener: (...args: any[]) => void) => any} on
+ * @property {() => any} off
+ * @property {() => any} connect
+ * @property {() => any} disconnect
+ */
+
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 5_000;
 // A server that answers and refuses will hardly change its mind within seconds.
@@ -68,212 +141,293 @@ const LAST_RETRY_REFUSED_MS = 30_000;
 // reconnected (known with timing), or when nothing has arrived for this long.
 const QUIET_MS = 300;
 
+// How often each topic was subscribed to. A namespace is never used again: what the server sent for an earlier
+// subscription may still arrive in it.
+/** @type {Map<string, number>} */
+const numbers = new Map();
+
+/** @template {AnyRow} [Row=AnyRow] */
 export class Feed {
+  /** @type {Map<any, Row>} */
   items = new Map();
+  /** As of when `items` is; null before the rows were loaded.
+   * @type {string | null} */
   offset = null;
-  state = { name: 'loading' };
+  /** @type {State} */
+  state = { name: 'connecting', asOf: null };
+  /** @type {(items: Map<any, Row>) => void} */
   onload = () => {};
+  /** @type {(change: Change<Row>) => void} */
   onchange = () => {};
+  /** @type {(changes: Change<Row>[]) => void} */
+  onbatch = () => {};
+  /** @type {(state: State) => void} */
   onstate = () => {};
 
   #options;
+  /** @type {string | string[]} */
+  #key; // a column or several
+  /** @type {string | string[]} */
+  #learned; // the key as of the rows that are to come
+  /** @type {Socket | null} */
   #socket = null;
-  #ending = new AbortController();
-  #holders = new Map(); // name -> Set of keys
-  #refusals = 0;
+  #isAsking = false; // CONNECT was sent and not answered
+  #isWelcome = false; // by the hello of this connection
+  /** @type {Map<any, Row> | null} */
+  #arriving = null; // the rows that are being loaded
+  #isLoaded = false;
+  #isReloaded = false;
+  /** @type {Change<Row>[]} */
+  #batch = []; // changes that onbatch has not got yet
+  /** @type {Problem | undefined} */
+  #problem; // the server's reason not to let us in, until it does
   #retries = 0;
-  #refusal; // the server's reason not to let us in, until it does
-  #wasLive = false;
-  #welcomed = false; // by the hello of this connection
-  #outage = null; // { since, reason } while the server has lost its database
+  /** @type {{ since: Date, reason: string } | null} */
+  #outage = null; // while the server has lost its database
+  /** @type {Date | null} */
   #asOf = null; // until when `items` is known to have been up to date; null while it is
   #greetedAt = 0;
   // From the database's clock to ours. Delays only make it look larger, so the smallest difference seen is the most
   // accurate.
   #clockDifference = Infinity;
+  /** @type {number | null} */
   #writtenAt = null;
-  #reloaded = false;
   #missed = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
   #quiet;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #handingOver;
 
+  /** @param {FeedOptions} options */
   constructor({
     io,
-    list,
     topic,
+    where = '',
+    columns = '',
     key = 'id',
-    name = 'name',
+    label,
+    old = false,
+    timing = false,
     server = new URL('.', import.meta.url),
     path = 'socket.io-client',
-    timing = false,
   }) {
     const base = new URL(server);
     if (!base.pathname.endsWith('/')) base.pathname += '/';
-    this.#options = { io, list: new URL(list, base), topic, key, name, socket: new URL(path, base), timing };
+    /** @type {Record<string, string | boolean>} */
+    const asked = {};
+    if (String(where)) asked.where = String(where);
+    if (columns.length) asked.columns = typeof columns === 'string' ? columns : columns.map(quoted).join(',');
+    if (old) asked.old = true;
+    if (timing) asked.timing = true;
+    this.#options = { io, topic, label, asked, address: new URL(path, base) };
+    this.#key = this.#learned = key;
   }
 
-  /** Load the list, then follow its changes until `stop()`. */
+  /** Load the rows and follow their changes until `stop()`. */
   start() {
-    this.#load();
+    if (!this.#socket) this.#connect();
   }
 
-  /** Stop for good: no callback is called after this. */
+  /** Stop: no callback is called after this, unless it is started again. */
   stop() {
-    this.#ending.abort();
-    clearTimeout(this.#quiet);
+    this.#batch = [];
+    clearTimeout(this.#handingOver);
     this.#close();
   }
 
-  /** The key under which `items` has a row, given the row or an object of its key columns. */
+  /**
+   * The key under which `items` has a row, given the row or an object of its key columns.
+   *
+   * @param {AnyRow} row
+   */
   keyOf(row) {
-    const { key } = this.#options;
-    return Array.isArray(key) ? JSON.stringify(key.map((column) => row[column])) : comparable(row[key]);
+    return keyIn(row, this.#key);
   }
 
-  async #load() {
-    this.#enter('loading');
-    this.#clockDifference = Infinity;
-    let answer = null;
-    for (let failures = 0; !answer; failures += 1) {
-      try {
-        answer = await this.#fetchList();
-      } catch (error) {
-        if (this.#ended) return;
-        this.#enter('loading', { problem: error });
-        await pause(failures, isRefusal(error) ? LAST_RETRY_REFUSED_MS : LAST_RETRY_MS);
-      }
-      if (this.#ended) return;
-    }
-    this.#replace(answer.rows);
-    this.#asOf = new Date();
-    this.offset = answer.offset;
-    this.onload(this.items);
-    this.#connect();
-  }
-
-  async #fetchList() {
-    const answer = await fetch(this.#options.list, {
-      headers: { Accept: 'application/json' },
-      cache: 'no-store',
-      signal: AbortSignal.timeout(LIST_TIMEOUT_MS), // not combined by AbortSignal.any: Node 20 may drop it
-    }).catch(() => {
-      throw Object.assign(new Error('The server cannot be reached.'), { status: 0 });
-    });
-    if (!answer.ok) throw problemOf(answer.status, await answer.text().catch(() => ''));
-    const offset = answer.headers.get('Feed-Offset');
-    if (!offset) throw new Error('The list came without a Feed-Offset.');
-    return { rows: await answer.json(), offset };
-  }
+  // ---- connecting ----------------------------------------------------------------------------------------------
 
   #connect() {
-    const { io, topic, socket: address, timing } = this.#options;
-    this.#welcomed = false;
-    this.#outage = null;
-    this.#enter('connecting', { asOf: this.#asOf });
-    const socket = io(address.origin, {
-      path: address.pathname,
-      forceNew: true,
-      transports: ['websocket', 'polling'],
-      tryAllTransports: true,
-      reconnectionDelay: FIRST_RETRY_MS,
-      reconnectionDelayMax: LAST_RETRY_MS,
-      // A function, so that each reconnection sends the latest offset.
-      auth: (send) => send({ since: this.offset, ...(timing && { timing }) }),
-    });
+    const { topic } = this.#options;
+    this.#retries = 0;
+    this.#problem = undefined;
+    this.#forgetConnection();
+    this.#enter({ name: 'connecting', asOf: this.#asOf });
+    const socket = this.#open();
     this.#socket = socket;
-    socket.on('feed:hello', (hello, offset) => this.#greeted(hello, offset));
+    socket.on('connect', () => (this.#isAsking = false));
+    socket.on('feed:hello', ({ recovered }, offset) => this.#greeted(recovered, offset));
+    socket.on('feed:rows', (rows) => this.#arrived(rows));
+    socket.on('feed:loaded', (offset) => this.#loaded(offset));
+    socket.on('feed:offset', (offset) => (this.offset = offset));
     socket.on('feed:state', (state) => this.#heard(state));
     socket.on('feed:timing', (times) => this.#timed(times));
+    // The old row, if there is one, comes before the offset.
     socket.on(`${topic}:create`, (row, offset) => this.#put('create', row, offset));
-    socket.on(`${topic}:update`, (row, offset) => this.#put('update', row, offset));
-    socket.on(`${topic}:destroy`, (what, offset) => this.#remove(what, offset));
+    socket.on(`${topic}:update`, (row, ...rest) => this.#put('update', row, rest.pop(), rest.pop()));
+    socket.on(`${topic}:destroy`, (key, ...rest) => this.#remove(key, rest.pop(), rest.pop()));
     socket.on(`${topic}:truncate`, (offset) => this.#clear(offset));
     socket.on('connect_error', (error) => {
-      this.#refusal = refusalOf(error, socket);
+      this.#isAsking = false;
+      if (error.data?.code) {
+        this.#refused(error.data);
+        return;
+      }
+      this.#problem = problemOf(error, socket);
       this.#lost(socket);
     });
     socket.on('disconnect', () => {
+      this.#isAsking = false;
       // Every connection resets the client's backoff, even one that is refused right afterwards: browsers say where a
       // page is from when they POST, not when they GET. So the backoff is applied here.
       socket.io.reconnectionDelay(waitingMs(this.#retries, this.#patience));
       this.#retries += 1;
       this.#lost(socket);
     });
+    if (!socket.active) socket.connect();
+  }
+
+  /** The socket of a namespace that this page has not used yet. */
+  #open() {
+    const { io, topic, label, asked, address } = this.#options;
+    const number = (numbers.get(topic) ?? 0) + 1;
+    numbers.set(topic, number);
+    const ending = label ?? (number > 1 ? String(number) : '');
+    const namespace = `/${topic}${ending && `/${encodeURIComponent(ending)}`}`;
+    // A function, so that we know when CONNECT is sent.
+    const auth = (/** @type {(asked: object) => void} */ send) => {
+      this.#isAsking = true;
+      send(asked);
+    };
+    if (typeof io !== 'function') return io.socket(namespace, { auth });
+    return io(address.origin + namespace, {
+      path: address.pathname,
+      transports: ['websocket', 'polling'],
+      tryAllTransports: true,
+      reconnectionDelay: FIRST_RETRY_MS,
+      reconnectionDelayMax: LAST_RETRY_MS,
+      auth,
+    });
   }
 
   #close() {
-    this.#socket?.off();
-    this.#socket?.disconnect();
+    const socket = this.#socket;
     this.#socket = null;
-  }
-
-  #greeted({ recovered, topic = this.#options.topic }, offset) {
-    this.#retries = 0;
-    this.#refusal = undefined;
-    if (topic !== this.#options.topic) {
-      this.offset = offset; // another topic must be loaded again
-      return;
-    }
-    this.#welcomed = true;
-    this.#outage = null; // if it goes on, we shall hear of it
-    if (!recovered) {
-      this.#reload();
-      return;
-    }
-    this.#refusals = 0;
-    this.#greetedAt = performance.now();
-    this.#writtenAt = null;
-    this.offset = offset;
-    if (this.#wasLive) {
-      this.#enter('returning');
-      this.#awaitQuiet();
+    this.#forgetConnection();
+    socket?.off();
+    if (!socket?.active) return; // it was refused: a DISCONNECT would be for a namespace we are not in
+    if (this.#isAsking) {
+      // The client does not send DISCONNECT before CONNECT is answered, and the server would go on sending.
+      for (const event of ['connect', 'disconnect']) socket.on(event, () => socket.disconnect());
     } else {
-      this.#goLive({});
+      socket.disconnect();
     }
   }
 
-  #heard({ live, since, reason }) {
-    this.#outage = live ? null : { since: new Date(since), reason };
-    if (this.state.name === 'returning') return; // goes live, or stale, when the missed changes have arrived
-    if (!this.#welcomed) this.#enterConnected();
-    else if (!live || this.state.name === 'stale') this.#goLive({ missed: this.#missed });
-  }
-
-  /** The state of a connection that was not welcomed yet. */
-  #enterConnected() {
-    if (this.#outage) this.#enter('stale', { ...this.#outage, asOf: this.#asOf });
-    else this.#enter('connecting', { asOf: this.#asOf });
-  }
-
-  async #reload() {
-    // The live stream that follows this refusal begins at a different moment than the new list will: drop it.
-    this.#close();
-    this.#reloaded ||= this.#wasLive;
-    this.#wasLive = false;
-    this.#enter('loading');
-    if (this.#refusals > 0) await pause(this.#refusals);
-    this.#refusals += 1;
-    if (!this.#ended) this.#load();
-  }
-
-  async #lost(socket) {
-    const problem = this.#refusal;
-    socket.io.reconnectionDelayMax(this.#patience);
+  #forgetConnection() {
     clearTimeout(this.#quiet);
-    this.#welcomed = false;
+    this.#isWelcome = false;
+    this.#arriving = null;
     this.#outage = null;
-    this.#asOf ??= new Date();
-    this.#enter('connecting', { asOf: this.#asOf, ...(problem && { problem }) });
+    this.#noteTime();
+  }
+
+  /** From now on, `items` may not be up to date. */
+  #noteTime() {
+    if (this.#isLoaded) this.#asOf ??= new Date();
+  }
+
+  /** @param {Socket} socket */
+  async #lost(socket) {
+    socket.io.reconnectionDelayMax(this.#patience);
+    this.#forgetConnection();
+    const problem = this.#problem;
+    this.#enter({ name: 'connecting', asOf: this.#asOf, ...(problem && { problem }) });
     if (socket.active) return; // it reconnects by itself
     // The server refused or disconnected the socket; the official client gives up here, we do not.
     await pause((this.#retries += 1), this.#patience);
     if (socket === this.#socket) socket.connect();
   }
 
-  /** The longest wait between two attempts. */
-  get #patience() {
-    return this.#refusal ? LAST_RETRY_REFUSED_MS : LAST_RETRY_MS;
+  /** It cannot be had, now or later. @param {{ code: string, detail: string, field?: string }} why */
+  #refused({ code, detail, field }) {
+    this.#close();
+    const problem = Object.assign(new Error(detail), { code, detail, ...(field !== undefined && { field }) });
+    this.#enter({ name: 'refused', asOf: this.#asOf, problem });
   }
 
+  /** The longest wait between two attempts. */
+  get #patience() {
+    return this.#problem ? LAST_RETRY_REFUSED_MS : LAST_RETRY_MS;
+  }
+
+  // ---- loading, returning, live --------------------------------------------------------------------------------
+
+  /**
+   * @param {boolean} recovered
+   * @param {string} offset
+   */
+  #greeted(recovered, offset) {
+    clearTimeout(this.#quiet);
+    this.#retries = 0;
+    this.#problem = undefined;
+    this.#isWelcome = true;
+    this.#outage = null; // if it goes on, we shall hear of it
+    if (!recovered) {
+      this.#awaitRows();
+      return;
+    }
+    this.#greetedAt = performance.now();
+    this.#writtenAt = null;
+    this.offset = offset;
+    this.#enter({ name: 'returning', asOf: this.#asOf });
+    this.#awaitQuiet();
+  }
+
+  #awaitRows() {
+    this.#arriving = new Map();
+    this.#clockDifference = Infinity;
+    this.#writtenAt = null;
+    this.#isReloaded ||= this.#isLoaded;
+    this.#noteTime();
+    this.#enter({ name: 'loading', asOf: this.#asOf });
+  }
+
+  /** @param {Row[]} rows */
+  #arrived(rows) {
+    const before = this.#arriving?.size ?? 0;
+    for (const row of rows) this.#arriving?.set(keyIn(row, this.#learned), row);
+    if (this.#arriving?.size !== before + rows.length) this.#refused(this.#wrongKey());
+  }
+
+  /** @param {string} offset */
+  #loaded(offset) {
+    this.#handOver(); // these changes were made to the rows that go now
+    const arrived = this.#arriving ?? new Map();
+    this.#arriving = null;
+    this.#key = this.#learned;
+    this.items.clear();
+    for (const [key, row] of arrived) this.items.set(key, row);
+    this.offset = offset;
+    this.#isLoaded = true;
+    this.#asOf = null;
+    this.onload(this.items);
+    this.#goLive();
+  }
+
+  /** @param {{ live: boolean, since: string, reason: string }} state */
+  #heard({ live, since, reason }) {
+    this.#outage = live ? null : { since: new Date(since), reason };
+    if (this.state.name === 'returning') return; // goes live, or stale, when the missed changes have arrived
+    if (this.#isWelcome && !this.#arriving) {
+      if (!live || this.state.name === 'stale') this.#goLive();
+    } else if (this.#outage) {
+      this.#enter({ name: 'stale', asOf: this.#asOf, ...this.#outage });
+    } else {
+      this.#enter({ name: this.#arriving ? 'loading' : 'connecting', asOf: this.#asOf });
+    }
+  }
+
+  /** @param {{ at: number, now: number }} times */
   #timed({ at, now }) {
     this.#clockDifference = Math.min(this.#clockDifference, performance.now() - now);
     this.#writtenAt = at + this.#clockDifference;
@@ -286,144 +440,162 @@ export class Feed {
   }
 
   #caughtUp() {
-    if (this.state.name === 'returning') this.#goLive({ missed: this.#missed });
+    if (this.state.name === 'returning') this.#goLive();
   }
 
-  #goLive(details) {
+  #goLive() {
     clearTimeout(this.#quiet);
-    this.#wasLive = true;
     if (this.#outage) {
       this.#asOf ??= this.#outage.since;
-      this.#enter('stale', { ...this.#outage, asOf: this.#asOf });
+      this.#enter({ name: 'stale', asOf: this.#asOf, ...this.#outage });
       return;
     }
-    if (this.#reloaded) details.reloaded = true;
-    this.#reloaded = false;
+    const [missed, reloaded] = [this.#missed, this.#isReloaded];
     this.#missed = 0;
+    this.#isReloaded = false;
     this.#asOf = null;
-    this.#enter('live', details);
+    this.#enter({ name: 'live', missed, reloaded });
   }
 
-  #enter(name, details = {}) {
-    this.state = { name, ...details };
-    this.onstate(this.state);
-  }
-
-  get #ended() {
-    return this.#ending.signal.aborted;
+  /** @param {State} state */
+  #enter(state) {
+    this.#handOver();
+    this.state = state;
+    this.onstate(state);
   }
 
   // ---- folding -------------------------------------------------------------------------------------------------
 
-  #put(op, row, offset) {
-    const { name } = this.#options;
+  /**
+   * @param {'create' | 'update'} op
+   * @param {Row} row
+   * @param {string} offset
+   * @param {Row} [old]
+   */
+  #put(op, row, offset, old) {
     const key = this.keyOf(row);
-    const before = this.items.get(key);
-    if (comparable(before?.[name]) !== comparable(row[name])) {
-      if (before) this.#release(before, key);
-      this.#claim(row, key);
-    }
+    const before = old ?? this.items.get(key);
     this.items.set(key, row);
-    this.#changed({ op, key, name: row[name], row, before, offset });
+    this.#changed({ op, key, row, before, offset });
   }
 
-  /** `what` is an object of the key columns, or the row's name. */
-  #remove(what, offset) {
-    const { key: columns, name } = this.#options;
-    const isKey = isObject(what) && [columns].flat().every((column) => Object.hasOwn(what, column));
-    const [key, another] = isKey ? [this.keyOf(what)] : (this.#holders.get(comparable(what)) ?? []);
-    const before = this.items.get(key);
-    if (!before || another !== undefined) {
-      this.offset = offset;
-      this.#reload(); // which row is gone cannot be told
+  /**
+   * @param {AnyRow} gone the key columns
+   * @param {string} offset
+   * @param {Row} [old]
+   */
+  #remove(gone, offset, old) {
+    if (!this.#isKey(gone)) {
+      const columns = Object.keys(gone);
+      this.#learned = columns.length > 1 ? columns : String(columns[0]);
+      this.#beginAgain(); // rows that we took for one may be several
       return;
     }
-    this.#release(before, key);
-    this.items.delete(key);
-    this.#changed({ op: 'destroy', key, name: isKey ? before?.[name] : what, row: null, before, offset });
-  }
-
-  #clear(offset) {
-    this.#replace([]);
-    this.#changed({ op: 'truncate', name: null, row: null, before: undefined, offset });
-  }
-
-  #replace(rows) {
-    this.items.clear();
-    this.#holders.clear();
-    for (const row of rows) {
-      const key = this.keyOf(row);
-      this.items.set(key, row);
-      this.#claim(row, key);
+    const key = this.keyOf(gone);
+    if (!this.items.has(key)) {
+      this.#beginAgain();
+      return;
     }
+    const before = old ?? this.items.get(key);
+    this.items.delete(key);
+    this.#changed({ op: 'destroy', key, row: null, before, offset });
   }
 
-  #changed(change) {
-    change.writtenAt = this.state.name === 'live' ? this.#writtenAt : null;
+  /** Whether these are the columns that we know as the key. @param {AnyRow} gone */
+  #isKey(gone) {
+    const columns = [this.#key].flat();
+    return Object.keys(gone).length === columns.length && columns.every((column) => Object.hasOwn(gone, column));
+  }
+
+  /** What we hold cannot be right: ask for all rows, as somebody new. */
+  #beginAgain() {
+    this.#close();
+    this.#connect();
+  }
+
+  #wrongKey() {
+    const { topic } = this.#options;
+    const detail = `Several rows of ${topic} have the same ${[this.#learned].flat()}: have the option key name the columns of its primary key.`;
+    return { code: 'wrong_key', detail, field: 'key' };
+  }
+
+  /** @param {string} offset */
+  #clear(offset) {
+    this.items.clear();
+    this.#changed({ op: 'truncate', row: null, before: undefined, offset });
+  }
+
+  /** @param {Omit<Change<Row>, 'writtenAt'>} what */
+  #changed(what) {
+    const isLive = this.state.name === 'live';
+    const change = { ...what, writtenAt: isLive ? this.#writtenAt : null };
     this.offset = change.offset;
-    if (this.state.name !== 'live') this.#missed += 1;
+    if (!isLive) this.#missed += 1;
     if (this.state.name === 'returning') this.#awaitQuiet();
+    if (!this.#batch.length) this.#handingOver = setTimeout(() => this.#handOver());
+    this.#batch.push(change);
     this.onchange(change);
   }
 
-  // Names are unique in the table, but not between the changes of one statement: `UPDATE ... SET name = ...` may
-  // pass a name from row to row. So we keep all holders of a name.
-
-  #claim(row, key) {
-    const name = comparable(row[this.#options.name]);
-    if (name === undefined) return; // the table has no such column
-    const keys = this.#holders.get(name);
-    if (keys) keys.add(key);
-    else this.#holders.set(name, new Set([key]));
-  }
-
-  #release(row, key) {
-    const name = comparable(row[this.#options.name]);
-    const keys = this.#holders.get(name);
-    keys?.delete(key);
-    if (keys?.size === 0) this.#holders.delete(name);
+  /** Call onbatch: when all messages that came together were taken, or something else is about to be said. */
+  #handOver() {
+    clearTimeout(this.#handingOver);
+    const changes = this.#batch;
+    this.#batch = [];
+    if (changes.length) this.onbatch(changes);
   }
 }
 
-function isObject(value) {
-  return typeof value === 'object' && value !== null;
+/** What `items` has a row under.
+ * @param {AnyRow} row
+ * @param {string | string[]} key */
+function keyIn(row, key) {
+  return Array.isArray(key) ? JSON.stringify(key.map((column) => row[column])) : comparable(row[key]);
 }
 
-/** A value that can be a Map's key: arrays and documents become text, which no text of Postgres equals (U+0000). */
+/** A value that can be a Map's key: arrays and documents become text, which no text of Postgres equals (U+0000).
+ * @param {any} value */
 function comparable(value) {
-  return isObject(value) ? `\u0000${JSON.stringify(value)}` : value;
+  return typeof value === 'object' && value !== null ? `\u0000${JSON.stringify(value)}` : value;
 }
 
-/** An Error with the sentence of a refusal, whether problem+json or Engine.IO's. */
-function problemOf(status, body) {
+/** @param {string} name */
+function quoted(name) {
+  return /^\w+$/.test(name) ? name : `"${name.replace(/["\\]/g, '\\$&')}"`;
+}
+
+/** An Error with the sentence of a refusal of Engine.IO's.
+ * @param {number} status
+ * @param {string} body */
+function refusedWith(status, body) {
   let sentence;
   try {
-    const { detail, message } = JSON.parse(body);
-    sentence = detail ?? message;
+    sentence = JSON.parse(body).message;
   } catch {
     // a proxy's page, say
   }
   return Object.assign(new Error(sentence ?? `The server answered ${status}.`), { status });
 }
 
-/** The Error for a connection that the server refused; undefined if there was no answer. */
-function refusalOf(error, socket) {
+/** The Error for a connection that the server refused; undefined if there was no answer.
+ * @param {Error & { description?: any, context?: any }} error
+ * @param {Socket} socket */
+function problemOf(error, socket) {
   if (!socket.active) return Object.assign(new Error(error.message), { status: 0 }); // CONNECT_ERROR
   if (!(error.description > 0)) return undefined;
-  return problemOf(error.description, error.context?.responseText);
+  return refusedWith(error.description, error.context?.responseText);
 }
 
-/** Whether asking again soon would be useless: not for a server that is away, restarting or out of database. */
-function isRefusal({ status }) {
-  return status >= 400 && status < 500;
-}
-
-/** How long to wait after this many failures: twice as long each time, up to a limit. */
-function waitingMs(failures, most = LAST_RETRY_MS) {
+/** How long to wait after this many failures: twice as long each time, up to a limit.
+ * @param {number} failures
+ * @param {number} most */
+function waitingMs(failures, most) {
   return Math.min(FIRST_RETRY_MS * 2 ** failures, most);
 }
 
-/** Wait before the next attempt, with jitter so that pages do not all return at once. */
+/** Wait before the next attempt, with jitter so that pages do not all return at once.
+ * @param {number} failures
+ * @param {number} most */
 function pause(failures, most) {
   return new Promise((resolve) => setTimeout(resolve, waitingMs(failures, most) * (0.5 + Math.random())));
 }

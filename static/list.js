@@ -71,14 +71,16 @@ export class ThingList {
     this.#schedule();
   }
 
-  /** One change, already in `items`. */
-  changed({ op, key }) {
-    if (op === 'truncate') {
-      this.reload();
-      return;
+  /** Changes, already in `items`. */
+  changed(changes) {
+    for (const { op, key } of changes) {
+      if (op === 'truncate') {
+        this.reload();
+      } else {
+        this.#deletions.checkOne(key);
+        this.#due.set(key, op);
+      }
     }
-    this.#deletions.checkOne(key);
-    this.#due.set(key, op);
     this.#schedule();
   }
 
@@ -296,6 +298,6 @@ export class ThingList {
     element.editor = null;
     element.classList.remove('editing');
     if (focused) element.querySelector('.edit').focus();
-    if (!this.#items.has(element.key)) this.changed({ op: 'destroy', key: element.key });
+    if (!this.#items.has(element.key)) this.changed([{ op: 'destroy', key: element.key }]);
   }
 }

@@ -11,10 +11,12 @@ import { counted, sentenceFor, wordsFor } from './words.js';
 // Names are unique; this one is another one each time.
 const EXAMPLE = "insert into things (name) values ('psql at ' || localtime(3))";
 const CAUGHT_UP_SHOWN_MS = 6_000;
+// Things may be watched again soon, by a migration, say.
+const ASK_AGAIN_MS = 30_000;
 
 const element = (id) => document.getElementById(id);
 
-const feed = new Feed({ io, list: 'api/things', topic: 'thing', timing: true });
+const feed = new Feed({ io, topic: 'thing', timing: true });
 const things = new ThingList(element('things'), feed.items);
 const recent = new Recent(element('recent'), element('recent-empty'), element('pace'));
 const announcer = new Announcer(element('announcement'));
@@ -29,10 +31,12 @@ feed.onload = () => {
   things.reload();
 };
 
-feed.onchange = (change) => {
-  things.changed(change);
-  recent.add(change);
-  announcer.add(change);
+feed.onbatch = (changes) => {
+  things.changed(changes);
+  for (const change of changes) {
+    recent.add(change);
+    announcer.add(change);
+  }
 };
 
 feed.onstate = (state) => {
@@ -40,6 +44,7 @@ feed.onstate = (state) => {
     wasLive = true;
     forgive();
   }
+  if (state.name === 'refused') setTimeout(() => feed.start(), ASK_AGAIN_MS);
   clearTimeout(calmDown);
   say(state);
   notice();

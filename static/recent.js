@@ -24,8 +24,8 @@ export class Recent {
   }
 
   /** Add one change from a Feed; it is shown once its row is. */
-  add({ op, name, before, writtenAt }) {
-    this.#fresh.push({ op, name, before, writtenAt, at: Date.now(), delay: null, ready: false });
+  add({ op, row, before, writtenAt }) {
+    this.#fresh.push({ op, row, before, writtenAt, at: Date.now(), delay: null, ready: false });
     if (this.#fresh.length > KEPT) this.#fresh.shift();
   }
 
@@ -64,19 +64,19 @@ export class Recent {
   }
 }
 
-function fill(li, { op, name, before, at, delay }) {
+function fill(li, { op, row, before, at, delay }) {
   const [opCell, nameCell, when] = li.children;
   li.dataset.op = op;
   opCell.textContent = op;
-  nameCell.textContent = describe(op, name, before);
+  nameCell.textContent = describe(op, row, before);
   when.children[0].textContent = clock.format(at);
   when.children[1].textContent = delay === null ? '' : `${delay} ms`;
 }
 
-function describe(op, name, before) {
+function describe(op, row, before) {
   if (op === 'truncate') return 'all things';
-  if (op === 'update' && before && before.name !== name) return `${before.name} → ${name}`;
-  return name;
+  if (op === 'update' && before && before.name !== row.name) return `${before.name} → ${row.name}`;
+  return (row ?? before).name;
 }
 
 function median(numbers) {
@@ -116,7 +116,7 @@ export class Announcer {
     this.#counts.clear();
     this.say(
       total === 1
-        ? `${this.#last.op}: ${describe(this.#last.op, this.#last.name, this.#last.before)}`
+        ? `${this.#last.op}: ${describe(this.#last.op, this.#last.row, this.#last.before)}`
         : `${total} changes: ${parts.join(', ')}`,
     );
   }

@@ -4,16 +4,17 @@ const SOON_MS = 2_000;
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: 'medium', hourCycle: 'h23' });
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium', hourCycle: 'h23' });
 const number = new Intl.NumberFormat();
+const opened = new Date();
 
 export const counted = (count, noun) => `${number.format(count)} ${count === 1 ? noun : `${noun}s`}`;
 
 /** A few words for a state of the feed. `wasLive`: it has been live before. */
-export function wordsFor({ name, problem, since, missed, reloaded }, wasLive) {
-  if (name === 'stale') return `Database away since ${timeOf(since)}`;
+export function wordsFor({ name, problem, since, asOf, missed, reloaded }, wasLive) {
+  if (name === 'stale') return asOf ? `Database away since ${timeOf(since)}` : 'Waiting for the database';
   if (name === 'returning') return 'Catching up';
-  if (problem?.status === 503) return name === 'loading' ? 'Waiting for the database' : 'Waiting for the server';
-  if (problem && (problem.status || name === 'connecting')) return 'Refused by the server';
-  if (name === 'loading') return problem ? 'Waiting for the server' : 'Loading';
+  if (problem?.status === 503) return 'Waiting for the server';
+  if (problem) return 'Refused by the server';
+  if (name === 'loading') return 'Loading';
   if (name === 'connecting') return wasLive ? 'Reconnecting' : 'Connecting';
   if (reloaded) return 'Live again, list reloaded';
   return missed > 0 ? `Live, caught up ${counted(missed, 'change')}` : 'Live';
@@ -22,13 +23,11 @@ export function wordsFor({ name, problem, since, missed, reloaded }, wasLive) {
 /** A sentence on why the rows may not be up to date, or ''. */
 export function sentenceFor({ name, problem, since, reason, asOf }) {
   const rows = asOf ? `; rows as of ${timeOf(asOf)}` : '';
+  if (name === 'stale' && !asOf) return `${sentence(reason)} The list will load as soon as it is back.`;
   if (name === 'stale') return `The database has been away since ${timeOf(since)}${rows}. ${sentence(reason)}`;
-  if (name === 'loading' && problem?.status === 503) {
-    return `${sentence(problem.message)} The list will load as soon as it is back.`;
-  }
   if (problem) return `${sentence(problem.message)} This page keeps asking${rows}.`;
   // A moment without a connection is nothing to tell.
-  if (name === 'connecting' && Date.now() - asOf > SOON_MS) return `There is no connection to the server${rows}.`;
+  if (name === 'connecting' && Date.now() - (asOf ?? opened) > SOON_MS) return `There is no connection to the server${rows}.`;
   return '';
 }
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,9 +13,8 @@ from typing import Any
 
 import asyncpg
 import pytest
-from aiohttp import web
 
-from app.database.connections import Connection, connect
+from app.database.connections import Connection
 from tests.support.machine import require
 from tests.support.server import RunningServer
 
@@ -95,38 +95,58 @@ THINGS = Table(
     ],
 )
 TABLES = [CUSTOMERS, SEATS, DOCUMENTS, THINGS]
-LIST = """
-    SELECT feed.offset() AS "offset", coalesce(json_agg(row_to_json(listed)), '[]')::text AS list
-    FROM {} AS listed
-"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a Feed has; the changes, and how many came in each batch, are those since it was last
+    asked.
+    """
+
+    state: str
+    problem: dict[str, Any] | None
+    keys: list[Any]
+    rows: list[Row]
+    changes: list[dict[str, Any]]
+    batches: list[int]
+    loads: int
+    connections: int
 
 
 class Followers:
     """feed.js following tables in a Node.js process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, tables: list[Table]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._tables = tables
+        self.changes: defaultdict[int, list[Any]] = defaultdict(list)  # of each Feed, so far
 
-    async def ask(self) -> list[list[Any]]:
-        """Return state, keys, rows and new changes of every table."""
+    async def ask(self, command: str = "") -> list[Seen]:
+        """Return what every Feed has; before that, `start N` or `stop N` one of them."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(b"\n")
+        self._process.stdin.write(f"{command}\n".encode())
         answer = await self._process.stdout.readline()
-        found: list[list[Any]] = json.loads(answer)
+        found = [Seen(**seen) for seen in json.loads(answer)]
+        for number, seen in enumerate(found):
+            self.changes[number] += seen.changes
         return found
 
-    async def until_live(self) -> None:
-        """Wait until every table was loaded and is followed."""
-        async with asyncio.timeout(WAIT_S):
-            while {state for state, *_ in await self.ask()} != {"live"}:
-                await asyncio.sleep(0.02)
-
-    async def until_they_show(self, connection: Connection) -> None:
-        """Wait until they hold exactly the rows of the tables."""
-        wanted = [await rows_of(connection, table) for table in self._tables]
+    async def until(self, true: Callable[[list[Seen]], object]) -> list[Seen]:
+        """Ask until something holds."""
         deadline = asyncio.get_running_loop().time() + WAIT_S
-        while (shown := [in_order(rows) for _, _, rows, _ in await self.ask()]) != wanted:
+        while not true(seen := await self.ask()):
+            assert asyncio.get_running_loop().time() < deadline, seen
+            await asyncio.sleep(0.02)
+        return seen
+
+    async def until_state(self, name: str) -> list[Seen]:
+        """Wait until every Feed is in a state."""
+        return await self.until(lambda seen: {each.state for each in seen} == {name})
+
+    async def until_they_show(self, connection: Connection, *queries: str) -> None:
+        """Wait until they hold exactly the rows of these tables or queries."""
+        wanted = [await rows_of(connection, query) for query in queries]
+        deadline = asyncio.get_running_loop().time() + WAIT_S
+        while (shown := [in_order(seen.rows) for seen in await self.ask()]) != wanted:
             if asyncio.get_running_loop().time() > deadline:
                 assert shown == wanted
             await asyncio.sleep(0.05)
@@ -136,103 +156,85 @@ def in_order(rows: list[Row]) -> list[str]:
     return sorted(json.dumps(row, sort_keys=True) for row in rows)
 
 
-async def rows_of(connection: Connection, table: Table) -> list[str]:
-    found = await connection.fetch(f"SELECT row_to_json(t)::text FROM {table.name} AS t")
+async def rows_of(connection: Connection, query: str) -> list[str]:
+    found = await connection.fetch(f"SELECT row_to_json(t)::text FROM {query} AS t")
     return in_order([json.loads(row[0]) for row in found])
 
 
-@asynccontextmanager
-async def lists(url: str) -> AsyncIterator[str]:
-    """Serve every table as a list with its Feed-Offset, as a user's own endpoint would."""
-
-    async def answer(request: web.Request) -> web.Response:
-        connection = await connect(url)
-        found = await connection.fetchrow(LIST.format(request.match_info["table"]))
-        await connection.close()
-        headers = {"Feed-Offset": found["offset"]}
-        return web.Response(text=found["list"], content_type="application/json", headers=headers)
-
-    application = web.Application()
-    application.router.add_get("/{table}", answer)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    finally:
-        await runner.cleanup()
-
-
-@asynccontextmanager
-async def following(
-    server: RunningServer, connection: Connection, tables: list[Table]
-) -> AsyncIterator[Followers]:
-    """Create the tables, watch them, and follow them with feed.js."""
+async def watch(connection: Connection, *tables: Table) -> None:
+    """Create tables and watch them."""
     for table in tables:
         if table is not THINGS:
             if table.definition:
                 await connection.execute(f"CREATE TABLE {table.name} ({table.definition})")
             await connection.execute("SELECT feed.watch($1::text::regclass, $1)", table.name)
-    async with lists(server.env["DATABASE_URL"]) as address:
-        options = [
-            {
-                "topic": "thing" if table is THINGS else table.name,
-                "key": table.key,
-                "list": address + table.name,
-                "server": server.url,
-            }
-            for table in tables
-        ]
-        process = await asyncio.create_subprocess_exec(
-            require("node"), str(FOLLOW), json.dumps(options),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=2**24,
-        )  # fmt: skip
-        try:
-            followers = Followers(process, tables)
-            await followers.until_live()
-            yield followers
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            await asyncio.wait_for(process.wait(), WAIT_S)
+
+
+@asynccontextmanager
+async def feeds(server: RunningServer, *options: Row) -> AsyncIterator[Followers]:
+    """Run a Feed with each of these options."""
+    given = json.dumps([{"server": server.url, **each} for each in options])
+    process = await asyncio.create_subprocess_exec(
+        require("node"), str(FOLLOW), given,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=2**24,
+    )  # fmt: skip
+    try:
+        yield Followers(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        await asyncio.wait_for(process.wait(), WAIT_S)
+
+
+@asynccontextmanager
+async def following(
+    server: RunningServer, connection: Connection, *tables: Table
+) -> AsyncIterator[Followers]:
+    """Create the tables, watch them, and follow them with feed.js."""
+    await watch(connection, *tables)
+    options = [
+        {"topic": "thing" if table is THINGS else table.name, "key": table.key} for table in tables
+    ]
+    async with feeds(server, *options) as followers:
+        await followers.until_state("live")
+        yield followers
 
 
 async def test_two_rows_of_one_name(server: RunningServer, connection: Connection) -> None:
     """Two customers are called Sam, two have no name; the second of each is deleted."""
-    async with following(server, connection, [CUSTOMERS]) as followers:
+    async with following(server, connection, CUSTOMERS) as followers:
         await connection.execute(
             "INSERT INTO customers VALUES (1, 'Sam'), (2, 'Sam'), (3, NULL), (4, NULL)"
         )
         await connection.execute("DELETE FROM customers WHERE id IN (2, 4)")
-        await followers.until_they_show(connection)
-        [[_, keys, _, _]] = await followers.ask()
-        assert keys == [1, 3]
+        await followers.until_they_show(connection, "customers")
+        [seen] = await followers.ask()
+        assert seen.keys == [1, 3]
 
 
 async def test_keys_that_change(server: RunningServer, connection: Connection) -> None:
     """Keys of two columns move on by one row, change places and are swapped in bulk."""
-    async with following(server, connection, [SEATS]) as followers:
+    async with following(server, connection, SEATS) as followers:
         await connection.execute(
             "INSERT INTO seats SELECT n, s FROM generate_series(1, 5) n, unnest('{a,b}'::text[]) s"
         )
         await connection.execute('UPDATE seats SET "row" = "row" + 1')
         await connection.execute("UPDATE seats SET seat = translate(seat, 'ab', 'ba')")
         await connection.execute("DELETE FROM seats WHERE seat = 'a' AND \"row\" > 3")
-        await followers.until_they_show(connection)
-        [[_, keys, _, _]] = await followers.ask()
-        assert sorted(keys)[:3] == ['[2,"a"]', '[2,"b"]', '[3,"a"]']
+        await followers.until_they_show(connection, "seats")
+        [seen] = await followers.ask()
+        assert sorted(seen.keys)[:3] == ['[2,"a"]', '[2,"b"]', '[3,"a"]']
 
 
 async def test_keys_of_any_type(server: RunningServer, connection: Connection) -> None:
     """Keys are documents, among them an array and a text that looks like it."""
-    async with following(server, connection, [DOCUMENTS]) as followers:
+    async with following(server, connection, DOCUMENTS) as followers:
         await connection.execute(
             """INSERT INTO documents VALUES ('[1]'), ('"[1]"'), ('1'), ('"1"'), ('{"a": 1}')"""
         )
         await connection.execute("""DELETE FROM documents WHERE doc IN ('"[1]"', '"1"')""")
         await connection.execute("""UPDATE documents SET n = 2 WHERE doc = '{"a": 1}'""")
-        await followers.until_they_show(connection)
+        await followers.until_they_show(connection, "documents")
 
 
 CODED = Table("coded", "id int PRIMARY KEY, code text NOT NULL UNIQUE", "id")
@@ -265,12 +267,12 @@ async def test_destroys_that_the_options_do_not_fit(
     """While feed.js follows a table by its key, destroys begin to carry something else: it has no
     row under that, and loads the list again.
     """
-    async with following(server, connection, [CODED]) as followers:
+    async with following(server, connection, CODED) as followers:
         await connection.execute("INSERT INTO coded VALUES (1, 'a'), (2, 'b'), (3, 'c')")
         await connection.execute(change)
-        await followers.until_they_show(connection)
+        await followers.until_they_show(connection, "coded")
         await connection.execute("DELETE FROM coded WHERE id = 1")
-        await followers.until_they_show(connection)
+        await followers.until_they_show(connection, "coded")
 
 
 async def test_a_destroy_of_a_name_that_two_rows_had(
@@ -278,11 +280,11 @@ async def test_a_destroy_of_a_name_that_two_rows_had(
 ) -> None:
     """Within the statement that renames a row, another one of the old name comes and goes."""
     await connection.execute(NESTED)
-    async with following(server, connection, [Table("nested", "", "id")]) as followers:
+    async with following(server, connection, Table("nested", "", "id")) as followers:
         await connection.execute("SELECT feed.watch('nested', 'nested', 'name')")
-        await followers.until_they_show(connection)
+        await followers.until_they_show(connection, "nested")
         await connection.execute("UPDATE nested SET name = 'b'")
-        await followers.until_they_show(connection)
+        await followers.until_they_show(connection, "nested")
 
 
 async def test_a_row_too_large_to_be_sent(
@@ -292,19 +294,16 @@ async def test_a_row_too_large_to_be_sent(
     with what it held before.
     """
     server = start_server(MAX_EVENT_BYTES="64KiB")
-    async with following(server, connection, [CUSTOMERS]) as followers:
+    async with following(server, connection, CUSTOMERS) as followers:
         await connection.execute("INSERT INTO customers VALUES (1, 'Sam', 'short'), (2, 'Kim', '')")
         await connection.execute("UPDATE customers SET note = repeat('long', 50000) WHERE id = 1")
-        changes: list[Any] = []
-        async with asyncio.timeout(WAIT_S):
-            while len(changes) < 3:
-                [[_, keys, rows, more]] = await followers.ask()
-                changes += more
-        assert changes[-1][:2] == ["update", 1] and changes[-1][3] is True
-        assert keys == [1, 2]
-        assert rows[0] == {"id": 1, "too_large": True}
+        large = {"id": 1, "too_large": True}
+        [seen] = await followers.until(lambda seen: large in seen[0].rows)
+        last = followers.changes[0][-1]
+        assert last["op"] == "update" and last["row"] == large
+        assert seen.keys == [1, 2]
         await connection.execute("UPDATE customers SET note = 'short again' WHERE id = 1")
-        await followers.until_they_show(connection)
+        await followers.until_they_show(connection, "customers")
 
 
 @pytest.mark.parametrize("seed", [SEED, SEED + 1])
@@ -320,7 +319,7 @@ async def test_random_operations(server: RunningServer, connection: Connection, 
             "$j", str(chosen.randrange(20))
         )
 
-    async with following(server, connection, TABLES) as followers:
+    async with following(server, connection, *TABLES) as followers:
         for _ in range(ROUNDS):
             for _ in range(OPERATIONS):
                 table = chosen.choice(TABLES)
@@ -329,4 +328,188 @@ async def test_random_operations(server: RunningServer, connection: Connection, 
                     await connection.execute(script)
             if chosen.random() < 0.3:
                 await connection.execute(f"TRUNCATE {chosen.choice(TABLES).name}")
-            await followers.until_they_show(connection)
+            await followers.until_they_show(connection, *(table.name for table in TABLES))
+
+
+ORDERS = """
+    CREATE TABLE orders (id int PRIMARY KEY, status text NOT NULL, total numeric, note text);
+    SELECT feed.watch('orders', 'order');
+    INSERT INTO orders SELECT n, CASE WHEN n % 2 = 0 THEN 'open' ELSE 'gone' END, n, ''
+    FROM generate_series(1, 100) AS n;
+"""
+OPEN = {"topic": "order", "where": "status=eq.open"}
+OPEN_ROWS = "(SELECT * FROM orders WHERE status = 'open')"
+
+
+@pytest.fixture
+async def orders(connection: Connection) -> Connection:
+    """A connection to a database with a hundred orders, every other one open."""
+    await connection.execute(ORDERS)
+    return connection
+
+
+async def test_several_filters_on_one_connection(server: RunningServer, orders: Connection) -> None:
+    """Four Feeds, three of one topic, with different filters and columns, share one connection;
+    each holds its rows while orders move in and out of them, through a `kill -9`.
+    """
+    options: list[Row] = [
+        OPEN,
+        {"topic": "order", "where": "total=gt.50", "columns": ["id", "total"]},
+        {"topic": "order", "label": "every one, in full"},
+        {"topic": "thing"},
+    ]
+    shown = (OPEN_ROWS, "(SELECT id, total FROM orders WHERE total > 50)", "orders", "things")
+    async with feeds(server, *options) as followers:
+        await followers.until_state("live")
+        await followers.until_they_show(orders, *shown)
+        await orders.execute("UPDATE orders SET status = 'open', total = total + 20 WHERE id < 40")
+        await orders.execute("UPDATE orders SET status = 'gone' WHERE id > 80")
+        await orders.execute("INSERT INTO things (name) VALUES ('a')")
+        await followers.until_they_show(orders, *shown)
+        server.kill()
+        await followers.until_state("connecting")
+        await orders.execute("UPDATE orders SET status = 'open' WHERE id > 90")
+        await orders.execute("DELETE FROM orders WHERE id % 3 = 0")
+        await asyncio.to_thread(server.start)
+        await followers.until_they_show(orders, *shown)
+        seen = await followers.until_state("live")
+        assert [each.loads for each in seen] == [1, 1, 1, 1]
+        assert seen[0].connections == 1
+
+
+async def test_what_a_change_says(server: RunningServer, orders: Connection) -> None:
+    """A row comes, changes and leaves: each change has its key, and the row before and after."""
+    async with feeds(server, OPEN, OPEN | {"columns": "note", "old": True}) as followers:
+        await followers.until_state("live")
+        await orders.execute("UPDATE orders SET status = 'open' WHERE id = 1")
+        await orders.execute("UPDATE orders SET note = 'x' WHERE id = 1")
+        await orders.execute("UPDATE orders SET status = 'gone' WHERE id = 1")
+        await orders.execute("TRUNCATE orders")
+        await followers.until(lambda seen: not any(each.rows for each in seen))
+        whole = {"id": 1, "status": "open", "total": 1, "note": ""}
+        for number, before in enumerate((whole, {"id": 1, "note": ""})):
+            after = before | {"note": "x"}
+            assert [
+                (change["op"], change.get("key"), change.get("before"), change["row"])
+                for change in followers.changes[number]
+            ] == [
+                ("create", 1, None, before),
+                ("update", 1, before, after),
+                ("destroy", 1, after, None),
+                ("truncate", None, None, None),
+            ]
+            assert all(change["offset"] for change in followers.changes[number])
+
+
+async def test_a_bulk_of_changes_is_few_batches(server: RunningServer, orders: Connection) -> None:
+    """A statement changes five thousand rows: whoever repaints for each batch repaints a few times,
+    and the batches are all the changes.
+    """
+    async with feeds(server, {"topic": "order"}) as followers:
+        await followers.until_state("live")
+        await orders.execute(
+            "INSERT INTO orders SELECT n, 'open', n FROM generate_series(1001, 6000) n"
+        )
+        batches: list[int] = []
+        async with asyncio.timeout(WAIT_S):
+            while sum(batches) < 5_000:
+                [seen] = await followers.ask()
+                batches += seen.batches
+        assert sum(batches) == 5_000 and len(batches) <= 50
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "field"),
+    [
+        ({"topic": "nothing"}, "unknown_topic", "topic"),
+        ({"topic": "order", "where": "status=open"}, "bad_filter", "where"),
+        ({"topic": "order", "columns": ["colour"]}, "unknown_column", "columns"),
+        ({"topic": "order", "key": "status"}, "wrong_key", "key"),
+    ],
+)
+async def test_a_refused_feed_says_why(
+    server: RunningServer, orders: Connection, options: Row, code: str, field: str
+) -> None:
+    """A Feed asks for what there is not, or is told of a key that is none: it says so and stays
+    away, and another one on the connection is live.
+    """
+    async with feeds(server, options, OPEN) as followers:
+        refused, live = await followers.until(
+            lambda seen: [each.state for each in seen] == ["refused", "live"]
+        )
+        assert refused.problem is not None and refused.problem["detail"].endswith(".")
+        assert (refused.problem["code"], refused.problem["field"]) == (code, field)
+        await orders.execute("UPDATE orders SET note = 'x'")
+        await followers.until(lambda seen: all(row["note"] == "x" for row in seen[1].rows))
+        assert refused.connections == 1 and live.loads == 1
+
+
+async def test_a_feed_is_refused_in_place(server: RunningServer, orders: Connection) -> None:
+    """The column that a Feed filters by is dropped: it says why it ends, and keeps its rows; the
+    other Feed on the connection goes on. Once there is such a column again, start() loads again.
+    """
+    async with feeds(server, OPEN, {"topic": "order", "where": "total=gt.90"}) as followers:
+        await followers.until_state("live")
+        await orders.execute("ALTER TABLE orders DROP COLUMN status")
+        states = ["refused", "live"]
+        seen = await followers.until(lambda seen: [each.state for each in seen] == states)
+        assert len(seen[0].rows) == 50 and seen[0].problem is not None
+        assert (seen[0].problem["code"], seen[0].problem["field"]) == ("unknown_column", "where")
+        await followers.until(lambda seen: "status" not in seen[1].rows[0])
+        await orders.execute("ALTER TABLE orders ADD COLUMN status text DEFAULT 'open'")
+        await followers.until(lambda seen: "status" in seen[1].rows[0])
+        await followers.ask("start 0")
+        await followers.until_they_show(orders, "orders", "(SELECT * FROM orders WHERE total > 90)")
+
+
+async def test_a_feed_is_stopped_and_started(server: RunningServer, orders: Connection) -> None:
+    """A component that shows a Feed comes and goes, at once and later: no callback is called after
+    it has gone, the connection is kept for the others, and when it is back it has the rows.
+    """
+    async with feeds(server, OPEN, {"topic": "order"}) as followers:
+        for command in ("stop 0", "start 0", "stop 0", "start 0"):
+            await followers.ask(command)
+        await followers.until_state("live")
+        await followers.ask("stop 0")
+        await orders.execute("UPDATE orders SET status = 'open' WHERE id < 20")
+        await followers.until(lambda seen: sum(r["status"] == "open" for r in seen[1].rows) == 60)
+        await followers.ask("start 0")
+        await followers.until_they_show(orders, OPEN_ROWS, "orders")
+        seen = await followers.until_state("live")
+        assert seen[0].connections == 1
+        server.kill()
+        await followers.ask("stop 0")
+        await followers.until(lambda seen: seen[1].state == "connecting")
+        await followers.ask("start 0")
+        await asyncio.to_thread(server.start)
+        await followers.until_state("live")
+        await followers.until_they_show(orders, OPEN_ROWS, "orders")
+
+
+async def test_rows_stay_until_others_are_complete(
+    server: RunningServer, orders: Connection
+) -> None:
+    """The table is altered, so that all rows come again: there is no moment without rows."""
+    async with feeds(server, {"topic": "order"}) as followers:
+        await followers.until_state("live")
+        await orders.execute("ALTER TABLE orders ADD COLUMN extra int DEFAULT 7")
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                [seen] = await followers.ask()
+                assert len(seen.rows) == 100
+                if seen.loads == 2:
+                    break
+        assert {row["extra"] for row in seen.rows} == {7}
+
+
+async def test_the_key_is_learned(server: RunningServer, connection: Connection) -> None:
+    """A Feed is not told of the key, of two columns: once a row is deleted it knows."""
+    await watch(connection, SEATS)
+    await connection.execute("INSERT INTO seats VALUES (1, 'a')")
+    async with feeds(server, {"topic": "seats"}) as followers:
+        await followers.until_state("live")
+        await connection.execute("INSERT INTO seats VALUES (1, 'b'), (2, 'a')")
+        await connection.execute("DELETE FROM seats WHERE \"row\" = 1 AND seat = 'a'")
+        await followers.until_they_show(connection, "seats")
+        [seen] = await followers.ask()
+        assert sorted(seen.keys) == ['[1,"b"]', '[2,"a"]']

@@ -5,7 +5,7 @@ import os
 import shlex
 from collections.abc import Callable
 
-from playwright.async_api import Page, Request, Route, expect
+from playwright.async_api import Page, expect
 
 from app.database.connections import Connection
 from tests.end_to_end.conftest import OpenPage
@@ -26,10 +26,11 @@ FOLLOW = """
     async () => {
       const { io } = await import('./socket.io-client/socket.io.esm.min.js');
       const { Feed } = await import('./feed.js');
-      const feed = new Feed({ io, list: 'api/things', topic: 'thing', timing: true });
+      const feed = new Feed({ io, topic: 'thing', timing: true });
       window.received = [];
       window.loads = [];
-      feed.onchange = ({ op, name }) => window.received.push(`${op} ${name}`);
+      feed.onchange = ({ op, row, before }) =>
+        window.received.push(`${op} ${(row ?? before).name}`);
       feed.onload = (items) => window.loads.push(items.size);
       window.feed = feed;
       feed.start();
@@ -290,32 +291,26 @@ async def test_the_page_outlives_the_server(
     await expect_state(page, "Live")
 
 
-async def test_a_foreign_offset_makes_the_page_load_again(
-    server: RunningServer, open_page: OpenPage, connection: Connection
+async def test_an_ended_history_makes_the_page_load_again(
+    server: RunningServer, windows: list[Page], connection: Connection
 ) -> None:
-    """The server cannot continue from the list's offset; the module loads again, with no gap."""
+    """While the server is down, the history of changes ends, so that it cannot continue from a
+    page's offset; page and module load again, with no gap.
+    """
+    page = windows[0]
     await connection.execute("INSERT INTO things (name) VALUES ('old')")
-    page = await open_page(server.url)
-    await expect_state(page, "Live")
-    spoilt: list[str] = []
-
-    async def spoil(route: Route, request: Request) -> None:
-        answer = await route.fetch()
-        headers = dict(answer.headers)
-        if not spoilt:
-            spoilt.append(headers["feed-offset"])
-            headers["feed-offset"] = "another-history.1"
-            await connection.execute(
-                "INSERT INTO things (name) VALUES ('missing from the first list')"
-            )
-        await route.fulfill(response=answer, headers=headers)
-
-    await page.route("**/api/things", spoil)
     await page.evaluate(FOLLOW)
     await expect_value(page, "window.feed.state.name", "live")
+    server.kill()
+    await expect_state(page, "Reconnecting")
+    await connection.execute("INSERT INTO things (name) VALUES ('never sent as a change')")
+    await connection.execute("SELECT feed.disown(pg_current_snapshot())")
+    await asyncio.to_thread(server.start)
+    await expect_state(page, "Live again, list reloaded")
+    await expect_value(page, "window.loads", [1, 2])
     await connection.execute("INSERT INTO things (name) VALUES ('new')")
     await expect_value(page, "window.received", ["create new"])
-    assert await page.evaluate("window.loads") == [1, 2]
+    await expect_table(page, connection)
 
 
 async def test_an_altered_table_is_loaded_again(

@@ -242,11 +242,13 @@ class Reader:
     """Processes the entries of one client (see watch.mjs).
 
     When a client first begins, all tables except things are empty. After a reload of a topic its
-    fold is unknown.
+    fold is unknown. A client that subscribes to things alone gets them `only`, and `log` has
+    nothing else: the last of its changes in a batch may not be the last one of the batch.
     """
 
-    def __init__(self, name: str, log: Log) -> None:
+    def __init__(self, name: str, log: Log, only: str | None = None) -> None:
         self.name = name
+        self._only = only
         self.findings = Findings()
         self._log = log
         self._offset: str | None = None
@@ -269,6 +271,9 @@ class Reader:
                 self._greet(recovered, offset, session_recovered)
             case ["state", rows]:
                 self._state = rows
+            case ["quiet", offset]:
+                if not self._told_to_reload:
+                    self._reach(offset)
             case [event, what, offset]:
                 if not self._told_to_reload:
                     self._change(event, what, offset)
@@ -318,14 +323,38 @@ class Reader:
         self._offset = offset
         if event == f"{THING}:create" and what["name"].startswith(MARK):
             self.marks.add(what["name"])
+        if self._only is not None:
+            self._end_earlier(offset)
         if self._batch.add(key(event, what), offset):
-            assert self._batch.until is not None
-            self._closed.append(self._batch)
-            self._batch = Batch(self._batch.until)
-            self.judge()
+            self._close()
+
+    def _end_earlier(self, offset: str) -> None:
+        """Close the batch if an offset is of a later one."""
+        at, until, _ = place(offset)
+        assert self._batch is not None
+        if self._batch.until not in (None, until or at):
+            self._close()
+
+    def _reach(self, offset: str) -> None:
+        """Take an offset without a change: there was none up to there."""
+        assert self._batch is not None, "an offset before hello"
+        self._offset = offset
+        self._end_earlier(offset)
+        at, until, _ = place(offset)
+        if until is None:
+            self._batch.until = at
+            self._close()
+
+    def _close(self) -> None:
+        assert self._batch is not None and self._batch.until is not None
+        self._closed.append(self._batch)
+        self._batch = Batch(self._batch.until)
+        self.judge()
 
     def _is_known(self, topic: str) -> bool:
         """Return whether the client can know what the topic's table holds."""
+        if self._only not in (None, topic):
+            return False
         return topic not in self._unknown and (topic == THING or not self._lists_only)
 
     def judge(self) -> None:

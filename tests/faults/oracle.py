@@ -229,6 +229,7 @@ class Oracle:
         self.faults: Faults
         self._chance = random.Random(plan.seed)
         self._log = Log()
+        self._things = Log()  # of these, the changes to things
         self._readers: list[Reader] = []
         self.subscribers: list[Subscriber] = []
         self._expected = Expected(())
@@ -308,7 +309,10 @@ class Oracle:
             front, scheme = self._front(number)
             await stack.enter_async_context(front)
             self.fronts.append(front)
-            self._readers.append(Reader(name, self._log))
+            subscribes = kind in ("page", "browser")
+            self._readers.append(
+                Reader(name, self._things, THING) if subscribes else Reader(name, self._log)
+            )
             self._files.append((self._readers[-1], stack.enter_context(file.open("rb"))))
             programs.setdefault(
                 "page" if kind == "page" else kind.replace("bare", "official"), []
@@ -512,20 +516,25 @@ class Oracle:
                 )
             )  # fmt: skip
             await self._expected.read(connection, since, below)
-        self._log.known_below = below
+        self._log.known_below = self._things.known_below = below
         self.report.changes = self._log.count
         return now
 
     async def _add_to_log(self, rows: CursorFactory) -> None:
         decode = msgspec.json.decode
         pending: list[tuple[int, int, int]] = []
+        things: list[tuple[int, int, int]] = []
         async for xid, id, topic, op, old, new in rows:
             if len(pending) >= LOG_ROWS and pending[-1][0] != xid:
                 self._log.add(pending)
-                pending = []
+                self._things.add(things)
+                pending, things = [], []
             content = logged_key(topic, op, old and decode(old), new and decode(new))
             pending.append((xid, id, content))
+            if topic == THING:
+                things.append((xid, id, content))
         self._log.add(pending)
+        self._things.add(things)
 
     async def _read_clients(self) -> bool:
         """Read what the clients have written since the last time; return whether there was any."""

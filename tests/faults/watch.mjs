@@ -6,11 +6,12 @@
  *                                                     was away, when it cannot be true
  *   [event, what, offset]                             a change, as in ["thing:create", {...}, ...]; `topic:reload`
  *                                                     if a topic must be loaded again
+ *   ["quiet", offset]                                 nothing has happened up to there
  *   ["state", rows]                                   the items of a page's feed.js at the end
  *
  * Argument: a JSON array of {kind, url, transports, file}; kind is `official` (list, then stream),
- * `bare` (a plain io(), without a list; `since` is the offset it has, if any) or `page` (static/feed.js). Stops
- * when standard input ends.
+ * `bare` (a plain io(), without a list; `since` is the offset it has, if any) or `page` (static/feed.js, which holds
+ * things and nothing else). Stops when standard input ends.
  */
 
 import { createWriteStream } from 'node:fs';
@@ -20,7 +21,7 @@ import { Feed } from '../../static/feed.js';
 const RECONNECTION = { reconnectionDelay: 200, reconnectionDelayMax: 1000, timeout: 5000 };
 const LIST_TIMEOUT_MS = 10_000;
 
-function note(socket, write, isOurs = () => true) {
+function note(socket, write) {
   // Connected while the database was away: socket.recovered is false, whatever the hello will say.
   let isHeld = false;
   let isGreeted = false;
@@ -35,7 +36,7 @@ function note(socket, write, isOurs = () => true) {
     const offset = args.pop();
     const what = args[0] ?? null;
     if (event !== 'feed:hello') {
-      if (isOurs(event)) write([event, what, offset]);
+      write([event, what, offset]);
     } else if (what.topic) {
       write([`${what.topic}:reload`, null, offset]);
     } else {
@@ -75,13 +76,23 @@ function official(options, write) {
 
 function page({ url, transports }, write) {
   const watched = (address, options) => {
-    const socket = io(address, { ...options, ...RECONNECTION, transports });
-    note(socket, write, (event) => !event.startsWith('thing:')); // feed.js reports those
+    const socket = io(address, { ...options, ...RECONNECTION, transports, forceNew: true });
+    note(socket, (entry) => {
+      if (entry[0] === 'feed:offset') write(['quiet', entry[2]]);
+      // Before the first list there is nothing to continue from. A client that waited for an answer gets another pid,
+      // so socket.recovered may be false although the server continues.
+      if (entry[0] === 'hello' && (entry[1] || feed.offset)) write(['hello', entry[1], entry[2], null]);
+    });
     return socket;
   };
-  const feed = new Feed({ io: watched, list: '/api/things', topic: 'thing', server: url });
-  feed.onload = (items) => write(['list', feed.offset, [...items.values()]]);
-  feed.onchange = ({ op, row, name, offset }) => write([`thing:${op}`, row ?? name, offset]);
+  const feed = new Feed({ io: watched, topic: 'thing', server: url });
+  let isFirst = true;
+  feed.onload = (items) => {
+    write(['list', feed.offset, [...items.values()]]);
+    if (isFirst) write(['hello', true, feed.offset, null]);
+    isFirst = false;
+  };
+  feed.onchange = ({ op, row, before, offset }) => write([`thing:${op}`, row ?? before?.name ?? null, offset]);
   feed.start();
   return {
     stop() {

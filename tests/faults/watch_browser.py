@@ -26,22 +26,22 @@ FOLLOW = """
       const watched = (address, options) => {
         const fast = { reconnectionDelay: 200, reconnectionDelayMax: 1000, timeout: 5000 };
         const socket = io(address, { ...options, ...fast, transports });
-        socket.onAny((event, ...args) => {
-          const offset = args.pop();
-          const what = args[0] ?? null;
-          if (event !== 'feed:hello') {
-            if (!event.startsWith('thing:')) write(event, what, offset);
-          } else if (what.topic) {
-            write(`${what.topic}:reload`, null, offset);
-          } else {
-            write('hello', what.recovered, offset, socket.recovered);
-          }
+        socket.on('feed:offset', (offset) => write('quiet', offset));
+        socket.on('feed:hello', ({ recovered }, offset) => {
+          // Before the first list there is nothing to continue from.
+          if (recovered || feed.offset) write('hello', recovered, offset, null);
         });
         return socket;
       };
-      const feed = new Feed({ io: watched, list: '/api/things', topic: 'thing' });
-      feed.onload = (items) => write('list', feed.offset, [...items.values()]);
-      feed.onchange = ({ op, row, name, offset }) => write(`thing:${op}`, row ?? name, offset);
+      const feed = new Feed({ io: watched, topic: 'thing' });
+      let isFirst = true;
+      feed.onload = (items) => {
+        write('list', feed.offset, [...items.values()]);
+        if (isFirst) write('hello', true, feed.offset, null);
+        isFirst = false;
+      };
+      feed.onchange = ({ op, row, before, offset }) =>
+        write(`thing:${op}`, row ?? before?.name ?? null, offset);
       feed.start();
       window.stop = () => {
         write('state', [...feed.items.values()]);
