@@ -190,10 +190,17 @@ async def test_another_subscription_is_not_resumed(app: App, changed: dict[str, 
     """A client returns with the offset of another filter, or other columns: it gets the rows."""
     async with subscriber(app.url) as client:
         held = await client.loaded(await client.subscribe("/order", where=OPEN))
+    before = held.offset
     async with subscriber(app.url) as client:
         await client.resume("/order", held, **changed)
         await client.until(lambda: held.names.count("feed:loaded") == 2)
         assert held.recovered is False
+        # What it would send if it had been cut off between CONNECT and hello.
+        cut_off = await client.connect(
+            "/order/cut", Held(), {"pid": held.pid, "offset": before, **changed}
+        )
+        await client.loaded(cut_off)
+        assert cut_off.recovered is False
         held = await client.resume("/order/again", held, **changed)
         await client.until(lambda: held.recovered)
 
