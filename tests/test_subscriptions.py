@@ -9,7 +9,7 @@ import pytest
 from app.database.connections import Connection
 from tests.support.server import RunningServer
 from tests.support.sockets import App, serving_here
-from tests.support.subscribers import subscriber
+from tests.support.subscribers import Held, subscriber
 
 pytestmark = pytest.mark.database
 

@@ -10,7 +10,7 @@ import msgspec
 from app.feed.health import Outage
 from app.feed.log import Change, Page
 from app.feed.offset import Epoch
-from app.live.events import Event, PageEvents, offsets
+from app.live.events import Event, PageEvents
 from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.socketio.codec import CONNECT, CONNECT_ERROR, EVENT, MESSAGE
 from app.socketio.rfc6455 import text_frame
@@ -147,12 +147,16 @@ def changes(page: Page, epoch: Epoch) -> Frames:
     """
     if not page.changes:
         return Frames([])
-    offset_at = offsets(page, epoch)
+    until = page.until
+    write_id = epoch.writer(page.since.position, until.until or until.position)
+    offsets = [write_id(change.id) for change in page.changes]
+    if until.until is None:
+        offsets[-1] = epoch.format(until)
     return Frames(
-        f'{EVENT}["{change.topic}:{change.op}",{change.body},"{offset_at(place)}"]'
+        f'{EVENT}["{change.topic}:{change.op}",{change.body},"{offset}"]'
         if change.body is not None
-        else without_body(change, offset_at(place))
-        for place, change in enumerate(page.changes)
+        else without_body(change, offset)
+        for change, offset in zip(page.changes, offsets, strict=True)
     )
 
 
