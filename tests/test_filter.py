@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[RefusalCode, str]] = {
     "%00=eq.1": (BAD, "U+0000"),
     "a=eq.\ud800": (BAD, "surrogate"),
     "a=eq.%ED%A0%80": (BAD, "surrogate"),
-    "a=eq." + 4000 * "x": (RefusalCode.TOO_LARGE, "4005 characters, and 4000 are allowed"),
+    "a=eq." + 4000 * "x": (RefusalCode.TOO_MANY, "4005 characters, and 4000 are allowed"),
     f"a=in.({200 * '1,'}1)": (MANY, "201 values, and 200 are allowed"),
     "&".join(101 * ["a=eq.1"]): (MANY, "101 comparisons, and 100 are allowed"),
     f"and=({10 * 'and('}a.eq.1{11 * ')'}": (MANY, "nested more than 10 deep"),
@@ -420,7 +420,7 @@ async def test_unknown_topics_are_refused(reader: Connection, topic: str) -> Non
         ("due=eq.2020-02-30", RefusalCode.BAD_VALUE, "date/time field value out of range"),
         ("due=gt.TODAY", RefusalCode.BAD_VALUE, "another time whenever the client reconnects"),
         ("mood=eq.Sad", RefusalCode.BAD_VALUE, "(it may be 'sad' or 'ok')"),
-        ("total=in.(1e131071,2e131071,3e131071)", RefusalCode.TOO_LARGE, "use fewer or shorter"),
+        ("total=in.(1e131071,2e131071,3e131071)", RefusalCode.TOO_MANY, "use fewer or shorter"),
     ],
 )
 async def test_filters_that_a_table_does_not_allow_are_refused(
