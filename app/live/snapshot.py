@@ -194,6 +194,7 @@ class Snapshots:
         """
         before = self._feed.outage
         task = asyncio.create_task(reading, name="read rows")
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             while not (await asyncio.wait([task], timeout=AWAY_CHECK_S))[0]:
                 if self._feed.outage not in (None, before):
