@@ -12,23 +12,23 @@ each learns at once that changes do not arrive, and when it is live again, that 
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from app.database.connections import UNAVAILABLE
-from app.deadlines import Deadlines
 from app.feed.feed import Feed
 from app.feed.health import Outage
 from app.feed.log import HistoryLost, Page
 from app.feed.offset import Epoch, Offset
-from app.live.audience import Audience, Group
+from app.live.audience import Audience
 from app.live.buffer import EncodedPage, EncodedState
 from app.live.catalogue import Catalogue
+from app.live.quiet import QuietOffsets
 from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.replay import Replay
+from app.live.room import Room
 from app.live.rows import Outdated
 from app.live.snapshot import Snapshots
 from app.live.subscriber import (
@@ -48,10 +48,6 @@ JOIN_TIMEOUT_S = 10.0
 # Python's client gives up a second after its CONNECT.
 HOLD_AFTER_S = 0.4
 MOST_SUBSCRIPTIONS = 200_000
-# Different filters at once; and of these, those without a value to look them up by, which are
-# evaluated for every change of their topic.
-MOST_FILTERS = 50_000
-MOST_SCANNED_FILTERS = 2_000
 # How often a subscriber's reads may fail in a row although the feed's own succeed.
 ATTEMPTS = 3
 
@@ -108,13 +104,11 @@ class Broadcast:
         self._audience = Audience()
         # Their offsets are being judged: nothing has been written to them.
         self._joining: set[Subscriber] = set()
-        self._quiet: Deadlines[Group] = Deadlines(limits.quiet_s, self._tell_offset)
-        self._changes_untold = 0
+        self._quiet = QuietOffsets(feed, limits.quiet_s, limits.quiet_changes)
+        self._room = Room()
         self._state = EncodedState(None)
         self._has_started = False
         self._formatted: tuple[Offset | None, str] = (None, "")
-        self._uses: Counter[Subscription] = Counter()
-        self._scanned = 0  # of these, how many have no value to look them up by
 
     def stats(self) -> BroadcastStats:
         """Count the subscribers."""
@@ -146,34 +140,12 @@ class Broadcast:
                 self.snapshots.forget(change.topic)
         sent = self._audience.send(encoded, self._limits.buffer_bytes)
         for group in sent.groups:
-            self._quiet.add(group)
+            self._quiet.begin(group)
         for subscriber in sent.slow:
             self._start(subscriber, self.catch_up, page.since)
         for subscriber in sent.reloading:
             self._start(subscriber, self.load_again, page.until)
-        self._count(len(page.changes))
-
-    # Quiet offsets
-
-    def _count(self, changes: int) -> None:
-        """Tell the offset to whom nothing was sent in so many changes that the log may soon not
-        hold those after its last one.
-        """
-        self._changes_untold += changes
-        if self._changes_untold >= self._limits.quiet_changes:
-            self._changes_untold = 0
-            self._quiet.expire_all()
-
-    def _tell_offset(self, group: Group) -> None:
-        """Tell a group how far it is, unless it knows."""
-        epoch, reached = self.feed.epoch, self.feed.reached
-        assert epoch is not None and reached is not None
-        if group.told != reached:
-            group.told = reached
-            message = group.encode.quiet(self._format(epoch, reached))
-            for transport in group.members:
-                transport.try_write(message, UNLIMITED)
-        self._quiet.add(group)
+        self._quiet.count(len(page.changes))
 
     # Outages
 
@@ -259,28 +231,10 @@ class Broadcast:
         """Have a subscriber that is not live ask for something. Raises SubscriptionRefused."""
         before = subscriber.subscription
         if subscription is not None:
-            if not self._uses[subscription]:
-                self._require_room(subscription)
-            self._uses[subscription] += 1
+            self._room.take(subscription)
         if before is not None:
-            self._uses[before] -= 1
-            if not self._uses[before]:
-                del self._uses[before]
-                self._scanned -= before.condition.equality is None
+            self._room.leave(before)
         subscriber.subscription = subscription
-
-    def _require_room(self, subscription: Subscription) -> None:
-        """Make room for one more filter. Raises SubscriptionRefused."""
-        is_scanned = subscription.condition.equality is None
-        is_full = is_scanned and self._scanned >= MOST_SCANNED_FILTERS
-        if is_full or len(self._uses) >= MOST_FILTERS:
-            raise SubscriptionRefused(
-                RefusalCode.TOO_MANY,
-                "This node has too many different filters; try again later, or ask for one value"
-                " of a column (column=eq.value): there is more room for such filters.",
-                "where",
-            )
-        self._scanned += is_scanned
 
     def move(self, subscriber: Subscriber, transport: Transport) -> None:
         """Write to a subscriber by another transport from now on."""
@@ -304,13 +258,13 @@ class Broadcast:
         """Make a subscriber live."""
         begun = self._audience.add(subscriber)
         if begun is not None:
-            self._quiet.add(begun)
+            self._quiet.begin(begun)
 
     def _remove(self, subscriber: Subscriber) -> None:
         """Make a subscriber not live; no error if it is not."""
         ended = self._audience.discard(subscriber)
         if ended is not None:
-            self._quiet.remove(ended)
+            self._quiet.end(ended)
 
     def _admit(self, subscriber: Subscriber, offset: Offset | None) -> bool:
         """Welcome a subscriber with its offset; return whether it is live with that."""
