@@ -5,7 +5,7 @@ RUN python -m venv /npm && python -m venv .venv
 COPY requirements.txt requirements-node.txt package.json package-lock.json .npmrc ./
 RUN /npm/bin/pip install --no-cache-dir --quiet --require-hashes -r requirements-node.txt
 # npm has its own CA certificates; the image's may include a company's.
-RUN PATH="/npm/bin:$PATH" npm ci --ignore-scripts --no-audit --no-fund \
+RUN PATH="/npm/bin:$PATH" npm ci --omit=dev --ignore-scripts --no-audit --no-fund \
     --cafile=/etc/ssl/certs/ca-certificates.crt
 # No embedded Postgres in the image: a container connects to a database outside it.
 RUN .venv/bin/pip install --no-cache-dir --quiet --require-hashes -r requirements.txt \

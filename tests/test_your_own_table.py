@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from app.database.connections import connect
@@ -19,6 +20,9 @@ from tests.support.server import RunningServer
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "your-own-table.md").read_text(encoding="utf-8")
 LIMIT_S = 60
+WATCH = "SELECT feed.watch('orders', 'order')", "SELECT feed.watch('products', 'product')"
+RENDER = ROOT / "tests" / "support" / "render.mjs"
+FOLLOW = ROOT / "examples" / "follow.py"
 
 
 def blocks(language: str) -> list[str]:
@@ -32,13 +36,35 @@ def program(title: str) -> str:
     return found
 
 
+class Output:
+    """Reads the output of a program until a line matches; `say` gives it a line."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __call__(self, pattern: str) -> re.Match[str]:
+        assert self._process.stdout is not None
+        lines = []
+        for line in self._process.stdout:
+            lines.append(line)
+            if found := re.search(pattern, line):
+                return found
+        pytest.fail(f"no {pattern!r} in: {''.join(lines)}")
+
+    def say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+
 @contextmanager
-def running(*command: str, cwd: Path, **environ: str) -> Iterator[Callable[[str], re.Match[str]]]:
-    """Run a program; yield a function that reads its output until a line matches."""
+def running(*command: str, cwd: Path, **environ: str) -> Iterator[Output]:
+    """Run a program; yield what reads its output."""
     process = subprocess.Popen(
         command,
         cwd=cwd,
         env=os.environ | environ,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -46,18 +72,9 @@ def running(*command: str, cwd: Path, **environ: str) -> Iterator[Callable[[str]
     alarm = threading.Timer(LIMIT_S, process.kill)
     alarm.start()
 
-    def until(pattern: str) -> re.Match[str]:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if found := re.search(pattern, line):
-                return found
-        pytest.fail(f"no {pattern!r} in: {''.join(lines)}")
-
     with process:
         try:
-            yield until
+            yield Output(process)
         finally:
             alarm.cancel()
             process.kill()
@@ -88,7 +105,7 @@ class Place:
         text = program(title)
         for shown, real in self.addresses.items():
             text = text.replace(shown, real)
-        name = title.split()[-1]
+        name = title.split()[1]
         (self.directory / name).write_text(text, encoding="utf-8")
         return name
 
@@ -103,7 +120,7 @@ def place(
 ) -> Iterator[Place]:
     """The reader's table is watched, Tablecast runs, and so does the backend that lists it."""
     place = Place(tmp_path, start_server(), database_url)
-    place.sql(blocks("sql")[0], "SELECT feed.watch('orders', 'order')")
+    place.sql(blocks("sql")[0], *WATCH)
     place.file("# orders.py")
     backend = [sys.executable, "-m", "uvicorn", "orders:app", "--port", "0"]
     with running(*backend, cwd=tmp_path, DATABASE_URL=database_url) as until:
@@ -140,3 +157,61 @@ def test_the_list_and_its_offset_are_of_one_moment(place: Place) -> None:
     """The reader tries the statement that reads both."""
     offset, rows = run(fetch(place.database_url, blocks("sql")[2]))
     assert offset and '"customer":"Sam"' in rows
+
+
+def crash(place: Place, *statements: str) -> None:
+    """Kill the server, change something, and start it again."""
+    place.server.kill()
+    place.sql(*statements)
+    place.server.start()
+
+
+def test_the_official_client_alone(place: Place) -> None:
+    """The reader's client of one filter: rows come and leave, also while the server is down."""
+    with running(require("node"), place.file("// orders.mjs"), cwd=place.directory) as until:
+        until(r'^\[\{"id":2,"customer":"Sam","total":20\}\]$')
+        place.sql("UPDATE orders SET total = 15 WHERE id = 1")
+        until(r'"id":2.*"id":1')
+        crash(place, "UPDATE orders SET total = 5 WHERE id = 2")
+        until(r'^\[\{"id":1,"customer":"Sam","total":15\}\]$')
+
+
+def test_the_python_example(place: Place) -> None:
+    """The reader runs the program for two subscriptions, through a crash of the server and the end
+    of a history, until a column that it asks for goes away.
+    """
+    with running(sys.executable, str(FOLLOW), place.server.url, cwd=place.directory) as until:
+        until(r'"id": 2.*"total": 20\}\], \[\{"sku": "tea", "stock": 5\}\]\]$')
+        crash(
+            place,
+            "UPDATE orders SET total = total + 7",
+            "UPDATE products SET stock = 9 WHERE sku = 'rice'",
+            "DELETE FROM products WHERE sku = 'tea'",
+        )
+        until(r'(17\}.*27\}|27\}.*17\}).*\[\{"sku": "rice", "stock": 9\}\]\]$')
+        crash(place, "DELETE FROM orders", "SELECT feed.disown(pg_current_snapshot())")
+        until(r'^\[\[\], \[\{"sku": "rice", "stock": 9\}\]\]$')
+        place.sql("ALTER TABLE products DROP COLUMN stock")
+        until("unknown_column")
+
+
+def test_the_react_hook(place: Place) -> None:
+    """The reader's component shows the rows of its filter, through a crash of the server; then of
+    another filter, and then why that one is refused.
+    """
+    url = place.server.url
+    (place.directory / "feed.mjs").write_bytes(httpx.get(f"{url}/feed.js").content)
+    place.file("// useFeed.mjs")
+    component = place.file("// Orders.jsx")
+    (place.directory / RENDER.name).write_text(RENDER.read_text())
+    with running(require("node"), RENDER.name, component, cwd=place.directory) as until:
+        until.say("total=gte.15")
+        until(r"^live: Sam: 20$")
+        place.sql("UPDATE orders SET total = total + 5")
+        until(r"^live: Sam: 25, Sam: 15$|^live: Sam: 15, Sam: 25$")
+        crash(place, "UPDATE orders SET total = 1 WHERE id = 2")
+        until(r"^live: Sam: 15$")
+        until.say("total=lt.15")
+        until(r"^live: Sam: 1$")
+        until.say("colour=eq.red")
+        until(r"^refused: .*colour.*$")

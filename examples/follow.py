@@ -1,0 +1,118 @@
+"""Holds the rows of subscriptions in memory, as they are now, through any break.
+
+    pip install "python-socketio[asyncio-client]"
+    python follow.py http://127.0.0.1:8000
+
+python-socketio's client does not resume by itself: it is told where to continue, by `since`, each
+time it connects. Its `auth` is the same for all namespaces, so options are given by topic.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import socketio
+
+RETRY_S = 0.5
+
+Row = dict[str, Any]
+
+
+class Subscription:
+    """Rows of one topic. `namespace` is /topic or /topic/label; `options` are those of CONNECT, as
+    in where='status=eq.open'. `on_change` is called whenever `rows` has changed.
+    """
+
+    def __init__(
+        self, namespace: str, key: tuple[str, ...], on_change: Callable[[], None], **options: str
+    ) -> None:
+        self.namespace = namespace
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        self.offset: str | None = None  # as of when; None while they are not complete
+        self.refusal: Any = None
+        self._key = key
+        self._on_change = on_change
+        self._options = options
+        self._arriving: dict[tuple[Any, ...], Row] = {}
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What to ask for: what is missing since the offset, or all rows."""
+        return self._options if self.offset is None else {**self._options, "since": self.offset}
+
+    def received(self, event: str, *arguments: Any) -> None:
+        """Fold one event. A plain function: coroutines may run out of order."""
+        match event.partition(":")[2], arguments:
+            case "hello", ({"recovered": False}, _):
+                self.offset, self._arriving = None, {}
+            case "rows", (rows,):
+                self._arriving |= {self._key_of(row): row for row in rows}
+            case "loaded", (offset,):
+                self.rows, self._arriving = self._arriving, {}
+                self._reached(offset)
+            case "create" | "update", (row, offset):
+                self.rows[self._key_of(row)] = row
+                self._reached(offset)
+            case "destroy", (key, offset):
+                del self.rows[self._key_of(key)]
+                self._reached(offset)
+            case "truncate", (offset,):
+                self.rows.clear()
+                self._reached(offset)
+            case "offset", (offset,):
+                self.offset = offset
+
+    def _reached(self, offset: str) -> None:
+        self.offset = offset
+        self._on_change()
+
+    def _key_of(self, row: Row) -> tuple[Any, ...]:
+        return tuple(row[column] for column in self._key)
+
+
+def refuse(subscription: Subscription, ended: asyncio.Event, reason: Any) -> None:
+    """A subscription gets nothing (more), and why; without `data`, the connection has failed."""
+    if isinstance(reason, dict) and "data" in reason:
+        subscription.refusal = reason["data"]
+    ended.set()
+
+
+def end(ended: asyncio.Event, *_: Any) -> None:
+    """The connection has ended."""
+    ended.set()
+
+
+async def follow(url: str, *subscriptions: Subscription) -> None:
+    """Keep subscriptions up to date, by one connection, until one of them is refused."""
+    while not any(each.refusal for each in subscriptions):
+        client = socketio.AsyncClient(reconnection=False)  # connecting again is done here
+        ended = asyncio.Event()
+        for each in subscriptions:
+            client.on("*", each.received, namespace=each.namespace)
+            client.on("connect_error", partial(refuse, each, ended), namespace=each.namespace)
+            client.on("disconnect", partial(end, ended), namespace=each.namespace)
+        topics = {each.namespace[1:]: each.options for each in subscriptions}
+        namespaces = [each.namespace for each in subscriptions]
+        with contextlib.suppress(socketio.exceptions.ConnectionError):
+            await client.connect(url, auth={"topics": topics}, namespaces=namespaces, wait=False)
+            await ended.wait()
+        await client.disconnect()
+        await asyncio.sleep(RETRY_S)
+
+
+async def main(url: str) -> None:
+    def show() -> None:
+        print(json.dumps([list(each.rows.values()) for each in (large, products)]), flush=True)
+
+    large = Subscription("/order/large", ("id",), show, where="total=gte.15")
+    products = Subscription("/product", ("sku",), show, where="stock=lt.10", columns="stock")
+    await follow(url, large, products)
+    print(large.refusal or products.refusal)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
