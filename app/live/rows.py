@@ -16,8 +16,11 @@ from app.live.table import Column, Table
 
 logger = logging.getLogger("tablecast.live")
 
-FETCHED_ROWS = 1_000
-CHUNK_CHARS = 64 * 1024
+# How many rows are fetched at once: few at first, then as many as about so many bytes have.
+FIRST_ROWS = 20
+MOST_ROWS = 1_000
+FETCHED_BYTES = 1024 * 1024
+CHUNK_BYTES = 64 * 1024
 
 # Rows are rendered as for the log, so that they look the same (feed.json_expression and
 # feed.rows_of in migrations/sql/0003_capture.sql). `matching` are those asked for, at most
@@ -102,7 +105,7 @@ async def read_rows(
             if after is not None:
                 await require_key(connection, table, after)
             cursor = await connection.cursor(query, *parameters)
-            while found := await cursor.fetch(FETCHED_ROWS):
+            while found := await cursor.fetch(reading.batch):
                 reading.add(found)
     except asyncpg.InsufficientPrivilegeError as error:
         report_privilege(connection.get_settings().session_authorization, table, error)
@@ -132,7 +135,7 @@ class Reading:
         self._limit = limit
         self._chunks: list[str] = []
         self._open: list[str] = []
-        self._open_chars = self._bytes = self._count = 0
+        self._open_bytes = self._bytes = self._count = 0
         self._last: Sequence[str] | None = None
         self._has_more = False
 
@@ -144,18 +147,26 @@ class Reading:
                 break
             shown = self._subscription.shown(row, True) if is_too_large else row
             self._open.append(shown)
-            self._open_chars += len(shown)
-            if self._open_chars >= CHUNK_CHARS:
+            size = len(shown) if shown.isascii() else len(shown.encode())
+            self._bytes += size
+            self._open_bytes += size
+            if self._open_bytes >= CHUNK_BYTES:
                 self._close()
             self._last = place
             self._count += 1
-        if self._bytes + self._open_chars > self._limit_bytes:
+        if self._bytes > self._limit_bytes:
             raise TooManyBytes
+
+    @property
+    def batch(self) -> int:
+        """How many rows to fetch next."""
+        if not self._bytes:
+            return FIRST_ROWS
+        return max(1, min(MOST_ROWS, FETCHED_BYTES * self._count // self._bytes))
 
     def _close(self) -> None:
         self._chunks.append(",".join(self._open))
-        self._bytes += self._open_chars
-        self._open, self._open_chars = [], 0
+        self._open, self._open_bytes = [], 0
 
     def rows(self, offset: str) -> Rows:
         """Return everything that was added."""
