@@ -47,6 +47,9 @@ class Inbox:
     def unsent_bytes(self) -> int:
         return 0
 
+    def unread_bytes(self) -> int:
+        return 0
+
     async def drained(self) -> None: ...
     def close(self, reason: CloseReason) -> None: ...
 

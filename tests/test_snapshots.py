@@ -144,6 +144,29 @@ async def test_many_large_snapshots_wait_for_each_other(
         assert most <= 3 * limit
 
 
+async def test_small_snapshots_do_not_wait(items: Connection, database_url: str) -> None:
+    """Clients that read nothing hold all the room there is for snapshots: another client's few rows
+    come at once, and its many rows when there is room.
+    """
+    await items.execute("UPDATE items SET note = repeat(note, 80)")  # 50 MB
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(serving_here(database_url, snapshot_bytes=20_000_000))
+        slow = []
+        for number in range(2):
+            client = await stack.enter_async_context(subscriber(app.url))
+            held = await client.subscribe("/item", where=f"owner=gte.{7 - number}&id=lt.9000")
+            while not held.chunks:
+                await client.step()
+            slow.append((client, held))
+        quick = await stack.enter_async_context(subscriber(app.url))
+        few = await quick.loaded(await quick.subscribe("/item/few", where="id=eq.7"))
+        assert few.ids == [7]
+        many = await quick.subscribe("/item/many", where="owner=lt.2")
+        for client, held in slow:
+            await client.loaded(held)
+        assert len((await quick.loaded(many)).rows) == 2000
+
+
 async def test_large_rows(items: Connection, database_url: str) -> None:
     """A row that is too large for an event is in a snapshot as it is in an event: its key; but with
     all columns that a client asks for, as long as these are short.

@@ -4,12 +4,14 @@ import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from app.database.connections import Connection
+from app.socketio.server import MOST_NAMESPACES
 from tests.support.server import RunningServer
-from tests.support.sockets import App, serving_here
-from tests.support.subscribers import Held, subscriber
+from tests.support.sockets import App, PollingClient, serving_here
+from tests.support.subscribers import subscriber
 
 pytestmark = pytest.mark.database
 
@@ -190,17 +192,10 @@ async def test_another_subscription_is_not_resumed(app: App, changed: dict[str, 
     """A client returns with the offset of another filter, or other columns: it gets the rows."""
     async with subscriber(app.url) as client:
         held = await client.loaded(await client.subscribe("/order", where=OPEN))
-    before = held.offset
     async with subscriber(app.url) as client:
         await client.resume("/order", held, **changed)
         await client.until(lambda: held.names.count("feed:loaded") == 2)
         assert held.recovered is False
-        # What it would send if it had been cut off between CONNECT and hello.
-        cut_off = await client.connect(
-            "/order/cut", Held(), {"pid": held.pid, "offset": before, **changed}
-        )
-        await client.loaded(cut_off)
-        assert cut_off.recovered is False
         held = await client.resume("/order/again", held, **changed)
         await client.until(lambda: held.recovered)
 
@@ -344,3 +339,58 @@ async def test_tables_swap_their_names(app: App, orders: Connection) -> None:
                 await client.subscribe(namespace, where="total=gt.0", columns="id")
             )
             assert held.ids == [1, 2, 3]
+
+
+async def test_columns_of_any_name(app: App, orders: Connection) -> None:
+    """Columns have the names that the server's own query uses: they can be selected and listed."""
+    names = ["part", "whole", "is_too_large", "rendered", "measured", "x", "place", "shown"]
+    columns = ", ".join(f"{name} int" for name in names)
+    await orders.execute(
+        f"CREATE TABLE odd (id int PRIMARY KEY, {columns}); SELECT feed.watch('odd', 'odd');"
+        f" INSERT INTO odd VALUES (1{', 7' * len(names)})"
+    )
+    async with subscriber(app.url) as client:
+        for name in names:
+            held = await client.loaded(
+                await client.subscribe(f"/odd/{name}", columns=name, where=f"{name}=eq.7")
+            )
+            assert list(held.rows.values()) == [{"id": 1, name: 7}]
+        whole = await client.loaded(await client.subscribe("/odd"))
+        assert set(whole.rows["[1]"]) == {"id", *names}
+
+
+async def test_as_many_connects_in_one_request_as_allowed(app: App) -> None:
+    """A client that polls sends the CONNECTs of all its namespaces at once, as official ones do."""
+    async with httpx.AsyncClient(base_url=app.url) as http:
+        polling = PollingClient(http)
+        await polling.open()
+        connects = [f"40/order/{number}," for number in range(MOST_NAMESPACES)]
+        assert (await polling.post("\x1e".join(connects))).status_code == 200
+        loaded = 0
+        while loaded < MOST_NAMESPACES:
+            loaded += sum('["feed:loaded"' in packet for packet in await polling.poll())
+
+
+async def test_packets_after_a_refusal_in_place(app: App, orders: Connection) -> None:
+    """A client has not heard yet that a subscription has ended, and leaves it or sends an event:
+    its other subscriptions live on.
+    """
+    async with subscriber(app.url) as client:
+        other = await client.loaded(await client.subscribe("/thing"))
+        held = await client.loaded(await client.subscribe("/order"))
+        await orders.execute("SELECT feed.unwatch('orders')")
+        await client.refusal(held)
+        await client.client.send('42/order,["event"]')
+        await client.client.send("41/order,")
+        await orders.execute("INSERT INTO things (name) VALUES ('a')")
+        await client.until(lambda: other.rows)
+
+
+async def test_a_client_that_wants_the_rows_after_all(app: App) -> None:
+    """A client had no snapshot, and asks for one when it returns: that is a new subscription."""
+    async with subscriber(app.url) as client:
+        held = await client.subscribe("/order", where=OPEN, snapshot="false")
+        await client.until(lambda: held.recovered is False)
+    async with subscriber(app.url) as client:
+        await client.loaded(await client.resume("/order", held, where=OPEN))
+        await client.until(lambda: held.ids == [1, 2])

@@ -270,11 +270,16 @@ async def create_subscription_pool(settings: Settings, size: int) -> Pool:
     """Create a pool for reading the catalog and the rows of subscriptions, which may take longer
     than other statements.
     """
-    return await _pool(settings, size, ALL_ROWS, SNAPSHOT_TIMEOUT_S)
+    # Hardly a statement comes twice, and an altered table would make a kept one invalid.
+    return await _pool(settings, size, ALL_ROWS, SNAPSHOT_TIMEOUT_S, statement_cache_size=0)
 
 
 async def _pool(
-    settings: Settings, size: int, session: dict[str, str], timeout_s: float = STATEMENT_TIMEOUT_S
+    settings: Settings,
+    size: int,
+    session: dict[str, str],
+    timeout_s: float = STATEMENT_TIMEOUT_S,
+    **options: Any,
 ) -> Pool:
     timeout = {"statement_timeout": f"{timeout_s * 1000:.0f}"}
     return await asyncpg.create_pool(
@@ -286,4 +291,5 @@ async def _pool(
         timeout=CONNECT_TIMEOUT_S,
         reset=keep_session,
         command_timeout=timeout_s + 1,  # in case the server does not answer at all
+        **options,
     )

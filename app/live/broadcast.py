@@ -456,12 +456,12 @@ class Broadcast:
         """Wait until a subscriber has read what it was sent. Raises Stalled if it reads nothing."""
         while True:
             transport = subscriber.transport
-            unsent = transport.unsent_bytes()
+            unread = transport.unread_bytes()
             try:
                 async with asyncio.timeout(self._limits.stall_s):
                     await transport.drained()
             except TimeoutError:
-                if transport.unsent_bytes() >= unsent:
+                if transport.unread_bytes() >= unread:
                     raise Stalled from None
                 continue
             if transport is subscriber.transport:

@@ -14,7 +14,14 @@ from app.live.sharing import Sharing
 from app.live.subscription import Request, Subscription, columns_of
 from app.live.table import Table, describe
 
-KEPT = 20_000
+# What is known of requests is kept up to this size; a number may have 131,072 digits.
+KEPT_CHARS = 32 * 1024 * 1024
+OVERHEAD_CHARS = 1_000
+
+
+def weight(subscription: Subscription) -> int:
+    """Return about how much a subscription takes."""
+    return OVERHEAD_CHARS + 3 * len(subscription.condition.text)
 
 
 class Catalogue:
@@ -26,6 +33,7 @@ class Catalogue:
         self._tables: dict[str, Table] = {}
         self._forgotten = 0  # how often anything was: what was looked up before may be outdated
         self._bound: OrderedDict[str, Subscription] = OrderedDict()  # by fingerprint
+        self._weight = 0  # of these
         self._shared: WeakValueDictionary[Hashable, Subscription] = WeakValueDictionary()
         self._binding: Sharing[str, Subscription] = Sharing()
 
@@ -54,13 +62,14 @@ class Catalogue:
         if self._tables.pop(topic, None) is not None:
             for fingerprint, subscription in list(self._bound.items()):
                 if subscription.table.topic == topic:
-                    del self._bound[fingerprint]
+                    self._forget_bound(fingerprint)
 
     def clear(self) -> None:
         """Forget everything."""
         self._forgotten += 1
         self._tables.clear()
         self._bound.clear()
+        self._weight = 0
 
     async def bind(self, request: Request) -> Subscription:
         """Return the subscription that a request stands for.
@@ -94,10 +103,17 @@ class Catalogue:
         if found is None:
             found = Subscription(table, *place[1:])
             self._shared[place] = found
+        self._forget_bound(request.fingerprint)
         self._bound[request.fingerprint] = found
-        if len(self._bound) > KEPT:
-            self._bound.popitem(last=False)
+        self._weight += weight(found)
+        while self._weight > KEPT_CHARS and len(self._bound) > 1:
+            self._forget_bound(next(iter(self._bound)))
         return found
+
+    def _forget_bound(self, fingerprint: str) -> None:
+        found = self._bound.pop(fingerprint, None)
+        if found is not None:
+            self._weight -= weight(found)
 
     async def _table(self, connection: Connection, topic: str) -> Table:
         """Return the table of a topic, the same for all who look it up at the same time: a

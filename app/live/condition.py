@@ -18,7 +18,7 @@ from app.live.refusal import RefusalCode, SubscriptionRefused, listing, shown
 from app.live.table import Column, Table
 
 # A short numeric may have 147,456 digits.
-LONGEST_CONSTANTS_CHARS = 300_000
+LONGEST_CONSTANTS_CHARS = 150_000
 MOST_LISTED_LABELS = 20
 
 NEGATIONS = {"eq": "neq", "neq": "eq", "lt": "gte", "gte": "lt", "gt": "lte", "lte": "gt"}

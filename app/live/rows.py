@@ -26,14 +26,14 @@ CHUNK_BYTES = 64 * 1024
 # feed.rows_of in migrations/sql/0003_capture.sql). `matching` are those asked for, at most
 # {limit}, in the order of the key. Of a row that is too large there is only the outline; of one
 # that cannot be rendered at all, what identifies it. `place`: the key as texts, if there is a
-# limit.
+# limit. All names are qualified, because columns may have any name.
 ROWS = """
 WITH matching AS (
     SELECT x.* FROM ONLY {table} AS x WHERE {condition} {order} {limit}
 )
-SELECT coalesce(CASE WHEN is_too_large THEN feed.outline(whole, $1, $2) ELSE {shown} END,
-                row_to_json({identifying}))::text AS shown,
-       coalesce(is_too_large, true) AS is_too_large,
+SELECT coalesce(CASE WHEN measured.is_too_large THEN feed.outline(rendered.whole, $1, $2)
+                     ELSE {shown} END, {identifying})::text AS shown,
+       coalesce(measured.is_too_large, true) AS is_too_large,
        {place} AS place
 FROM {rows} AS x
 CROSS JOIN LATERAL (
@@ -41,7 +41,9 @@ CROSS JOIN LATERAL (
                 ELSE feed.large_json(x.*) END AS whole
     OFFSET 0
 ) AS rendered
-CROSS JOIN LATERAL (SELECT octet_length(whole::text) > $3 AS is_too_large OFFSET 0) AS measured
+CROSS JOIN LATERAL (
+    SELECT octet_length(rendered.whole::text) > $3 AS is_too_large OFFSET 0
+) AS measured
 """
 # Read first in the rows' transaction, so of the same snapshot. `is_same`: the name is still that of
 # the topic's table. `unflushed`: the rows may contain commits that a crash would undo.
@@ -198,7 +200,7 @@ def statement(
         condition=condition,
         order=f"ORDER BY {', '.join(map(sortable, key))}" if key else "",
         limit="" if limit is None else f"LIMIT {limit + 1:d}",  # one more shows whether there are
-        shown="whole" if columns is None else f"row_to_json({part(columns)})",
+        shown="rendered.whole" if columns is None else part(columns),
         identifying=part(table.identifying),
         place="NULL::text[]" if limit is None else f"ARRAY[{', '.join(map(written, key))}]::text[]",
         rows=table.rows,
@@ -251,9 +253,9 @@ async def require_key(connection: Connection, table: Table, after: Sequence[str]
 
 
 def part(columns: Sequence[str]) -> str:
-    """Return the expression for a row of some columns."""
+    """Return the expression for a row of some columns, as JSON."""
     names = ", ".join(f"x.{quoted(name)}" for name in columns)
-    return f"(SELECT part FROM (SELECT {names}) AS part)"
+    return f"(SELECT row_to_json(part.*) FROM (SELECT {names}) AS part)"
 
 
 def quoted(name: str) -> str:

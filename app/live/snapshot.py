@@ -21,6 +21,8 @@ from app.live.subscription import Subscription
 
 # How long a snapshot is given to others who ask for it; they replay what has changed since.
 FRESH_S = 5.0
+# Snapshots up to this size do not wait for room.
+SMALL_BYTES = 256 * 1024
 # How often a read looks whether the feed still has the database.
 AWAY_CHECK_S = 1.0
 # How long a refusal holds for others who ask for the same.
@@ -166,15 +168,31 @@ class Snapshots:
         return snapshot
 
     async def _read(self, subscription: Subscription) -> Snapshot:
-        async with self._at_once:
+        """Read a snapshot; if others hold all the room there is, only a small one."""
+        limit_bytes = min(SMALL_BYTES, self._limit_bytes)
+        while True:
+            async with self._at_once:
+                if self._has_room():
+                    limit_bytes = self._limit_bytes
+                try:
+                    rows = await self._unless_away(self._rows(subscription, limit_bytes))
+                except TooManyBytes:
+                    if limit_bytes == self._limit_bytes:
+                        raise self._too_large(subscription) from None
+                else:
+                    snapshot = Snapshot(rows, self._offset(rows.offset))
+                    self._held.add(snapshot)
+                    return snapshot
             await self._room()
-            rows = await self._unless_away(self._rows(subscription))
-            snapshot = Snapshot(rows, self._offset(rows.offset))
-            self._held.add(snapshot)
-        return snapshot
 
     async def _room(self) -> None:
-        """Wait until no more is held than one snapshot may be long; what nobody is being sent is
+        """Wait until there is room for a snapshot of any length."""
+        while not self._has_room():
+            self._released.clear()
+            await self._released.wait()
+
+    def _has_room(self) -> bool:
+        """Whether no more is held than one snapshot may be long; what nobody is being sent is
         dropped for it.
         """
         if self._held_bytes > self._limit_bytes:
@@ -184,9 +202,7 @@ class Snapshots:
                 if snapshot.users
             }
             self._drop_unused()
-        while self._held_bytes > self._limit_bytes:
-            self._released.clear()
-            await self._released.wait()
+        return self._held_bytes <= self._limit_bytes
 
     async def _unless_away(self, reading: Coroutine[Any, Any, Rows]) -> Rows:
         """Give up reading when the feed loses the database: a connection to nowhere would be waited
@@ -203,21 +219,19 @@ class Snapshots:
         finally:
             task.cancel()
 
-    async def _rows(self, subscription: Subscription) -> Rows:
+    async def _rows(self, subscription: Subscription, limit_bytes: int) -> Rows:
         async with borrowed(self._pool) as connection:
             self._reads += 1
-            try:
-                return await read_rows(
-                    connection, subscription, self._limit_bytes, self._feed.event_bytes
-                )
-            except TooManyBytes:
-                raise SubscriptionRefused(
-                    RefusalCode.TOO_LARGE,
-                    f"These rows take more than {self._limit_bytes} bytes (SNAPSHOT_BYTES): ask for"
-                    " fewer with a filter, for fewer columns, or page through"
-                    f" GET /topics/{subscription.table.topic} and continue from its Feed-Offset.",
-                    "where",
-                ) from None
+            return await read_rows(connection, subscription, limit_bytes, self._feed.event_bytes)
+
+    def _too_large(self, subscription: Subscription) -> SubscriptionRefused:
+        return SubscriptionRefused(
+            RefusalCode.TOO_LARGE,
+            f"These rows take more than {self._limit_bytes} bytes (SNAPSHOT_BYTES): ask for fewer"
+            " with a filter, for fewer columns, or page through"
+            f" GET /topics/{subscription.table.topic} and continue from its Feed-Offset.",
+            "where",
+        )
 
     def _offset(self, text: str) -> Offset:
         epoch = self._feed.epoch

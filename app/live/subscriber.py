@@ -87,6 +87,9 @@ class Transport(Protocol):
     def unsent_bytes(self) -> int:
         """How much has been written that the client has not read."""
 
+    def unread_bytes(self) -> int:
+        """The same with what the operating system holds, as far as it tells."""
+
     async def drained(self) -> None:
         """Wait until little is unsent, or until the transport is closed."""
 

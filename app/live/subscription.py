@@ -44,7 +44,8 @@ class Request:
     fingerprint: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        parts = (self.topic, canonical(self.filter), self.columns, self.old, self.identity)
+        filter = canonical(self.filter)
+        parts = (self.topic, filter, self.columns, self.old, self.snapshot, self.identity)
         digest = hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()
         name = urlsafe_b64encode(digest[:FINGERPRINT_BYTES]).decode()
         object.__setattr__(self, "fingerprint", name)

@@ -105,7 +105,7 @@ def options_of(given: Mapping[str, Any], topic: str, namespace: str) -> Mapping[
             raise bad_option("topics", "an object of options by topic") from None
     if not isinstance(topics, dict):
         return given
-    nested = topics.get(namespace[1:], topics.get(topic, {}))
+    nested = topics.get(namespace[1:], topics.get(topic)) or {}
     if not isinstance(nested, dict):
         raise bad_option("topics", "an object of options by topic")
     return {**given, **nested}

@@ -96,6 +96,8 @@ class SocketIO:
         namespace = packet.namespace or "/"
         if len(namespace) > LONGEST_NAMESPACE:
             raise ProtocolError("a namespace that is too long")
+        if namespace in session.ended and packet.packet_type != codec.CONNECT:
+            return  # the client may not have heard that it was refused
         if packet.packet_type == codec.CONNECT and session.unsent_bytes() > UNREAD_BYTES:
             session.close(CloseReason.STALLED)
         elif packet.packet_type == codec.CONNECT:
@@ -126,6 +128,8 @@ class SocketIO:
     def refuse(self, session: Session, namespace: str, refused: SubscriptionRefused) -> None:
         """Tell a client that it gets nothing, or nothing more, in a namespace."""
         session.write(frames.refuse(namespace, refused))
+        if namespace in session.subscribers and len(session.ended) < MOST_NAMESPACES:
+            session.ended |= {namespace}
         self._forget(session, namespace)
 
     def _forget(self, session: Session, namespace: str) -> None:
@@ -150,6 +154,7 @@ class SocketIO:
             encode = frames.NamespaceEncoder(namespace, payload.timing)
         else:
             encode = TIMED_CHANGES if payload.timing else CHANGES
+        session.ended -= {namespace}
         answer = ConnectAnswer(self.refuse, namespace, payload)
         session.subscribers[namespace] = self._broadcast.subscribe(
             session, encode, payload.since, answer, payload.request
@@ -175,22 +180,21 @@ class ConnectAnswer:
 
     @property
     def _new_pid(self) -> str:
-        """An id by which the client is known when it returns, and what it asked for. It must not
-        vouch for an offset that the client has kept from another subscription: if it is cut off
-        before it gets the next one, it returns with that.
-        """
+        """An id by which the client is known when it returns, and what it asked for."""
         if self._payload.request is None:
             return self._sid
-        pid = f"{self._payload.request.fingerprint}.{self._sid}"
-        outdated = self._payload.outdated
-        return pid if outdated is None else except_for(pid, outdated)
+        return f"{self._payload.request.fingerprint}.{self._sid}"
 
     def hold(self, session: Session) -> None:
         """Answer CONNECT before it is known whether the client can continue: some give up after a
-        second. Its `pid` would say that it can, so it gets another one.
+        second. Its `pid` would say that it can, so it gets another one. Nor may the new one vouch
+        for an offset that the client has kept from another subscription.
         """
         self._is_connected = True
-        session.write(frames.connected(self._namespace, self._sid, self._new_pid))
+        pid = self._new_pid
+        if self._payload.outdated is not None:
+            pid = except_for(pid, self._payload.outdated)
+        session.write(frames.connected(self._namespace, self._sid, pid))
 
     def welcome(self, session: Session, recovered: bool, offset: str) -> None:
         """Say where the client continues; if it does, it gets back the `pid` it came with."""

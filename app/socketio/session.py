@@ -52,13 +52,14 @@ class Keeper(Protocol):
 class Session(ABC):
     """What all transports have in common. The methods that write are the transports' own."""
 
-    __slots__ = ("_inbound", "_window", "closed", "keeper", "sid", "subscribers")
+    __slots__ = ("_inbound", "_window", "closed", "ended", "keeper", "sid", "subscribers")
 
     def __init__(self, keeper: Keeper, sid: str) -> None:
         self.keeper = keeper
         self.sid = sid
         self.closed = False
         self.subscribers: dict[str, Subscriber] = {}  # by namespace
+        self.ended: frozenset[str] = frozenset()  # namespaces that were joined and then refused
         self._inbound = 0
         self._window = 0
 
@@ -81,6 +82,10 @@ class Session(ABC):
     @abstractmethod
     def unsent_bytes(self) -> int:
         """How much has been written that the client has not read."""
+
+    def unread_bytes(self) -> int:
+        """The same with what the operating system holds, as far as it tells."""
+        return self.unsent_bytes()
 
     @abstractmethod
     async def drained(self) -> None:

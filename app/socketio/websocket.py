@@ -4,6 +4,10 @@ That is all an idle client costs. Nothing here is a coroutine but `drained`.
 """
 
 import asyncio
+from contextlib import suppress
+from fcntl import ioctl
+from sys import byteorder
+from termios import TIOCOUTQ
 
 from app.live.subscriber import CloseReason
 from app.socketio.codec import CONFIRM, PROBE, PROBE_ANSWER
@@ -72,6 +76,15 @@ class WebSocketSession(Session, asyncio.Protocol):
 
     def unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
+
+    def unread_bytes(self) -> int:
+        """The kernel holds megabytes for a slow client and makes room in large steps, so what is
+        unsent may not change for long although the client reads.
+        """
+        held = bytearray(4)
+        with suppress(OSError, AttributeError, ValueError):
+            ioctl(self._transport.get_extra_info("socket").fileno(), TIOCOUTQ, held)
+        return self.unsent_bytes() + int.from_bytes(held, byteorder)
 
     async def drained(self) -> None:
         while self._paused and not self.closed:
