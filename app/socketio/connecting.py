@@ -83,6 +83,9 @@ def vouches(pid: str, request: Request, offset: str) -> bool:
 def except_for(pid: str, offset: str) -> str:
     """Return a `pid` that does not vouch for one offset: that of another subscription, which the
     client keeps until it gets one of this.
+
+    If nothing was written in between, both are the same, and the client loads once more than needed
+    when it returns.
     """
     return f"{pid}~{mark_of(offset)}"
 

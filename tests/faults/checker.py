@@ -127,6 +127,7 @@ class Findings:
     stale: int = 0  # rows that differ from their table at the end
     loads: int = 0  # snapshots that were complete
     quiet: int = 0  # offsets without an event
+    unneeded: int = 0  # loads at the offset of another subscription (see except_for): no failure
     notes: list[str] = field(default_factory=list)
 
     def failures(self) -> int:

@@ -40,6 +40,7 @@ class Receiver:
         self._asking: Asked | None = None  # with the last CONNECT
         self._has_changed = False  # it has asked for something else since the last hello
         self._held: Asked | None = None  # since the last hello
+        self._marked: str | None = None  # its offset when it asked for something else last
         self._offset: str | None = None
         self._at: Place | None = None  # None while it loads
         self._rows: dict[tuple[Any, ...], Row] | None = None  # None: it cannot know them
@@ -62,7 +63,8 @@ class Receiver:
         match entry:
             case ["ask", number]:
                 self._asking = self._alternatives[number]
-                self._has_changed = self._has_changed or self._asking != self._held
+                if self._asking != self._held:
+                    self._has_changed, self._marked = True, self._offset
             case ["hello", recovered, offset, session_recovered]:
                 self._greet(recovered, offset, session_recovered)
                 self._offset, self._has_changed = offset, False
@@ -91,7 +93,9 @@ class Receiver:
             self._resume(offset, session_recovered)
             return
         can_continue = self._offset not in (None, LOADING)
-        if can_continue and not self._has_changed:
+        if can_continue and not self._has_changed and self._offset == self._marked:
+            self.findings.unneeded += 1
+        elif can_continue and not self._has_changed:
             self._wrong("refused", f"had to load again at {self._offset}")
         self._held, self._continues = self._asking, False
         assert self._held is not None

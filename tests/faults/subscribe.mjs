@@ -3,7 +3,8 @@
  * and writes down everything they receive, one JSON line each, which begins with the namespace:
  *
  *   [namespace, "ask", n]                        CONNECT is sent, with the options numbered n
- *   [namespace, "hello", recovered, offset, socket.recovered]   the last as in watch.mjs
+ *   [namespace, "hello", recovered, offset, socket.recovered]   the last is null if the client was held: answered
+ *                                                before the server knew where it continues, so that it is false
  *   [namespace, "rows", rows]                    a part of a snapshot
  *   [namespace, "loaded", offset]                its end
  *   [namespace, "offset", offset]                nothing has happened up to here
@@ -21,11 +22,16 @@ import { Manager } from 'socket.io-client';
 
 const RECONNECTION = { reconnectionDelay: 200, reconnectionDelayMax: 1000, timeout: 5000 };
 
-function note(socket, write, onrows) {
+// A client may be held because the database is away, which `feed:state` says, or because a look at it takes longer than
+// this on the server (HOLD_AFTER_S in app/live/broadcast.py), which nothing says. Timers may be a little early.
+const HOLD_AFTER_MS = 390;
+
+function note(socket, write, askedAt, onrows) {
   let isHeld = false;
   let isGreeted = false;
   socket.on('connect', () => {
-    isHeld = isGreeted = false;
+    isHeld = performance.now() - askedAt() >= HOLD_AFTER_MS;
+    isGreeted = false;
   });
   socket.on('connect_error', (error) => {
     if (error.data) write(['refused', error.data]);
@@ -53,18 +59,21 @@ function subscribe({ url, transports, switching, cutting, namespaces }, write) {
   let toCut = cutting;
   const sockets = Object.entries(namespaces).map(([namespace, alternatives]) => {
     let asked = -1;
+    let askedAt = 0;
     const auth = (send) => {
       if (asked < 0) asked = 0;
       else if (Math.random() < switching) asked = (asked + 1) % alternatives.length;
       write([namespace, 'ask', asked]);
+      askedAt = performance.now();
       send(alternatives[asked]);
     };
     const socket = manager.socket(namespace, { auth });
-    note(socket, (entry) => write([namespace, ...entry]), () => {
+    const onrows = () => {
       if (!toCut) return;
       toCut = false;
       manager.engine.close();
-    });
+    };
+    note(socket, (entry) => write([namespace, ...entry]), () => askedAt, onrows);
     return socket;
   });
   return {
