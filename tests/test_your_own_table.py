@@ -16,6 +16,7 @@ from app.database.connections import connect
 from tests.support.machine import require
 from tests.support.postgres import execute, run
 from tests.support.server import RunningServer
+from tests.support.writing import LOSE_HISTORY
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "your-own-table.md").read_text(encoding="utf-8")
@@ -149,7 +150,7 @@ def test_a_client_has_the_table(place: Place, title: str) -> None:
         place.server.restart()
         place.sql("UPDATE orders SET customer = 'Eve' WHERE id = 3")
         until("Eve")
-        place.sql("SELECT feed.disown(pg_current_snapshot())", "TRUNCATE orders")
+        place.sql(LOSE_HISTORY, "TRUNCATE orders")
         until(r"^\[\]$")
 
 
@@ -189,7 +190,7 @@ def test_the_python_example(place: Place) -> None:
             "DELETE FROM products WHERE sku = 'tea'",
         )
         until(r'(17\}.*27\}|27\}.*17\}).*\[\{"sku": "rice", "stock": 9\}\]\]$')
-        crash(place, "DELETE FROM orders", "SELECT feed.disown(pg_current_snapshot())")
+        crash(place, "DELETE FROM orders", LOSE_HISTORY)
         until(r'^\[\[\], \[\{"sku": "rice", "stock": 9\}\]\]$')
         place.sql("ALTER TABLE products DROP COLUMN stock")
         until("unknown_column")

@@ -20,6 +20,7 @@ from tests.end_to_end.steps import (
 )
 from tests.support.prefix_proxy import under_prefix
 from tests.support.server import TABLECAST, RunningServer
+from tests.support.writing import LOSE_HISTORY
 
 # Follows the table with a second instance of the page's own module, and records what it receives.
 FOLLOW = """
@@ -304,7 +305,7 @@ async def test_an_ended_history_makes_the_page_load_again(
     server.kill()
     await expect_state(page, "Reconnecting")
     await connection.execute("INSERT INTO things (name) VALUES ('never sent as a change')")
-    await connection.execute("SELECT feed.disown(pg_current_snapshot())")
+    await connection.execute(LOSE_HISTORY)
     await asyncio.to_thread(server.start)
     await expect_state(page, "Live again, list reloaded")
     await expect_value(page, "window.loads", [1, 2])
