@@ -138,6 +138,7 @@ class Broadcast:
             if change.op == "reload":
                 self.catalogue.forget(change.topic)
                 self.snapshots.forget(change.topic)
+        self.snapshots.changed({change.topic for change in page.changes})
         sent = self._audience.send(encoded, self._limits.buffer_bytes)
         for group in sent.groups:
             self._quiet.begin(group)

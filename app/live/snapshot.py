@@ -1,7 +1,7 @@
 """Snapshots: the rows of a subscription, read once for everybody who asks for them meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from app.live.sharing import Sharing
 from app.live.subscriber import Message, SubscriptionEncoder
 from app.live.subscription import Subscription
 
-# How long a snapshot is given to others who ask for it; they replay what has changed since.
+# How long a snapshot is given to others who ask for it, unless rows of its topic change before.
 FRESH_S = 5.0
 # Snapshots up to this size do not wait for room.
 SMALL_BYTES = 256 * 1024
@@ -108,6 +108,12 @@ class Snapshots:
         """Why there was no snapshot of a subscription a moment ago, if there was none."""
         return self._refused.get(subscription)
 
+    def changed(self, topics: Set[str]) -> None:
+        """Rows of these topics have changed: what was read before is for nobody else."""
+        for subscription in [each for each in self._fresh if each.table.topic in topics]:
+            del self._fresh[subscription]
+        self._drop_unused()
+
     def forget(self, topic: str) -> None:
         """Give nobody else the snapshots of a topic that are there or being read."""
         for subscription in [*self._fresh, *self._refused, *self._reading.keys()]:
@@ -152,8 +158,11 @@ class Snapshots:
     async def _get(self, subscription: Subscription) -> Snapshot:
         if subscription in self._refused:
             raise self._refused[subscription].with_traceback(None)
-        if (snapshot := self._fresh.get(subscription)) is not None:
-            return snapshot
+        # Whoever asks after a write must get it with the rows: has nothing been written since?
+        if subscription in self._fresh and await self._feed.look():
+            snapshot = self._fresh.get(subscription)
+            if snapshot is not None:
+                return snapshot
         forgotten = self._forgotten
         try:
             snapshot = await self._reading.get(subscription, partial(self._read, subscription))
