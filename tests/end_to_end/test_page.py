@@ -20,7 +20,6 @@ from tests.end_to_end.steps import (
 )
 from tests.support.prefix_proxy import under_prefix
 from tests.support.server import TABLECAST, RunningServer
-from tests.support.writing import LOSE_HISTORY
 
 # Follows the table with a second instance of the page's own module, and records what it receives.
 FOLLOW = """
@@ -293,19 +292,20 @@ async def test_the_page_outlives_the_server(
 
 
 async def test_an_ended_history_makes_the_page_load_again(
-    server: RunningServer, windows: list[Page], connection: Connection
+    server: RunningServer, open_page: OpenPage, connection: Connection
 ) -> None:
-    """While the server is down, the history of changes ends, so that it cannot continue from a
-    page's offset; page and module load again, with no gap.
+    """While the server is down, the log is emptied, so that it cannot continue from a page's
+    offset; page and module load again, with no gap.
     """
-    page = windows[0]
     await connection.execute("INSERT INTO things (name) VALUES ('old')")
+    page = await open_page(server.url)
+    await expect_state(page, "Live")
     await page.evaluate(FOLLOW)
     await expect_value(page, "window.feed.state.name", "live")
     server.kill()
     await expect_state(page, "Reconnecting")
     await connection.execute("INSERT INTO things (name) VALUES ('never sent as a change')")
-    await connection.execute(LOSE_HISTORY)
+    await connection.execute("TRUNCATE feed.change")
     await asyncio.to_thread(server.start)
     await expect_state(page, "Live again, list reloaded")
     await expect_value(page, "window.loads", [1, 2])

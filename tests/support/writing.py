@@ -4,13 +4,6 @@ from app.database.connections import Connection
 from app.feed import log
 from app.feed.offset import Offset
 
-# Ends the history of the log, as if commits that clients have seen were lost: the last transaction
-# has left no trace in it.
-LOSE_HISTORY = """
-    BEGIN; SELECT pg_current_xact_id(); COMMIT;
-    SELECT feed.disown(pg_current_snapshot())
-"""
-
 
 async def insert(connection: Connection, *names: str) -> None:
     """Create things in one statement."""
