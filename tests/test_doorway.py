@@ -20,6 +20,7 @@ from app.doorway import limits
 from app.doorway.limits import HEAD_BYTES, MOST_PIPELINED
 from app.socketio import codec
 from app.socketio import engine as engine_module
+from app.socketio.session import INBOUND_MESSAGES
 from tests.support.feeds import eventually
 from tests.support.floods import CONTINUATION, FINAL, PING, TEXT, UPGRADE, client_frame
 from tests.support.machine import require
@@ -432,7 +433,9 @@ async def test_fragments_and_pings_are_counted(app: App) -> None:
         (client_frame(TEXT), client_frame(CONTINUATION)),
     ):
         async with peer_of(app.url) as peer:
-            await peer.send(UPGRADE + client_frame(FINAL | TEXT, b"40") + head + frame * 100)
+            await peer.send(
+                UPGRADE + client_frame(FINAL | TEXT, b"40") + head + frame * (INBOUND_MESSAGES + 50)
+            )
             await peer.rest()
     await eventually(lambda: app.empty and app.socketio.connections == 0)
 

@@ -281,6 +281,7 @@ def without_things(document: Json) -> Json:
     }
     responses = referred_to(document["components"]["responses"], "responses", paths)
     schemas = referred_to(document["components"]["schemas"], "schemas", [paths, responses])
+    schemas |= referred_to(document["components"]["schemas"], "schemas", schemas)
     components = {"schemas": schemas, "responses": responses}
     return {**document, "paths": paths, "components": components}
 
