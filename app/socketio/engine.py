@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -30,12 +31,16 @@ from app.socketio.handshake import (
 from app.socketio.queued import QueuedSession, answer_websocket_close
 from app.socketio.session import INBOUND_BYTES, INBOUND_WINDOW_S, UNFINISHED_BYTES, Session
 from app.socketio.websocket import WebSocketSession
+from app.turns import Turns
 from app.unfinished import Unfinished
 
 logger = logging.getLogger("tablecast.socketio")
 
 # Time allowed to CONNECT, to complete an upgrade, or to read a close frame.
 PATIENCE_S = 10.0
+# How long clients' messages may keep everything else waiting: after a restart, thousands of
+# CONNECTs come at once.
+TURN_S = 0.02
 SID_BYTES = 15
 MOST_REPORTED = 100
 ANY_SID = "ANY_SID"
@@ -94,6 +99,7 @@ class Engine:
         self.pings: Deadlines[Session] = Deadlines(ping_interval, Session.ping)
         self.pongs: Deadlines[Session] = Deadlines(ping_timeout, miss_heartbeat)
         self.waiting: Deadlines[Session] = Deadlines(PATIENCE_S, lambda session: session.overdue())
+        self.turns = Turns(TURN_S)
         self.unfinished: Unfinished[Session] = Unfinished(
             UNFINISHED_BYTES, lambda session: session.close(CloseReason.TOO_MANY_MESSAGES)
         )
@@ -267,8 +273,7 @@ class Engine:
         except codec.ProtocolError as error:
             session.blame(error)
             raise RequestRefused(EngineError.BAD_REQUEST) from error
-        for packet_type, data in packets:
-            session.receive_packet(packet_type, data)
+        await self.turns.done(partial(session.receive_packets, packets))
         if session.closed_by_fault():
             raise RequestRefused(EngineError.BAD_REQUEST)
         return text("ok")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import suppress
+from functools import partial
 
 from starlette.types import Receive, Send
 
@@ -198,7 +199,7 @@ class QueuedSession(Session):
             if len(message) > INBOUND_BYTES:
                 self.blame(ProtocolError("a message that is too long"))
             else:
-                self.receive(message)
+                await self.keeper.turns.done(partial(self.receive, message))
 
     # The end
 

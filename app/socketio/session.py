@@ -2,12 +2,14 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from app.deadlines import Deadlines
 from app.live.subscriber import UNLIMITED, CloseReason, Subscriber
 from app.socketio.codec import CLOSE, MESSAGE, PING, PONG, ProtocolError, decode
 from app.socketio.frames import Frames
+from app.turns import Turns
 from app.unfinished import Unfinished
 
 logger = logging.getLogger("tablecast.socketio")
@@ -31,6 +33,7 @@ class Keeper(Protocol):
     pings: Deadlines["Session"]
     pongs: Deadlines["Session"]
     waiting: Deadlines["Session"]
+    turns: Turns
     unfinished: Unfinished["Session"]
 
     def window(self) -> int:
@@ -109,6 +112,11 @@ class Session(ABC):
         except ProtocolError as error:
             self.blame(error)
         else:
+            self.receive_packet(packet_type, data)
+
+    def receive_packets(self, packets: Iterable[tuple[int, Any]]) -> None:
+        """Take packets, each with its type; disconnects a client that breaks the protocol."""
+        for packet_type, data in packets:
             self.receive_packet(packet_type, data)
 
     def receive_packet(self, packet_type: int, data: Any) -> None:

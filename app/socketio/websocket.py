@@ -6,6 +6,7 @@ That is all an idle client costs. Nothing here is a coroutine but `drained`.
 import asyncio
 from contextlib import suppress
 from fcntl import ioctl
+from functools import partial
 from sys import byteorder
 from termios import TIOCOUTQ
 
@@ -107,8 +108,13 @@ class WebSocketSession(Session, asyncio.Protocol):
     # Coming in
 
     def data_received(self, data: bytes) -> None:
+        if not self.closed and not self.keeper.turns.do(partial(self._receive, data)):
+            self._transport.pause_reading()
+
+    def _receive(self, data: bytes) -> None:
         if self.closed:
             return
+        self._transport.resume_reading()
         was_unfinished = self._is_unfinished
         given: bytes | bytearray = data
         if self._unparsed is not None:
