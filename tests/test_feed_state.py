@@ -313,6 +313,18 @@ async def test_the_last_state_a_client_has_seen_is_the_feeds(
             listening.cancel()
 
 
+async def test_a_node_that_stood_still(app: App, connection: Connection) -> None:
+    """A node did nothing for longer than the database may be silent: that is not the database's
+    silence, so nobody is told of an outage.
+    """
+    async with joined(app.url) as client:
+        for number in range(3):
+            asyncio.get_running_loop().call_soon(time.sleep, health.SILENT_S + 0.5)
+            await asyncio.sleep(0)
+            await insert(connection, f"{number}")
+            assert (await client.any_event())[1]["name"] == f"{number}"
+
+
 @pytest.mark.parametrize("pause_s", [0.1, 0.5, 0.9])
 async def test_a_locked_log_is_no_absence(app: App, connection: Connection, pause_s: float) -> None:
     """Somebody locks the log for some seconds, whenever the feed has last looked: the database

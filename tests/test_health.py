@@ -42,6 +42,15 @@ def test_silence_is_an_outage() -> None:
     assert health.judge(4) == Outage(AS_OF, SILENT)
 
 
+def test_the_time_this_process_paused_does_not_count() -> None:
+    """The process was stopped for a minute: only then can it see whether the database answers."""
+    health = FeedHealth(0, AS_OF)
+    health.completed(1, AS_OF)
+    health.paused(60)
+    assert health.judge(60.9 + SILENT_S) is None
+    assert health.judge(61 + SILENT_S) == Outage(AS_OF, SILENT)
+
+
 def test_a_feed_that_never_catches_up_is_an_outage() -> None:
     """Every read is answered, and each time there is more to read."""
     health = FeedHealth(0, AS_OF)

@@ -138,10 +138,12 @@ class Feed:
         while True:
             now = time.monotonic()
             self._settle(self._health.judge(now), publisher)
+            due = now + self._health.until_next(now)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._health.until_next(now)):
+                async with asyncio.timeout(due - now):
                     await self._health_changed.wait()
             self._health_changed.clear()
+            self._health.paused(max(0.0, time.monotonic() - due))
 
     def _settle(self, outage: Outage | None, publisher: Publisher) -> None:
         if outage != self.outage:

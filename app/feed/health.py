@@ -58,6 +58,11 @@ class FeedHealth:
         """Note that a read was answered."""
         self._answered_at = now
 
+    def paused(self, seconds: float) -> None:
+        """Note that this process did nothing for a while, so it could not have taken an answer."""
+        self._answered_at += seconds
+        self._completed_at += seconds
+
     def completed(self, now: float, as_of: int, flaw: str | None = None) -> None:
         """Note that the log was read to its end. `flaw` is what is wrong all the same."""
         self._answered_at = self._completed_at = now
