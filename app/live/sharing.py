@@ -39,7 +39,7 @@ class Sharing(Generic[K, V]):
         """Wait for the result of the work under way for `key`, or begin it."""
         shared = self._works.get(key)
         if shared is None:
-            shared = self._works[key] = SharedWork(asyncio.create_task(work(), name=f"{key}"[:80]))
+            shared = self._works[key] = SharedWork(asyncio.create_task(work()))
         shared.waiting += 1
         try:
             return await asyncio.shield(shared.task)

@@ -1,6 +1,7 @@
 """Snapshots: the rows of a subscription, read once for everybody who asks for them meanwhile."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,7 +33,9 @@ NAMESPACES_KEPT = 4
 
 
 class Snapshot:
-    """The rows of a subscription as of an offset. `users`: how many are being sent it."""
+    """The rows of a subscription as of an offset. `users`: how many are being sent it, and one more
+    while it is given to others who ask.
+    """
 
     __slots__ = ("_messages", "_rows", "bytes", "offset", "users")
 
@@ -89,20 +92,19 @@ class Snapshots:
         self._limit_bytes = limit_bytes
         self._at_once = asyncio.Semaphore(at_once)
         self._reading: Sharing[Subscription, Snapshot] = Sharing()
-        self._fresh: dict[Subscription, Snapshot] = {}
+        self._fresh: dict[str, dict[Subscription, Snapshot]] = {}  # by topic
         self._refused: dict[Subscription, SubscriptionRefused] = {}
-        self._held: set[Snapshot] = set()
+        self._held_bytes = 0
         self._released = asyncio.Event()
         self._reads = 0
-        self._forgotten = 0  # how often anything was: what was begun before is for nobody else
+        # How often anything was forgotten, and the rows of each topic have changed: what was begun
+        # before is for nobody else.
+        self._forgotten = 0
+        self._changes: Counter[str] = Counter()
 
     def stats(self) -> SnapshotStats:
         """What is held and has been counted."""
         return SnapshotStats(len(self._reading), self._reads, self._held_bytes)
-
-    @property
-    def _held_bytes(self) -> int:
-        return sum(snapshot.bytes for snapshot in self._held)
 
     def refusal(self, subscription: Subscription) -> SubscriptionRefused | None:
         """Why there was no snapshot of a subscription a moment ago, if there was none."""
@@ -110,28 +112,25 @@ class Snapshots:
 
     def changed(self, topics: Set[str]) -> None:
         """Rows of these topics have changed: what was read before is for nobody else."""
-        for subscription in [each for each in self._fresh if each.table.topic in topics]:
-            del self._fresh[subscription]
-        self._drop_unused()
+        self._changes.update(topics)
+        for topic in topics:
+            for snapshot in self._fresh.pop(topic, {}).values():
+                self._release(snapshot)
 
     def forget(self, topic: str) -> None:
         """Give nobody else the snapshots of a topic that are there or being read."""
-        for subscription in [*self._fresh, *self._refused, *self._reading.keys()]:
+        self.changed({topic})
+        self._forgotten += 1
+        for subscription in [*self._refused, *self._reading.keys()]:
             if subscription.table.topic == topic:
-                self._forget(subscription)
-        self._drop_unused()
+                self._refused.pop(subscription, None)
+                self._reading.forget(subscription)
 
     def clear(self) -> None:
         """Give nobody else any of the snapshots there are."""
-        for subscription in [*self._fresh, *self._refused, *self._reading.keys()]:
-            self._forget(subscription)
-        self._drop_unused()
-
-    def _forget(self, subscription: Subscription) -> None:
-        self._forgotten += 1
-        self._fresh.pop(subscription, None)
-        self._refused.pop(subscription, None)
-        self._reading.forget(subscription)
+        known = {each.table.topic for each in [*self._refused, *self._reading.keys()]}
+        for topic in known | self._fresh.keys():
+            self.forget(topic)
 
     @asynccontextmanager
     async def of(
@@ -144,39 +143,43 @@ class Snapshots:
         """
         snapshot = await self._get(subscription)
         while since is not None and not is_later(snapshot.offset, since):
-            if self._fresh.get(subscription) is snapshot:
-                self._forget(subscription)
+            self._drop(subscription, snapshot)
             snapshot = await self._get(subscription)
-        snapshot.users += 1
-        self._held.add(snapshot)
+        self._hold(snapshot)
         try:
             yield snapshot
         finally:
-            snapshot.users -= 1
-            self._drop_unused()
+            self._release(snapshot)
 
     async def _get(self, subscription: Subscription) -> Snapshot:
         if subscription in self._refused:
             raise self._refused[subscription].with_traceback(None)
         # Whoever asks after a write must get it with the rows: has nothing been written since?
-        if subscription in self._fresh and await self._feed.look():
-            snapshot = self._fresh.get(subscription)
+        if self._get_fresh(subscription) is not None and await self._feed.look():
+            snapshot = self._get_fresh(subscription)
             if snapshot is not None:
                 return snapshot
-        forgotten = self._forgotten
+        return await self._reading.get(subscription, partial(self._read, subscription))
+
+    async def _read(self, subscription: Subscription) -> Snapshot:
+        """Read a snapshot, and keep for others what comes of it."""
+        topic = subscription.table.topic
+        forgotten, changes = self._forgotten, self._changes[topic]
         try:
-            snapshot = await self._reading.get(subscription, partial(self._read, subscription))
+            snapshot = await self._read_within_limits(subscription)
         except SubscriptionRefused as refused:
-            if forgotten == self._forgotten and subscription not in self._refused:
+            if forgotten == self._forgotten:
                 self._refused[subscription] = refused
                 self._later(REFUSED_S, self._refused.pop, subscription, None)
             raise
-        if forgotten == self._forgotten and subscription not in self._fresh:
-            self._fresh[subscription] = snapshot
-            self._later(FRESH_S, self._expire, subscription, snapshot)
+        if forgotten == self._forgotten and changes == self._changes[topic]:
+            self._drop(subscription, self._get_fresh(subscription))
+            self._fresh.setdefault(topic, {})[subscription] = snapshot
+            self._hold(snapshot)
+            self._later(FRESH_S, self._drop, subscription, snapshot)
         return snapshot
 
-    async def _read(self, subscription: Subscription) -> Snapshot:
+    async def _read_within_limits(self, subscription: Subscription) -> Snapshot:
         """Read a snapshot; if others hold all the room there is, only a small one."""
         limit_bytes = min(SMALL_BYTES, self._limit_bytes)
         while True:
@@ -189,9 +192,7 @@ class Snapshots:
                     if limit_bytes == self._limit_bytes:
                         raise self._too_large(subscription) from None
                 else:
-                    snapshot = Snapshot(rows, self._offset(rows.offset))
-                    self._held.add(snapshot)
-                    return snapshot
+                    return Snapshot(rows, self._offset(rows.offset))
             await self._room()
 
     async def _room(self) -> None:
@@ -205,12 +206,10 @@ class Snapshots:
         dropped for it.
         """
         if self._held_bytes > self._limit_bytes:
-            self._fresh = {
-                subscription: snapshot
-                for subscription, snapshot in self._fresh.items()
-                if snapshot.users
-            }
-            self._drop_unused()
+            kept = [item for fresh in self._fresh.values() for item in fresh.items()]
+            for subscription, snapshot in kept:
+                if snapshot.users == 1:
+                    self._drop(subscription, snapshot)
         return self._held_bytes <= self._limit_bytes
 
     async def _unless_away(self, reading: Coroutine[Any, Any, Rows]) -> Rows:
@@ -253,17 +252,25 @@ class Snapshots:
     def _later(self, seconds: float, work: Callable[..., object], *arguments: object) -> None:
         asyncio.get_running_loop().call_later(seconds, work, *arguments)
 
-    def _expire(self, subscription: Subscription, snapshot: Snapshot) -> None:
-        if self._fresh.get(subscription) is snapshot:
-            del self._fresh[subscription]
-            self._drop_unused()
+    def _get_fresh(self, subscription: Subscription) -> Snapshot | None:
+        return self._fresh.get(subscription.table.topic, {}).get(subscription)
 
-    def _drop_unused(self) -> None:
-        """Drop the snapshots that nobody is being sent and nobody will be given."""
-        fresh = set(self._fresh.values())
-        unused = {
-            snapshot for snapshot in self._held if not snapshot.users and snapshot not in fresh
-        }
-        if unused:
-            self._held -= unused
+    def _drop(self, subscription: Subscription, snapshot: Snapshot | None) -> None:
+        """Give a snapshot to nobody else; no error if it has been dropped already."""
+        if snapshot is not None and self._get_fresh(subscription) is snapshot:
+            fresh = self._fresh[subscription.table.topic]
+            del fresh[subscription]
+            if not fresh:
+                del self._fresh[subscription.table.topic]
+            self._release(snapshot)
+
+    def _hold(self, snapshot: Snapshot) -> None:
+        if not snapshot.users:
+            self._held_bytes += snapshot.bytes
+        snapshot.users += 1
+
+    def _release(self, snapshot: Snapshot) -> None:
+        snapshot.users -= 1
+        if not snapshot.users:
+            self._held_bytes -= snapshot.bytes
             self._released.set()
