@@ -92,11 +92,12 @@ BAD, MANY = RefusalCode.BAD_FILTER, RefusalCode.TOO_MANY
 
 REFUSED: dict[str, tuple[RefusalCode, str]] = {
     "a": (BAD, "'a' has no value; it is written column=operator.value"),
-    "a=1": (BAD, "an operator, a point and a value, as in =eq.1, not by '1'"),
-    "a=eq": (BAD, "an operator, a point and a value"),
+    "a=1": (BAD, "an operator and a value are expected, as in id=eq.1, not '1'"),
+    "order=a.desc": (BAD, "each also with not. before it; rows come in the order of their key."),
+    "a=eq": (BAD, "an operator and a value are expected"),
     "a=like.x": (BAD, "the operators are eq, neq, lt, lte, gt, gte, in and is"),
     "a=EQ.1": (BAD, "the operators are"),
-    "a=not.not.eq.1": (BAD, "not by 'not.not.eq.1'"),
+    "a=not.not.eq.1": (BAD, "not 'not.not.eq.1'"),
     "a=eq(any).{1}": (BAD, "the operators are"),
     "=eq.1": (BAD, "the name of a column is expected"),
     "a.b=eq.1": (BAD, "written in quotes"),
@@ -414,7 +415,13 @@ async def test_unknown_topics_are_refused(reader: Connection, topic: str) -> Non
         ("tags=eq.{}", RefusalCode.UNSUPPORTED, "use is."),
         ("doc=is.null", RefusalCode.UNSUPPORTED, "cannot be filtered"),
         ("id=is.true", RefusalCode.UNSUPPORTED, "use is.null or is.not_null"),
-        ("id=eq.x", RefusalCode.BAD_VALUE, 'invalid input syntax for type integer: "x"'),
+        (
+            "total=gt.1&id=eq.x",
+            RefusalCode.BAD_VALUE,
+            "The column 'id' cannot be compared with 'x': invalid input syntax for type integer:"
+            ' "x".',
+        ),
+        ("due=gte.2026-01-01T10:00:00+01:0", RefusalCode.BAD_VALUE, "a plus sign is written %2B."),
         ("id=in.(1,99999999999)", RefusalCode.BAD_VALUE, "out of range for type integer"),
         ("total=eq.1e200000", RefusalCode.BAD_VALUE, "value overflows numeric format"),
         ("due=eq.2020-02-30", RefusalCode.BAD_VALUE, "date/time field value out of range"),

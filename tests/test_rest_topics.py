@@ -17,6 +17,7 @@ import pytest
 
 from app.database.connections import Connection, connect
 from app.database.embedded import Server
+from app.live.refusal import RefusalCode
 from tests.support.postgres import clone, execute, run
 from tests.support.roles import PASSWORD
 from tests.support.server import RunningServer
@@ -247,9 +248,12 @@ async def test_columns(client: httpx.AsyncClient) -> None:
 async def test_refusals(
     client: httpx.AsyncClient, query: str, status: int, field: str, says: str
 ) -> None:
-    """A client asks for what there is not, or wrongly: it gets a sentence and the field."""
+    """A client asks for what there is not, or wrongly: it gets a sentence, the field, and the code
+    of such a refusal.
+    """
     details = problem(await client.get(f"/topics/order?{query}"), status)
     assert details["field"] == field and says in details["detail"], details
+    assert field == "limit" or details["code"] in set(RefusalCode), details
 
 
 @pytest.mark.parametrize(

@@ -206,12 +206,10 @@ def _is_about_null(comparison: Comparison) -> bool:
 def _require_absolute(column: Column, value: str) -> None:
     relative = RELATIVE.search(value) if column.kind.has_relative_words else None
     if relative:
-        raise SubscriptionRefused(
-            RefusalCode.BAD_VALUE,
+        raise _bad_value(
             f"The column {shown(column.name)} cannot be compared with {shown(value)}:"
             f" {relative[0]} would mean another time whenever the client reconnects; write out the"
-            " date or the time.",
-            "where",
+            " date or the time."
         )
 
 
@@ -219,15 +217,19 @@ async def _canonical_texts(connection: Connection, constants: Iterable[Constant]
     """Have Postgres read constants, in one round trip."""
     texts: Texts = {}
     by_type: dict[str, dict[str, None]] = {}
-    for column, value in constants:
+    given = list(constants)
+    for column, value in given:
         if column.kind.labels is not None:
             texts[column.type, value] = _label(column, value)
         else:
             by_type.setdefault(column.type, {})[value] = None
     if by_type:
-        read = await _read_by_postgres(
-            connection, {type: list(values) for type, values in by_type.items()}
-        )
+        try:
+            read = await _read_by_postgres(
+                connection, {type: list(values) for type, values in by_type.items()}
+            )
+        except asyncpg.DataError as error:
+            raise _misread(given, reason(error)) from error
         for type, values in by_type.items():
             texts |= {(type, value): text for value, text in zip(values, read[type], strict=True)}
     _require_short(texts)
@@ -256,14 +258,11 @@ def _require_short(texts: Texts) -> None:
 async def _read_by_postgres(
     connection: Connection, by_type: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Return the canonical JSON texts of values, by type, in the same order."""
+    """Return the canonical JSON texts of values, by type, in the same order. Raises DataError."""
     statement = "SELECT " + ", ".join(
         CANONICAL.format(type=type, number=number) for number, type in enumerate(by_type, 1)
     )
-    try:
-        found = await connection.fetchrow(statement, *by_type.values())
-    except asyncpg.DataError as error:
-        raise _bad_value(reason(error)) from error
+    found = await connection.fetchrow(statement, *by_type.values())
     return dict(zip(by_type, found, strict=True))
 
 
@@ -276,18 +275,29 @@ def _label(column: Column, value: str) -> str:
     if value not in labels:
         known = listing([shown(label) for label in labels[:MOST_LISTED_LABELS]])
         more = ", among others" if len(labels) > MOST_LISTED_LABELS else ""
-        raise _bad_value(
+        sentence = (
             f'invalid input value for enum {column.type}: "{value}" (it may be {known}{more})'
         )
+        raise _misread([(column, value)], sentence)
     return msgspec.json.encode(value).decode()
 
 
+def _misread(constants: Iterable[Constant], sentence: str) -> SubscriptionRefused:
+    """Return the refusal of a constant that Postgres cannot read: the one that its sentence quotes,
+    if it does.
+    """
+    for column, value in constants:
+        if f'"{value}"' in sentence:
+            hint = "; a plus sign is written %2B" if " " in value else ""
+            return _bad_value(
+                f"The column {shown(column.name)} cannot be compared with {shown(value)}:"
+                f" {sentence}{hint}."
+            )
+    return _bad_value(f"A value in the filter is not one of its column's type: {sentence}.")
+
+
 def _bad_value(sentence: str) -> SubscriptionRefused:
-    return SubscriptionRefused(
-        RefusalCode.BAD_VALUE,
-        f"A value in the filter is not one of its column's type: {sentence}.",
-        "where",
-    )
+    return SubscriptionRefused(RefusalCode.BAD_VALUE, sentence, "where")
 
 
 def _resolved(table: Table, filter: Filter, texts: Texts) -> Filter:

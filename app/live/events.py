@@ -148,7 +148,9 @@ class TopicChanges:
             return Event("update", place, after)
         assert change.old is not None
         before = subscription.shown(change.old, change.old_is_too_large)
-        if before == after and not after.endswith(TOO_LARGE):  # what it leaves out may have changed
+        # What is left out of a row that is too large may have changed.
+        is_part = change.new_is_too_large and after.endswith(TOO_LARGE)
+        if before == after and not is_part:
             return None
         return Event("update", place, after, before if subscription.old else None)
 

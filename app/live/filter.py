@@ -17,6 +17,12 @@ MOST_COMPARISONS = 100
 DEEPEST_NESTING = 10
 
 OPERATORS = ("eq", "neq", "lt", "lte", "gt", "gte", "in", "is")
+# What takes the place of parameters that PostgREST has and filters here do not.
+INSTEAD = {
+    "select": "; the option columns chooses columns",
+    "order": "; rows come in the order of their key",
+    "offset": "; the option after asks for the next page",
+}
 IS_VALUES = ("null", "not_null", "true", "false", "unknown")
 
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
@@ -167,9 +173,9 @@ def _parse_parameter(name: str, value: str) -> Filter:
     if name in ("and", "or", "not.and", "not.or"):
         if not value.lstrip(" \t").startswith("("):
             raise _malformed(
-                f"{name}= is followed by comparisons in parentheses, as in"
-                f" {name}=(a.eq.1,b.eq.2), not by {shown(value)}; a column of this name is written"
-                f' in quotes: "{name}"=...'
+                f"after {name}=, comparisons in parentheses are expected, as in"
+                f" {name}=(a.eq.1,b.eq.2), not {shown(value)}; a column of this name is written in"
+                f' quotes: "{name}"=...'
             )
         reader = Reader(name + value)
         parsed = reader.junction(1)
@@ -219,9 +225,10 @@ class Reader:
         if begins is None or begins[2] not in OPERATORS:
             at = begins.start() if begins else self._at
             raise self._wrong(
-                f"the column {shown(column)} is followed by an operator, a point and a value, as"
-                f" in {'.' if nested else '='}eq.1, not by {shown(self._text[at:])}; the operators"
-                f" are {listing(list(OPERATORS), 'and')}, each also with not. before it"
+                f"after the column {shown(column)}, an operator and a value are expected, as in"
+                f" {'id.eq.1' if nested else 'id=eq.1'}, not {shown(self._text[at:])}; the"
+                f" operators are {listing(list(OPERATORS), 'and')}, each also with not. before it"
+                + INSTEAD.get(column, "")
             )
         operator = begins[2]
         if operator == "in":

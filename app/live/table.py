@@ -36,8 +36,7 @@ WITH RECURSIVE watched AS MATERIALIZED (
     FROM typed JOIN pg_type ON pg_type.oid = type WHERE typtype = 'd'
 )
 SELECT topic, name, rows, key, destroy_with, attname AS column,
-       CASE WHEN typnamespace = 'pg_catalog'::regnamespace THEN format_type(pg_type.oid, -1)
-            ELSE format('%I.%I', nspname, typname) END AS type,
+       format_type(pg_type.oid, -1) AS type,
        typname, typtype::text, type < 16384 AS is_built_in,
        coalesce(collisdeterministic, true) AS is_deterministic,
        type >= 16384 AND EXISTS (
@@ -53,7 +52,6 @@ FROM watched
 JOIN attribute ON attrelid = relation
 JOIN typed USING (attrelid, attnum)
 JOIN pg_type ON pg_type.oid = type
-JOIN pg_namespace ON pg_namespace.oid = typnamespace
 LEFT JOIN pg_collation ON pg_collation.oid = attcollation
 WHERE typtype <> 'd'
 ORDER BY topic, attnum

@@ -20,10 +20,13 @@ class ProblemDetails(msgspec.Struct, kw_only=True):
     status: int
     detail: str
     field: str | msgspec.UnsetType = msgspec.UNSET
+    code: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Problem(HTTPException):
-    """An error response: its status, a sentence, and the field it is about, if any."""
+    """An error response: its status, a sentence, and if there are any the field it is about, and
+    the code by which programs tell what is wrong.
+    """
 
     def __init__(
         self,
@@ -31,10 +34,12 @@ class Problem(HTTPException):
         detail: str,
         *,
         field: str | None = None,
+        code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(status, detail, headers)
         self.field = field
+        self.code = code
 
 
 class Unavailable(Problem):
@@ -49,8 +54,9 @@ def problem_response(error: HTTPException) -> Response:
     details = ProblemDetails(
         title=HTTPStatus(error.status_code).phrase, status=error.status_code, detail=error.detail
     )
-    if isinstance(error, Problem) and error.field is not None:
-        details.field = error.field
+    if isinstance(error, Problem):
+        details.field = error.field or msgspec.UNSET
+        details.code = error.code or msgspec.UNSET
     return Response(
         msgspec.json.encode(details),
         error.status_code,

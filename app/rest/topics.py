@@ -60,14 +60,14 @@ class Query:
 
     @classmethod
     def read(cls, text: str) -> "Query":
-        """Read a query string. Raises SubscriptionRefused, or a Problem."""
+        """Read a query string. Raises SubscriptionRefused."""
         query = cls([], {}, [])
         for part in [part for part in text.split("&") if part]:
             name, value = parse_parameter(part)
             if name not in OPTIONS:
                 query.comparisons.append((name, value))
             elif name in query.options:
-                raise Problem(422, f"Give {name} only once.", field=name)
+                raise SubscriptionRefused(RefusalCode.BAD_OPTION, f"Give {name} only once.", name)
             else:
                 query.options[name] = value
             if name != "after":
@@ -101,7 +101,7 @@ async def list_rows(request: RestRequest) -> Response:
             rows = await request.state.lists.rows(asked, limit, query.options.get("after"))
     except SubscriptionRefused as refused:
         status = STATUSES.get(refused.code, 422)
-        raise Problem(status, refused.detail, field=refused.field) from refused
+        raise Problem(status, refused.detail, field=refused.field, code=refused.code) from refused
     except TooSlow as error:
         raise Unavailable(str(error)) from error
     except asyncpg.ProgramLimitExceededError as error:
