@@ -199,7 +199,7 @@ def watch(settings: Settings, table: str, topic: str | None, destroy_with: str |
     if watched.destroy_with is not None:
         click.echo(f"A destroy carries the value of the column {watched.destroy_with}.")
     if before not in (None, name):
-        click.echo(f"Before, its topic was {before}: clients that follow it get nothing more.")
+        click.echo(f"Before, its topic was {before}: clients that follow that get nothing more.")
 
 
 @tablecast.command()

@@ -4,7 +4,8 @@
     python follow.py http://127.0.0.1:8000
 
 python-socketio's client does not resume by itself: it is told where to continue, by `since`, each
-time it connects. Its `auth` is the same for all namespaces, so options are given by topic.
+time it connects. Its `auth` is the same for all namespaces, so options are given by topic. The
+option `key` has the server name the columns by which rows are told apart.
 """
 
 import asyncio
@@ -23,20 +24,18 @@ Row = dict[str, Any]
 
 
 class Subscription:
-    """Rows of one topic. `namespace` is /topic or /topic/label; `options` are those of CONNECT, as
-    in where='status=eq.open'. `on_change` is called whenever `rows` has changed.
+    """Rows of one topic, by key. `namespace` is /topic or /topic/label; `options` are those of
+    CONNECT, as in where='status=eq.open'. `on_change` is called whenever `rows` has changed.
     """
 
-    def __init__(
-        self, namespace: str, key: tuple[str, ...], on_change: Callable[[], None], **options: str
-    ) -> None:
+    def __init__(self, namespace: str, on_change: Callable[[], None], **options: str) -> None:
         self.namespace = namespace
         self.rows: dict[tuple[Any, ...], Row] = {}
         self.offset: str | None = None  # as of when; None while they are not complete
         self.refusal: Any = None
-        self._key = key
+        self._key: list[str] = []
         self._on_change = on_change
-        self._options = options
+        self._options = {"key": "true", **options}
         self._arriving: dict[tuple[Any, ...], Row] = {}
 
     @property
@@ -47,8 +46,8 @@ class Subscription:
     def received(self, event: str, *arguments: Any) -> None:
         """Fold one event. A plain function: coroutines may run out of order."""
         match event.partition(":")[2], arguments:
-            case "hello", ({"recovered": False}, _):
-                self.offset, self._arriving = None, {}
+            case "hello", ({"recovered": False, "key": key}, _):
+                self.offset, self._key, self._arriving = None, key, {}
             case "rows", (rows,):
                 self._arriving |= {self._key_of(row): row for row in rows}
             case "loaded", (offset,):
@@ -108,11 +107,14 @@ async def main(url: str) -> None:
     def show() -> None:
         print(json.dumps([list(each.rows.values()) for each in (large, products)]), flush=True)
 
-    large = Subscription("/order/large", ("id",), show, where="total=gte.15")
-    products = Subscription("/product", ("sku",), show, where="stock=lt.10", columns="stock")
+    large = Subscription("/order/large", show, where="total=gte.15")
+    products = Subscription("/product", show, where="stock=lt.10", columns="stock")
+    print(f"connecting to {url}", file=sys.stderr)
     await follow(url, large, products)
     print(large.refusal or products.refusal)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python follow.py http://127.0.0.1:8000")
     asyncio.run(main(sys.argv[1]))

@@ -31,10 +31,9 @@
  *   `(url, options) => io(url, { ...options, forceNew: true })`.
  *
  * Keys
- *   `items` is keyed by the value of the key column. For an array of columns it is the JSON of their values in that
- *   order, as in '[7,"a"]'. Use `feed.items.get(feed.keyOf({ tenant: 7, number: 'a' }))`. Rows always have their key
- *   columns, also if `columns` does not name them. A destroy says which columns these are; should they be others than
- *   `key` says, they are learned from it, and the rows are loaded again.
+ *   `items` is keyed by the value of the table's key column; if the key has several columns, by the JSON of their
+ *   values, in the key's order, as in '[7,"a"]'. Use `feed.items.get(feed.keyOf({ tenant: 7, number: 'a' }))`. Rows
+ *   always have their key columns, also if `columns` does not name them.
  *   A row with `too_large: true` was too large to be sent. It has its key columns and nothing else; load it from REST
  *   if you need it whole.
  *
@@ -55,9 +54,8 @@
  * @property {string | URLSearchParams} [where] which rows, in PostgREST's syntax: 'status=eq.open&total=gt.100'; by
  *   default all
  * @property {string | string[]} [columns] which columns: 'id,total'; by default all
- * @property {string | string[]} [key] the column that identifies a row, 'id' by default, or an array of them:
- *   ['tenant', 'number']
- * @property {string} [label] names the subscription: its namespace is /topic/label. Chosen automatically
+ * @property {string} [label] what the namespace is called after the topic, to be found in logs: /topic/label, and
+ *   /topic/label/2 the next time
  * @property {boolean} [old] have updates and destroys carry the row as it was, with its columns as they are selected:
  *   then `before` is what the server says, even for a row that is `too_large` now
  * @property {boolean} [timing] ask the server for times, and set each change's `writtenAt`
@@ -133,6 +131,7 @@
  * @property {() => any} disconnect
  */
 
+const OPTIONS = ['io', 'topic', 'where', 'columns', 'label', 'old', 'timing', 'server', 'path'];
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 5_000;
 // A server that answers and refuses will hardly change its mind within seconds.
@@ -141,10 +140,24 @@ const LAST_RETRY_REFUSED_MS = 30_000;
 // reconnected (known with timing), or when nothing has arrived for this long.
 const QUIET_MS = 300;
 
-// How often each topic was subscribed to. A namespace is never used again: what the server sent for an earlier
+// How many namespaces there were for each topic and label. None is used again: what the server sent for an earlier
 // subscription may still arrive in it.
 /** @type {Map<string, number>} */
 const numbers = new Map();
+
+/** The namespace `wanted`, or if there was one already, `wanted/2` and so on.
+ * @param {string} wanted */
+function unused(wanted) {
+  let namespace = wanted;
+  let number = numbers.get(wanted) ?? 0;
+  do {
+    number += 1;
+    if (number > 1) namespace = `${wanted}/${number}`;
+  } while (number > 1 && numbers.has(namespace));
+  numbers.set(wanted, number);
+  if (number > 1) numbers.set(namespace, 1);
+  return namespace;
+}
 
 /** @template {AnyRow} [Row=AnyRow] */
 export class Feed {
@@ -165,16 +178,14 @@ export class Feed {
   onstate = () => {};
 
   #options;
-  /** @type {string | string[]} */
-  #key; // a column or several
-  /** @type {string | string[]} */
-  #learned; // the key as of the rows that are to come
+  /** @type {string[]} */
+  #key = []; // the columns
   /** @type {Socket | null} */
   #socket = null;
   #isAsking = false; // CONNECT was sent and not answered
   #isWelcome = false; // by the hello of this connection
-  /** @type {Map<any, Row> | null} */
-  #arriving = null; // the rows that are being loaded
+  /** @type {{ key: string[], rows: Map<any, Row> } | null} */
+  #arriving = null; // what is being loaded
   #isLoaded = false;
   #isReloaded = false;
   /** @type {Change<Row>[]} */
@@ -199,28 +210,28 @@ export class Feed {
   #handingOver;
 
   /** @param {FeedOptions} options */
-  constructor({
-    io,
-    topic,
-    where = '',
-    columns = '',
-    key = 'id',
-    label,
-    old = false,
-    timing = false,
-    server = new URL('.', import.meta.url),
-    path = 'socket.io-client',
-  }) {
+  constructor(options) {
+    const {
+      io,
+      topic,
+      where = '',
+      columns = '',
+      label,
+      old = false,
+      timing = false,
+      server = new URL('.', import.meta.url),
+      path = 'socket.io-client',
+    } = options;
+    check(options);
     const base = new URL(server);
     if (!base.pathname.endsWith('/')) base.pathname += '/';
     /** @type {Record<string, string | boolean>} */
-    const asked = {};
+    const asked = { key: true };
     if (String(where)) asked.where = String(where);
     if (columns.length) asked.columns = typeof columns === 'string' ? columns : columns.map(quoted).join(',');
     if (old) asked.old = true;
     if (timing) asked.timing = true;
     this.#options = { io, topic, label, asked, address: new URL(path, base) };
-    this.#key = this.#learned = key;
   }
 
   /** Load the rows and follow their changes until `stop()`. */
@@ -255,7 +266,7 @@ export class Feed {
     const socket = this.#open();
     this.#socket = socket;
     socket.on('connect', () => (this.#isAsking = false));
-    socket.on('feed:hello', ({ recovered }, offset) => this.#greeted(recovered, offset));
+    socket.on('feed:hello', (hello, offset) => this.#greeted(hello, offset));
     socket.on('feed:rows', (rows) => this.#arrived(rows));
     socket.on('feed:loaded', (offset) => this.#loaded(offset));
     socket.on('feed:offset', (offset) => (this.offset = offset));
@@ -289,10 +300,7 @@ export class Feed {
   /** The socket of a namespace that this page has not used yet. */
   #open() {
     const { io, topic, label, asked, address } = this.#options;
-    const number = (numbers.get(topic) ?? 0) + 1;
-    numbers.set(topic, number);
-    const ending = label ?? (number > 1 ? String(number) : '');
-    const namespace = `/${topic}${ending && `/${encodeURIComponent(ending)}`}`;
+    const namespace = unused(`/${topic}${label ? `/${encodeURIComponent(label)}` : ''}`);
     // A function, so that we know when CONNECT is sent.
     const auth = (/** @type {(asked: object) => void} */ send) => {
       this.#isAsking = true;
@@ -341,7 +349,8 @@ export class Feed {
     socket.io.reconnectionDelayMax(this.#patience);
     this.#forgetConnection();
     const problem = this.#problem;
-    this.#enter({ name: 'connecting', asOf: this.#asOf, ...(problem && { problem }) });
+    const isNews = this.state.name !== 'connecting' || this.state.problem?.message !== problem?.message;
+    if (isNews) this.#enter({ name: 'connecting', asOf: this.#asOf, ...(problem && { problem }) });
     if (socket.active) return; // it reconnects by itself
     // The server refused or disconnected the socket; the official client gives up here, we do not.
     await pause((this.#retries += 1), this.#patience);
@@ -363,17 +372,17 @@ export class Feed {
   // ---- loading, returning, live --------------------------------------------------------------------------------
 
   /**
-   * @param {boolean} recovered
+   * @param {{ recovered: boolean, key: string[] }} hello
    * @param {string} offset
    */
-  #greeted(recovered, offset) {
+  #greeted({ recovered, key }, offset) {
     clearTimeout(this.#quiet);
     this.#retries = 0;
     this.#problem = undefined;
     this.#isWelcome = true;
     this.#outage = null; // if it goes on, we shall hear of it
     if (!recovered) {
-      this.#awaitRows();
+      this.#awaitRows(key);
       return;
     }
     this.#greetedAt = performance.now();
@@ -383,8 +392,14 @@ export class Feed {
     this.#awaitQuiet();
   }
 
-  #awaitRows() {
-    this.#arriving = new Map();
+  /** @param {string[]} key */
+  #awaitRows(key) {
+    if (!key.length) {
+      const detail = `The table of ${this.#options.topic} has no primary key by which its rows could be told apart.`;
+      this.#refused({ code: 'no_key', detail, field: 'topic' });
+      return;
+    }
+    this.#arriving = { key, rows: new Map() };
     this.#clockDifference = Infinity;
     this.#writtenAt = null;
     this.#isReloaded ||= this.#isLoaded;
@@ -392,21 +407,22 @@ export class Feed {
     this.#enter({ name: 'loading', asOf: this.#asOf });
   }
 
-  /** @param {Row[]} rows */
-  #arrived(rows) {
-    const before = this.#arriving?.size ?? 0;
-    for (const row of rows) this.#arriving?.set(keyIn(row, this.#learned), row);
-    if (this.#arriving?.size !== before + rows.length) this.#refused(this.#wrongKey());
+  /** @param {Row[]} some */
+  #arrived(some) {
+    if (!this.#arriving) return;
+    const { key, rows } = this.#arriving;
+    for (const row of some) rows.set(keyIn(row, key), row);
   }
 
   /** @param {string} offset */
   #loaded(offset) {
     this.#handOver(); // these changes were made to the rows that go now
-    const arrived = this.#arriving ?? new Map();
+    if (!this.#arriving) return;
+    const { key, rows } = this.#arriving;
     this.#arriving = null;
-    this.#key = this.#learned;
+    this.#key = key;
     this.items.clear();
-    for (const [key, row] of arrived) this.items.set(key, row);
+    for (const [under, row] of rows) this.items.set(under, row);
     this.offset = offset;
     this.#isLoaded = true;
     this.#asOf = null;
@@ -485,12 +501,6 @@ export class Feed {
    * @param {Row} [old]
    */
   #remove(gone, offset, old) {
-    if (!this.#isKey(gone)) {
-      const columns = Object.keys(gone);
-      this.#learned = columns.length > 1 ? columns : String(columns[0]);
-      this.#beginAgain(); // rows that we took for one may be several
-      return;
-    }
     const key = this.keyOf(gone);
     if (!this.items.has(key)) {
       this.#beginAgain();
@@ -501,22 +511,10 @@ export class Feed {
     this.#changed({ op: 'destroy', key, row: null, before, offset });
   }
 
-  /** Whether these are the columns that we know as the key. @param {AnyRow} gone */
-  #isKey(gone) {
-    const columns = [this.#key].flat();
-    return Object.keys(gone).length === columns.length && columns.every((column) => Object.hasOwn(gone, column));
-  }
-
   /** What we hold cannot be right: ask for all rows, as somebody new. */
   #beginAgain() {
     this.#close();
     this.#connect();
-  }
-
-  #wrongKey() {
-    const { topic } = this.#options;
-    const detail = `Several rows of ${topic} have the same ${[this.#learned].flat()}: have the option key name the columns of its primary key.`;
-    return { code: 'wrong_key', detail, field: 'key' };
   }
 
   /** @param {string} offset */
@@ -546,11 +544,25 @@ export class Feed {
   }
 }
 
+/** Throw for options that cannot work; warn of those that there are not.
+ * @param {FeedOptions} options */
+function check({ io, topic, server = import.meta.url, ...others }) {
+  if (!io) throw new TypeError("Feed: io must be socket.io-client's `io`, or a Manager of it.");
+  if (!topic) throw new TypeError('Feed: topic must name a topic.');
+  if (typeof io === 'function' && !/^https?:/.test(String(server))) {
+    throw new TypeError("Feed: server must be the server's URL, as in 'http://127.0.0.1:8000'.");
+  }
+  for (const name of Object.keys(others)) {
+    if (!OPTIONS.includes(name)) console.warn(`Feed: there is no option ${name}; there are ${OPTIONS.join(', ')}.`);
+  }
+}
+
 /** What `items` has a row under.
  * @param {AnyRow} row
- * @param {string | string[]} key */
+ * @param {string[]} key */
 function keyIn(row, key) {
-  return Array.isArray(key) ? JSON.stringify(key.map((column) => row[column])) : comparable(row[key]);
+  const values = key.map((column) => row[column]);
+  return values.length > 1 ? JSON.stringify(values) : comparable(values[0]);
 }
 
 /** A value that can be a Map's key: arrays and documents become text, which no text of Postgres equals (U+0000).

@@ -19,6 +19,7 @@ from tests.support.machine import require
 from tests.support.server import RunningServer
 
 FOLLOW = Path(__file__).parent / "support" / "feeds.mjs"
+FEED_JS = Path(__file__).parents[1] / "static" / "feed.js"
 WAIT_S = 20.0
 SEED = 20_261_128
 ROUNDS, OPERATIONS = 6, 25
@@ -28,11 +29,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """A table, the key that feed.js is told of, and statements for the random test."""
+    """A table, and statements for the random test."""
 
     name: str
     definition: str
-    key: str | list[str]
     statements: list[str] = field(default_factory=list)
 
 
@@ -40,7 +40,6 @@ class Table:
 CUSTOMERS = Table(
     "customers",
     "id int PRIMARY KEY, name text, note text DEFAULT ''",
-    "id",
     [
         "INSERT INTO customers VALUES ($i, 'Sam'), ($i + 50, NULL) ON CONFLICT DO NOTHING",
         "INSERT INTO customers VALUES ($i, 'Kim') ON CONFLICT (id) DO UPDATE SET note = '$j'",
@@ -55,7 +54,6 @@ CUSTOMERS = Table(
 SEATS = Table(
     "seats",
     '"row" int, seat text, holder text, PRIMARY KEY ("row", seat) DEFERRABLE',
-    ["row", "seat"],
     [
         "INSERT INTO seats SELECT $i, letter FROM unnest('{a,b,\"a,1\"}'::text[]) AS letter"
         ' WHERE NOT EXISTS (SELECT FROM seats WHERE "row" = $i)',
@@ -69,7 +67,6 @@ SEATS = Table(
 DOCUMENTS = Table(
     "documents",
     "doc jsonb PRIMARY KEY, n numeric",
-    "doc",
     [
         "INSERT INTO documents VALUES ('[$i]', $j), ('\"[$i]\"', 1.50) ON CONFLICT DO NOTHING",
         """INSERT INTO documents VALUES ('{"b": [$i, null], "a": {}}') ON CONFLICT DO NOTHING""",
@@ -81,7 +78,6 @@ DOCUMENTS = Table(
 THINGS = Table(
     "things",
     "",
-    "id",
     [
         "INSERT INTO things (name) VALUES ('n$i') ON CONFLICT (name) DO UPDATE SET info = '$j'",
         "INSERT INTO things (name) SELECT 'n' || n FROM generate_series($i, $i + 5) n"
@@ -100,10 +96,11 @@ TABLES = [CUSTOMERS, SEATS, DOCUMENTS, THINGS]
 @dataclass(frozen=True)
 class Seen:
     """What a Feed has; the changes, and how many came in each batch, are those since it was last
-    asked.
+    asked. `attempts` to connect include those of all Feeds.
     """
 
     state: str
+    states: list[str]
     problem: dict[str, Any] | None
     keys: list[Any]
     rows: list[Row]
@@ -111,6 +108,7 @@ class Seen:
     batches: list[int]
     loads: int
     connections: int
+    attempts: int
 
 
 class Followers:
@@ -192,9 +190,7 @@ async def following(
 ) -> AsyncIterator[Followers]:
     """Create the tables, watch them, and follow them with feed.js."""
     await watch(connection, *tables)
-    options = [
-        {"topic": "thing" if table is THINGS else table.name, "key": table.key} for table in tables
-    ]
+    options = [{"topic": "thing" if table is THINGS else table.name} for table in tables]
     async with feeds(server, *options) as followers:
         await followers.until_state("live")
         yield followers
@@ -237,7 +233,7 @@ async def test_keys_of_any_type(server: RunningServer, connection: Connection) -
         await followers.until_they_show(connection, "documents")
 
 
-CODED = Table("coded", "id int PRIMARY KEY, code text NOT NULL UNIQUE", "id")
+CODED = Table("coded", "id int PRIMARY KEY, code text NOT NULL UNIQUE")
 NESTED = """
     CREATE TABLE nested (
         id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL UNIQUE
@@ -280,7 +276,7 @@ async def test_a_destroy_of_a_name_that_two_rows_had(
 ) -> None:
     """Within the statement that renames a row, another one of the old name comes and goes."""
     await connection.execute(NESTED)
-    async with following(server, connection, Table("nested", "", "id")) as followers:
+    async with following(server, connection, Table("nested", "")) as followers:
         await connection.execute("SELECT feed.watch('nested', 'nested', 'name')")
         await followers.until_they_show(connection, "nested")
         await connection.execute("UPDATE nested SET name = 'b'")
@@ -424,14 +420,13 @@ async def test_a_bulk_of_changes_is_few_batches(server: RunningServer, orders: C
         ({"topic": "nothing"}, "unknown_topic", "topic"),
         ({"topic": "order", "where": "status=open"}, "bad_filter", "where"),
         ({"topic": "order", "columns": ["colour"]}, "unknown_column", "columns"),
-        ({"topic": "order", "key": "status"}, "wrong_key", "key"),
     ],
 )
 async def test_a_refused_feed_says_why(
     server: RunningServer, orders: Connection, options: Row, code: str, field: str
 ) -> None:
-    """A Feed asks for what there is not, or is told of a key that is none: it says so and stays
-    away, and another one on the connection is live.
+    """A Feed asks for what there is not: it says so and stays away, and another one on the
+    connection is live.
     """
     async with feeds(server, options, OPEN) as followers:
         refused, live = await followers.until(
@@ -502,14 +497,74 @@ async def test_rows_stay_until_others_are_complete(
         assert {row["extra"] for row in seen.rows} == {7}
 
 
-async def test_the_key_is_learned(server: RunningServer, connection: Connection) -> None:
-    """A Feed is not told of the key, of two columns: once a row is deleted it knows."""
-    await watch(connection, SEATS)
-    await connection.execute("INSERT INTO seats VALUES (1, 'a')")
-    async with feeds(server, {"topic": "seats"}) as followers:
+async def test_a_table_that_loses_its_key(server: RunningServer, orders: Connection) -> None:
+    """A table's primary key is dropped, so that nothing tells its rows apart: its Feed says so,
+    keeps what it has, and follows again once there is a key, of other columns.
+    """
+    async with feeds(server, {"topic": "order", "where": "id=lte.3"}) as followers:
         await followers.until_state("live")
-        await connection.execute("INSERT INTO seats VALUES (1, 'b'), (2, 'a')")
-        await connection.execute("DELETE FROM seats WHERE \"row\" = 1 AND seat = 'a'")
-        await followers.until_they_show(connection, "seats")
+        await orders.execute("ALTER TABLE orders DROP CONSTRAINT orders_pkey")
+        [seen] = await followers.until_state("refused")
+        assert seen.problem is not None and seen.problem["code"] == "no_key"
+        assert seen.keys == [1, 2, 3]
+        await orders.execute("ALTER TABLE orders ADD PRIMARY KEY (status, id)")
+        await orders.execute("SELECT feed.check_topics()")
+        await followers.ask("start 0")
+        [seen] = await followers.until_state("live")
+        assert sorted(seen.keys) == ['["gone",1]', '["gone",3]', '["open",2]']
+
+
+@pytest.mark.parametrize("label", ["same", "", "2"])
+async def test_feeds_of_one_label_and_one_manager(
+    server: RunningServer, orders: Connection, label: str
+) -> None:
+    """Feeds have the same label, or the one that another one would get, at once and one after the
+    other: each has its own rows.
+    """
+    options = [
+        {"topic": "order", "label": chosen, "where": f"id=lte.{number}", "manager": True}
+        for number, chosen in enumerate([label, label, "", ""], 1)
+    ]
+    async with feeds(server, *options) as followers:
+        for command in ("", "stop 0", "start 0", "stop 2", "start 2"):
+            await followers.ask(command)
+            queries = [f"(SELECT * FROM orders WHERE id <= {n})" for n in (1, 2, 3, 4)]
+            if command.startswith("stop"):
+                continue
+            await followers.until_they_show(orders, *queries)
+        assert (await followers.until_state("live"))[0].connections == 1
+
+
+async def test_a_state_is_told_once(server: RunningServer, orders: Connection) -> None:
+    """The server is away for several attempts to connect: the Feed says so once."""
+    async with feeds(server, OPEN) as followers:
+        await followers.until_state("live")
+        server.kill()
+        await followers.until(lambda seen: seen[0].attempts >= 4)
         [seen] = await followers.ask()
-        assert sorted(seen.keys) == ['[1,"b"]', '[2,"a"]']
+        assert seen.states == ["connecting", "loading", "live", "connecting"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("{ topic: 'order' }", "io must be"),
+        ("{ io, server: 'http://127.0.0.1' }", "topic must name"),
+        ("{ io, topic: 'order' }", "server must be the server's URL"),
+        ("{ io, topic: 'order', server: '127.0.0.1:8000' }", "server must be the server's URL"),
+        ("{ io, topic: 'order', server: 'http://127.0.0.1', wher: '' }", "no option wher; there"),
+    ],
+)
+async def test_options_that_cannot_work(options: str, complaint: str) -> None:
+    """A Feed gets a wrong option: it says which."""
+    script = f"""
+        import {{ io }} from 'socket.io-client';
+        import {{ Feed }} from '{FEED_JS.as_uri()}';
+        new Feed({options});
+    """
+    process = await asyncio.create_subprocess_exec(
+        require("node"), "--input-type=module", "--eval", script,
+        stderr=asyncio.subprocess.PIPE, cwd=FOLLOW.parent,
+    )  # fmt: skip
+    _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert complaint in errors.decode() and process.returncode == ("no option" not in complaint)

@@ -71,10 +71,13 @@ def test_frames_of_every_length(length: int) -> None:
 
 def test_what_python_socketio_says_besides_events() -> None:
     """CONNECT, CONNECT_ERROR and hello decode as what they are."""
-    hello = frames.welcome("/", "sid", "pid", True, "offset").packets
-    connect, event = (Packet(encoded_packet=packet[1:]) for packet in hello)
+    both = frames.connected("/", "sid", "pid") + frames.hello("/", True, "offset")
+    connect, event = (Packet(encoded_packet=packet[1:]) for packet in both.packets)
     assert (connect.packet_type, connect.data) == (0, {"sid": "sid", "pid": "pid"})
     assert event.data == ["feed:hello", {"recovered": True}, "offset"]
+    [named] = frames.hello("/order", False, "loading", ("tenant", "number")).packets
+    content = {"recovered": False, "key": ["tenant", "number"]}
+    assert Packet(encoded_packet=named[1:]).data == ["feed:hello", content, "loading"]
     refusal = SubscriptionRefused(RefusalCode.BAD_FILTER, "No.", "where")
     refused = Packet(encoded_packet=frames.refuse("/other", refusal).packets[0][1:])
     data = {"code": "bad_filter", "detail": "No.", "field": "where"}

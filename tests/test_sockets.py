@@ -342,7 +342,7 @@ async def test_an_exception_while_welcoming(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(frames, "welcome", fail)
+    monkeypatch.setattr(frames, "hello", fail)
     async with opened(app.url) as client, httpx.AsyncClient(base_url=app.url) as http:
         await client.send("40")
         assert await client.closed() == []

@@ -90,6 +90,20 @@ async def test_too_many_on_one_connection(
         await client.loaded(await client.subscribe("/order/3"))
 
 
+async def test_a_namespace_that_is_too_long(orders: Connection, database_url: str) -> None:
+    """A client makes up a long label: that is refused, and its other subscription goes on."""
+    async with serving_here(database_url) as app, subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+        refused = await client.refusal(await client.subscribe("/order/" + "x" * 200))
+        assert refused == {
+            "code": "too_many",
+            "detail": "The namespace has 207 characters, and 200 are allowed: use a shorter label.",
+            "field": "topic",
+        }
+        last = await mark(orders)
+        await client.until(lambda: last in held.ids)
+
+
 async def test_as_many_as_one_connection_may_hold(orders: Connection, database_url: str) -> None:
     """A client with all subscriptions that a connection may hold, with long filters, returns."""
     where = "status=in.(open," + ",".join(f"s{number:012}" for number in range(199)) + ")"

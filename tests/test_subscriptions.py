@@ -359,6 +359,45 @@ async def test_columns_of_any_name(app: App, orders: Connection) -> None:
         assert set(whole.rows["[1]"]) == {"id", *names}
 
 
+async def test_the_key_for_clients_that_ask(app: App, orders: Connection) -> None:
+    """A client asks for the key columns: every hello names them, also when the client returns, or
+    when the table gets another key. Others do not hear of them.
+    """
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN, key="true"))
+        assert held.events[0][1] == {"recovered": False, "key": ["id"]}
+        other = await client.loaded(await client.subscribe("/order/other", where=OPEN))
+        assert other.events[0][1] == {"recovered": False}
+    async with subscriber(app.url) as client:
+        await client.resume("/order", held, where=OPEN, key=True)
+        last = await mark(orders)
+        await client.until(lambda: last in held.ids)
+        greetings = [event[1] for event in held.events if event[0] == "feed:hello"]
+        assert greetings[1] == {"recovered": True, "key": ["id"]}
+        await orders.execute(
+            "ALTER TABLE orders DROP CONSTRAINT orders_pkey, ADD PRIMARY KEY (status, id);"
+            "SELECT feed.check_topics()"
+        )
+        held.key = ("status", "id")
+        await client.until(lambda: held.names[-1] == "feed:loaded")
+        greetings = [event[1] for event in held.events if event[0] == "feed:hello"]
+        assert greetings[2:] == [{"recovered": False, "key": ["status", "id"]}]
+
+
+async def test_a_column_called_too_large(app: App, orders: Connection) -> None:
+    """A row that looks as if something were left out of it is whole: an update of a column that was
+    not asked for is nothing.
+    """
+    await orders.execute("ALTER TABLE orders ADD too_large boolean DEFAULT true")
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", columns="too_large"))
+        await orders.execute("UPDATE orders SET note = 'new'")
+        last = await mark(orders)
+        await client.until(lambda: last in held.ids)
+        assert held.rows["[1]"] == {"id": 1, "too_large": True}
+        assert held.names[-1] == "order:create" and "order:update" not in held.names
+
+
 async def test_as_many_connects_in_one_request_as_allowed(app: App) -> None:
     """A client that polls sends the CONNECTs of all its namespaces at once, as official ones do."""
     async with httpx.AsyncClient(base_url=app.url) as http:

@@ -272,14 +272,13 @@ class Broadcast:
         epoch, reached = self.feed.epoch, self.feed.reached
         assert epoch is not None and reached is not None
         self._joining.discard(subscriber)
-        greeting, transport = subscriber.greeting, subscriber.transport
         loads = offset is None and subscriber.request is not None and subscriber.request.snapshot
         if offset is not None:
-            greeting.welcome(transport, True, epoch.format(offset))
+            self._welcome(subscriber, True, epoch.format(offset))
         elif loads:
-            greeting.welcome(transport, False, LOADING)
+            self._welcome(subscriber, False, LOADING)
         else:
-            greeting.welcome(transport, False, self._format(epoch, reached))
+            self._welcome(subscriber, False, self._format(epoch, reached))
         if self._state.outage is not None:
             subscriber.told = None  # clients may take a welcome for good news
             self._tell(subscriber)
@@ -287,6 +286,11 @@ class Broadcast:
             return False
         self.go_live(subscriber)
         return True
+
+    def _welcome(self, subscriber: Subscriber, recovered: bool, offset: str) -> None:
+        subscription = subscriber.subscription
+        key = None if subscription is None else subscription.table.key
+        subscriber.greeting.welcome(subscriber.transport, recovered, offset, key)
 
     def _format(self, epoch: Epoch, reached: Offset) -> str:
         """Format the offset of the live subscribers, once for all who join meanwhile."""
@@ -411,10 +415,9 @@ class Broadcast:
         epoch, reached = self.feed.epoch, self.feed.reached
         assert epoch is not None and reached is not None and subscriber.request is not None
         if not subscriber.request.snapshot:
-            hello = subscriber.encode.hello(self._format(epoch, reached))
-            subscriber.transport.try_write(hello, UNLIMITED)
+            self._welcome(subscriber, False, self._format(epoch, reached))
             return reached
-        subscriber.transport.try_write(subscriber.encode.hello(LOADING), UNLIMITED)
+        self._welcome(subscriber, False, LOADING)
         return await self._load(subscriber, since)
 
     async def _load(self, subscriber: Subscriber, since: Offset | None = None) -> Offset:
@@ -427,6 +430,7 @@ class Broadcast:
                 logger.info("%s: %s", subscriber.transport, error)
                 self.catalogue.forget(subscriber.request.topic)
                 await self._bind(subscriber)
+                self._welcome(subscriber, False, LOADING)  # the key may be another one
         raise Unreadable
 
     async def _write_snapshot(self, since: Offset | None, subscriber: Subscriber) -> Offset:

@@ -36,9 +36,6 @@ class SubscriptionEncoder(Protocol):
     def events(self, events: Sequence[Event], page: PageEvents) -> Message:
         """Events of a page."""
 
-    def hello(self, offset: str) -> Message:
-        """The rows must be loaded again; they follow, unless the client does not want them."""
-
     def rows(self, rows: str) -> Message:
         """Part of a snapshot: a JSON array of rows."""
 
@@ -103,8 +100,12 @@ class Greeting(Protocol):
     def hold(self, transport: Any) -> None:
         """The subscriber is here, but where it continues cannot be said for a while."""
 
-    def welcome(self, transport: Any, recovered: bool, offset: str) -> None:
-        """The subscriber continues where it was, or must load again; this is its offset."""
+    def welcome(
+        self, transport: Any, recovered: bool, offset: str, key: Sequence[str] | None = None
+    ) -> None:
+        """The subscriber continues where it was, or must load again; this is its offset. `key`: the
+        key columns of the table it asks for. Called again when a live one must load again.
+        """
 
     def refuse(self, transport: Any, refused: SubscriptionRefused) -> None:
         """The subscriber gets nothing, or nothing more. The owner of the transport forgets it and

@@ -27,14 +27,16 @@ class ConnectPayload:
     `request`: the subscription it asks for, None for the namespace `/`. `pid` and `since`, an
     offset, come from official clients that were connected before; `since` alone from those that
     have a list. `outdated`: the offset of a client that was connected before, but asks for
-    something else now.
+    something else now. `timing`: whether it wants `feed:timing`. `key`: whether `feed:hello` shall
+    name the key columns.
     """
 
     request: Request | None
     pid: str | None
     since: str | None
+    outdated: str | None
     timing: bool
-    outdated: str | None = None
+    key: bool = False
 
     @classmethod
     def read(cls, namespace: str, payload: Any) -> "ConnectPayload":
@@ -43,7 +45,7 @@ class ConnectPayload:
         """
         given = payload if isinstance(payload, dict) else {}
         if namespace == "/":
-            return cls._resumed(None, given, given.get("timing") in (True, "true"))
+            return cls(None, *continued(None, given), given.get("timing") in (True, "true"))
         named = NAMESPACE.fullmatch(namespace)
         if named is None:
             raise SubscriptionRefused(
@@ -59,19 +61,24 @@ class ConnectPayload:
             flag(options, "old", False),
             flag(options, "snapshot", True),
         )
-        return cls._resumed(request, {**given, **options}, flag(options, "timing", False))
+        return cls(
+            request,
+            *continued(request, {**given, **options}),
+            flag(options, "timing", False),
+            flag(options, "key", False),
+        )
 
-    @classmethod
-    def _resumed(
-        cls, request: Request | None, given: Mapping[str, Any], timing: bool
-    ) -> "ConnectPayload":
-        """Settle where the client continues."""
-        pid, offset, since = given.get("pid"), given.get("offset"), given.get("since")
-        if isinstance(pid, str) and PID.fullmatch(pid) and isinstance(offset, str):
-            if request is None or vouches(pid, request, offset):
-                return cls(request, pid, offset, timing)
-            return cls(request, None, None, timing, outdated=offset)
-        return cls(request, None, since if isinstance(since, str) else None, timing)
+
+def continued(
+    request: Request | None, given: Mapping[str, Any]
+) -> tuple[str | None, str | None, str | None]:
+    """Return `pid`, `since` and `outdated` (see ConnectPayload): where a client continues."""
+    pid, offset, since = given.get("pid"), given.get("offset"), given.get("since")
+    if isinstance(pid, str) and PID.fullmatch(pid) and isinstance(offset, str):
+        if request is None or vouches(pid, request, offset):
+            return pid, offset, None
+        return None, None, offset
+    return None, since if isinstance(since, str) else None, None
 
 
 def vouches(pid: str, request: Request, offset: str) -> bool:

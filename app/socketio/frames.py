@@ -42,34 +42,22 @@ class Frames:
         return both
 
 
-def welcome(namespace: str, sid: str, pid: str, recovered: bool, offset: str) -> Frames:
-    """The answer to CONNECT, and `feed:hello`."""
-    return Frames([connect_packet(namespace, sid, pid), hello_packet(namespace, recovered, offset)])
-
-
 def connected(namespace: str, sid: str, pid: str) -> Frames:
-    """The answer to CONNECT alone."""
-    return Frames([connect_packet(namespace, sid, pid)])
+    """The answer to CONNECT. A client that gets its own `pid` back considers itself recovered."""
+    return Frames([f"{CONNECT}{within(namespace)}{_json({'sid': sid, 'pid': pid})}"])
 
 
-def hello(namespace: str, recovered: bool, offset: str) -> Frames:
-    """`feed:hello` alone."""
-    return Frames([hello_packet(namespace, recovered, offset)])
+def hello(namespace: str, recovered: bool, offset: str, key: Sequence[str] | None = None) -> Frames:
+    """`feed:hello`: from here on the client has an offset. It names the key columns if given."""
+    content: dict[str, Any] = {"recovered": recovered}
+    if key is not None:
+        content["key"] = key
+    return Frames([f"{EVENT}{within(namespace)}{_json(['feed:hello', content, offset])}"])
 
 
 def within(namespace: str) -> str:
     """What a packet's text has between its type and its content."""
     return "" if namespace == "/" else f"{namespace},"
-
-
-def connect_packet(namespace: str, sid: str, pid: str) -> str:
-    """CONNECT. A client that gets its own `pid` back considers itself recovered."""
-    return f"{CONNECT}{within(namespace)}{_json({'sid': sid, 'pid': pid})}"
-
-
-def hello_packet(namespace: str, recovered: bool, offset: str) -> str:
-    """`feed:hello`: from here on the client has an offset."""
-    return f"{EVENT}{within(namespace)}{_json(['feed:hello', {'recovered': recovered}, offset])}"
 
 
 def state(outage: Outage | None, namespace: str = "/") -> Frames:
@@ -107,9 +95,6 @@ class NamespaceEncoder:
 
     def _timing(self, page: Page) -> str:
         return f"{EVENT}{self.namespace},{timing_content(page)}"
-
-    def hello(self, offset: str) -> Frames:
-        return hello(self.namespace, False, offset)
 
     def rows(self, rows: str) -> Frames:
         return Frames([f'{EVENT}{self.namespace},["feed:rows",{rows}]'])

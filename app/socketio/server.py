@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -94,8 +94,6 @@ class SocketIO:
             return  # ignored like shorter ones, without the time it takes to decode it
         packet = codec.decode_message(data)
         namespace = packet.namespace or "/"
-        if len(namespace) > LONGEST_NAMESPACE:
-            raise ProtocolError("a namespace that is too long")
         if namespace in session.ended and packet.packet_type != codec.CONNECT:
             return  # the client may not have heard that it was refused
         if packet.packet_type == codec.CONNECT and session.unsent_bytes() > UNREAD_BYTES:
@@ -144,6 +142,8 @@ class SocketIO:
         try:
             if len(session.subscribers) >= MOST_NAMESPACES:
                 raise too_many_namespaces()
+            if len(namespace) > LONGEST_NAMESPACE:
+                raise too_long(namespace)
             self._join(session, namespace, ConnectPayload.read(namespace, data))
         except SubscriptionRefused as refused:
             self.refuse(session, namespace, refused)
@@ -196,13 +196,16 @@ class ConnectAnswer:
             pid = except_for(pid, self._payload.outdated)
         session.write(frames.connected(self._namespace, self._sid, pid))
 
-    def welcome(self, session: Session, recovered: bool, offset: str) -> None:
+    def welcome(
+        self, session: Session, recovered: bool, offset: str, key: Sequence[str] | None = None
+    ) -> None:
         """Say where the client continues; if it does, it gets back the `pid` it came with."""
-        if self._is_connected:
-            session.write(frames.hello(self._namespace, recovered, offset))
-        else:
+        hello = frames.hello(self._namespace, recovered, offset, key if self._payload.key else None)
+        if not self._is_connected:
+            self._is_connected = True
             pid = self._payload.pid if recovered and self._payload.pid else self._new_pid
-            session.write(frames.welcome(self._namespace, self._sid, pid, recovered, offset))
+            hello = frames.connected(self._namespace, self._sid, pid) + hello
+        session.write(hello)
 
     def refuse(self, session: Session, refused: SubscriptionRefused) -> None:
         """Say why the client gets nothing, or nothing more."""
@@ -214,6 +217,16 @@ def too_many_namespaces() -> SubscriptionRefused:
     return SubscriptionRefused(
         RefusalCode.TOO_MANY,
         f"One connection can hold {MOST_NAMESPACES} subscriptions: open another one for more.",
+    )
+
+
+def too_long(namespace: str) -> SubscriptionRefused:
+    """Return the refusal for a namespace that is too long."""
+    return SubscriptionRefused(
+        RefusalCode.TOO_MANY,
+        f"The namespace has {len(namespace)} characters, and {LONGEST_NAMESPACE} are allowed: use"
+        " a shorter label.",
+        "topic",
     )
 
 

@@ -133,11 +133,13 @@ def loading() -> None:
         found[:] = [self]
         return subscribe(self, *arguments)
 
-    def welcome_as_live(self: ConnectAnswer, session: Any, recovered: bool, offset: str) -> None:
+    def welcome_as_live(
+        self: ConnectAnswer, session: Any, recovered: bool, offset: str, key: Any = None
+    ) -> None:
         feed = found[0].feed
         assert feed.epoch is not None and feed.reached is not None
         current = feed.epoch.format(feed.reached) if offset == LOADING else offset
-        welcome(self, session, recovered, current)
+        welcome(self, session, recovered, current, key)
 
     Broadcast.subscribe = subscribe_and_tell  # type: ignore[method-assign,assignment]
     ConnectAnswer.welcome = welcome_as_live  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ feed.start();
 const known: Order | undefined = feed.items.get(feed.keyOf({ id: 1 }));
 feed.stop();
 
-new Feed({ io: new Manager('https://example.org'), topic: 'order', key: ['tenant', 'number'], label: 'all' });
+new Feed({ io: new Manager('https://example.org'), topic: 'order', old: true, label: 'all' });
 
 // @ts-expect-error: a topic is needed
 new Feed({ io });
