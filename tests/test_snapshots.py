@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -9,7 +10,9 @@ import pytest
 
 from app.database.connections import Connection, connect
 from app.live import snapshot as snapshot_module
+from app.live.subscriber import CloseReason
 from tests.support.feeds import eventually
+from tests.support.floods import FINAL, TEXT, UPGRADE, client_frame
 from tests.support.proxy import proxied
 from tests.support.scale import scaled
 from tests.support.sockets import App, serving_here
@@ -105,6 +108,34 @@ async def test_a_slow_client_holds_up_nobody(app: App, items: Connection) -> Non
         assert not stuck.is_loaded
         await slow.loaded(stuck)
         await slow.until(lambda: len(stuck.rows) == 10_001)  # loaded again: the table was altered
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_client_that_reads_slowly_but_steadily(
+    items: Connection, database_url: str, reads: bool
+) -> None:
+    """A client takes 16 kB at a time, so that what the kernel holds for it lasts much longer than a
+    client may read nothing: it gets all rows. One that reads nothing is disconnected.
+    """
+    await items.execute("UPDATE items SET note = repeat(note, 12)")
+    async with serving_here(database_url, client_stall=0.5) as app:
+        host, port = app.url.removeprefix("http://").split(":")
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+            connection.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(connection, (host, int(port)))
+            await loop.sock_sendall(connection, UPGRADE)
+            await loop.sock_sendall(connection, client_frame(FINAL | TEXT, b"40/item,"))
+            received = b""
+            async with asyncio.timeout(60):
+                while reads and b'["feed:loaded"' not in received:
+                    part = await loop.sock_recv(connection, 16_384)
+                    assert part, f"disconnected after {len(received)} bytes"
+                    received += part
+                    await asyncio.sleep(0.004)
+                while not reads and not app.socketio.stats().closed[CloseReason.STALLED]:
+                    await asyncio.sleep(0.01)
 
 
 async def test_a_snapshot_that_is_too_large(items: Connection, database_url: str) -> None:
