@@ -257,11 +257,11 @@ NESTED = """
     ],
     ids=["other destroys", "another key"],
 )
-async def test_destroys_that_the_options_do_not_fit(
+async def test_a_key_that_becomes_another(
     server: RunningServer, connection: Connection, change: str
 ) -> None:
-    """While feed.js follows a table by its key, destroys begin to carry something else: it has no
-    row under that, and loads the list again.
+    """While feed.js follows a table by its key, the topic's destroys begin to carry something else,
+    or the table gets another key: it shows the rows all the same.
     """
     async with following(server, connection, CODED) as followers:
         await connection.execute("INSERT INTO coded VALUES (1, 'a'), (2, 'b'), (3, 'c')")
