@@ -21,7 +21,8 @@ from tests.support.older import install_0_1_0
 from tests.support.postgres import execute, in_thread
 from tests.support.roles import Home, somebodys_database
 from tests.support.server import RunningServer
-from tests.support.sockets import joined
+from tests.support.sockets import joined, serving_here
+from tests.support.subscribers import subscriber
 from tests.test_cli import refusal, tablecast
 
 pytestmark = pytest.mark.database
@@ -226,6 +227,42 @@ async def test_the_documented_grants_suffice_and_outlive_an_upgrade(
     migrate(home.as_owner)
     server = start_server(database_url=home.as_guest, FEED_RETENTION="1s")
     await use(server, home.as_owner)
+
+
+async def test_a_weaker_role_reads_rows_as_the_log_has_them(home: Home) -> None:
+    """A table has columns of types of the owner's: what a weaker role reads of it looks like what
+    changes carry.
+    """
+    migrate(home.as_owner)
+    await execute(
+        home.as_owner,
+        *(f"GRANT {right} IN SCHEMA feed TO {home.guest}"
+          for right in ("SELECT ON ALL TABLES", "EXECUTE ON ALL FUNCTIONS")),
+        f"GRANT USAGE ON SCHEMA feed TO {home.guest}",
+        """
+        CREATE SCHEMA shop;
+        CREATE TYPE shop.address AS (street text, number int);
+        CREATE TABLE shop.customers (
+            id int PRIMARY KEY, at shop.address, before shop.address[], name text
+        );
+        SELECT feed.watch('shop.customers', 'customer');
+        INSERT INTO shop.customers VALUES (1, ('x', 1), ARRAY[('y', 2)::shop.address], 'Sam')
+        """,
+        f"GRANT USAGE ON SCHEMA shop TO {home.guest}",
+        f"GRANT SELECT ON shop.customers TO {home.guest}",
+    )  # fmt: skip
+    async with (
+        serving_here(home.as_guest, things=False) as app,
+        subscriber(app.url) as client,
+        httpx.AsyncClient(base_url=app.url) as http,
+    ):
+        held = await client.loaded(await client.subscribe("/customer"))
+        [read] = held.rows.values()
+        assert read["at"] == {"street": "x", "number": 1}
+        assert (await http.get("/topics/customer")).json() == [read]
+        await execute(home.as_owner, "UPDATE shop.customers SET name = 'Kim'")
+        await client.until(lambda: held.names[-1] == "customer:update")
+        assert list(held.rows.values()) == [{**read, "name": "Kim"}]
 
 
 def step(url: str, revision: str) -> None:

@@ -326,7 +326,8 @@ async def test_virtual_generated_columns(connection: Connection) -> None:
 ODD_SETTINGS = [
     "search_path = evil, pg_temp", "timezone = 'Asia/Kathmandu'", "datestyle = 'SQL, DMY'",
     "intervalstyle = 'sql_standard'", "bytea_output = 'escape'", "extra_float_digits = -15",
-    "lc_monetary = 'C'", "xmlbinary = 'hex'", "session_replication_role = replica",
+    "quote_all_identifiers = on", "lc_monetary = 'C'", "xmlbinary = 'hex'",
+    "session_replication_role = replica",
     "default_transaction_isolation = serializable", "row_security = off",
     "transform_null_equals = on", "plpgsql.variable_conflict = use_variable",
     "check_function_bodies = off", "standard_conforming_strings = off",
@@ -339,7 +340,7 @@ async def test_settings_of_the_writer_do_not_show(connection: Connection) -> Non
         connection,
         "id int PRIMARY KEY, at timestamptz DEFAULT '2020-01-01Z', f float8 DEFAULT 0.1,"
         " span interval DEFAULT '1 day 2:03', b bytea DEFAULT '\\xdead',"
-        " d date DEFAULT '2020-12-31'",
+        " d date DEFAULT '2020-12-31', r regclass DEFAULT 'feed.change'::regclass",
         "public.watched",
     )
     await connection.execute(
@@ -351,7 +352,7 @@ async def test_settings_of_the_writer_do_not_show(connection: Connection) -> Non
         """
     )
     row = {"id": 1, "at": "2020-01-01T00:00:00+00:00", "f": 0.1, "span": "1 day 02:03:00",
-           "b": "\\xdead", "d": "2020-12-31"}  # fmt: skip
+           "b": "\\xdead", "d": "2020-12-31", "r": "feed.change"}  # fmt: skip
     changed = row | {"f": 0.7}
     for setting in ODD_SETTINGS:
         for statement in (

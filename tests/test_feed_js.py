@@ -540,7 +540,7 @@ async def test_a_state_is_told_once(server: RunningServer, orders: Connection) -
     async with feeds(server, OPEN) as followers:
         await followers.until_state("live")
         server.kill()
-        await followers.until(lambda seen: seen[0].attempts >= 4)
+        await followers.until(lambda seen: seen[0].attempts >= 3)
         [seen] = await followers.ask()
         assert seen.states == ["connecting", "loading", "live", "connecting"]
 

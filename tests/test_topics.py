@@ -15,9 +15,9 @@ NOT_CAPTURED = "triggers are disabled or missing: what is written now is not cap
 HAS_CHILDREN = "its table has children, whose rows are not captured"
 NOTICED = [
     ("ALTER TABLE watched ALTER v TYPE text USING upper(v)", None),
-    ("ALTER TABLE watched ADD w int DEFAULT 7", None),
+    ("ALTER TABLE watched ADD x int DEFAULT 7", None),
     ("ALTER TABLE watched ADD g text GENERATED ALWAYS AS (v || '!') STORED", None),
-    ("ALTER TABLE watched RENAME v TO w", None),
+    ("ALTER TABLE watched RENAME v TO x", None),
     ("ALTER TABLE watched DROP v", None),
     ("CREATE TABLE child () INHERITS (watched)", HAS_CHILDREN),
     ("ALTER TABLE watched DISABLE TRIGGER ALL", NOT_CAPTURED),
@@ -26,10 +26,15 @@ NOTICED = [
     ("ALTER TABLE watched DROP CONSTRAINT watched_pkey", "its table has no primary key any more"),
     ("DROP TABLE watched", "its table was dropped"),
     ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", None),
+    ("ALTER TYPE mood RENAME VALUE 'sad' TO 'x'; ALTER TYPE mood RENAME VALUE 'glad' TO 'sad';"
+     "ALTER TYPE mood RENAME VALUE 'x' TO 'glad'", None),
+    ("ALTER TYPE mood RENAME VALUE 'sad' TO 'x'; ALTER TYPE mood RENAME VALUE 'x' TO 'sad'", None),
+    ("ALTER TYPE weather RENAME VALUE 'rain' TO 'snow'", None),
+    ("ALTER TABLE watched DROP CONSTRAINT watched_pkey, ADD PRIMARY KEY (id) DEFERRABLE", None),
     ("ALTER TYPE pair RENAME ATTRIBUTE n TO number", None),
     ("ALTER TABLE watched SET UNLOGGED",
      "public.watched cannot be watched: only ordinary, permanent tables can."),
-    ("CREATE TABLE papa (id int NOT NULL, v text, m mood, p pair);"
+    ("CREATE TABLE papa (id int NOT NULL, v text, m mood, p pair, s outside);"
      "ALTER TABLE watched INHERIT papa",
      "its table has a parent: what is written through that is not captured"),
     ("BEGIN; ALTER TABLE watched DISABLE TRIGGER ALL; INSERT INTO watched VALUES (2);"
@@ -52,7 +57,9 @@ async def watched(connection: Connection) -> Connection:
     await connection.execute(
         """
         CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TYPE pair AS (n int, s text);
-        CREATE TABLE watched (id int PRIMARY KEY, v text, m mood, p pair)
+        CREATE TYPE weather AS ENUM ('sun', 'rain');
+        CREATE DOMAIN inside AS weather; CREATE DOMAIN outside AS inside;
+        CREATE TABLE watched (id int PRIMARY KEY, v text, m mood, p pair, s outside)
         """
     )
     await connection.execute("SELECT feed.watch('watched', 'watched')")
@@ -127,7 +134,7 @@ async def test_a_lock_delays_the_capture_and_not_the_news(
     once; capture follows when the lock is gone.
     """
     reader = await connect(database_url)
-    await watched.execute("ALTER TABLE watched ADD w int DEFAULT 7")
+    await watched.execute("ALTER TABLE watched ADD x int DEFAULT 7")
     async with reader.transaction():
         await reader.fetch("SELECT * FROM watched")
         assert await look(watched) == [("watched", None)]
@@ -137,7 +144,7 @@ async def test_a_lock_delays_the_capture_and_not_the_news(
     shape = "SELECT shape ~ 'told' FROM feed.topic WHERE topic = 'watched'"
     assert not await watched.fetchval(shape)
     newest = await watched.fetchval(
-        "SELECT new ->> 'w' FROM feed.change WHERE op = 'create' ORDER BY id DESC"
+        "SELECT new ->> 'x' FROM feed.change WHERE op = 'create' ORDER BY id DESC"
     )
     assert newest == "7"
     await reader.close()
