@@ -428,6 +428,7 @@ async def test_unknown_topics_are_refused(reader: Connection, topic: str) -> Non
         ("due=gt.TODAY", RefusalCode.BAD_VALUE, "another time whenever the client reconnects"),
         ("mood=eq.Sad", RefusalCode.BAD_VALUE, "(it may be 'sad' or 'ok')"),
         ("total=in.(1e131071,2e131071,3e131071)", RefusalCode.TOO_MANY, "use fewer or shorter"),
+        ("total=eq.1e131071&total=gt.1e131071", RefusalCode.TOO_MANY, "use fewer or shorter"),
     ],
 )
 async def test_filters_that_a_table_does_not_allow_are_refused(

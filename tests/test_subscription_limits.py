@@ -151,6 +151,30 @@ async def test_too_many_on_a_node(
     await eventually(lambda: app.empty)
 
 
+async def test_an_altered_table_takes_no_more_room(
+    orders: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node has as many filters as it can, each for two clients, when the table is altered: all of
+    them go on.
+    """
+    monkeypatch.setattr(room_module, "MOST_SCANNED_FILTERS", 3)
+    async with (
+        serving_here(database_url) as app,
+        subscriber(app.url) as one,
+        subscriber(app.url) as other,
+    ):
+        for number in range(3):
+            for client in (one, other):
+                held = await client.subscribe(f"/order/{number}", where=f"id=gt.{number}")
+                await client.loaded(held)
+        await orders.execute("ALTER TABLE orders ADD extra int; SELECT feed.check_topics()")
+        last = await mark(orders)
+        for client in (one, other):
+            for held in client.held.values():
+                await client.until(lambda: held.names.count("feed:loaded") == 2)  # noqa: B023
+                await client.until(lambda: last in held.ids)  # noqa: B023
+
+
 async def test_an_outage(private_postgres: Any) -> None:
     """The database goes away: clients are told, those that come meanwhile are held, a changed
     filter among them, and all continue when it is back.

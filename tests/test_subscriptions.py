@@ -384,6 +384,34 @@ async def test_the_key_for_clients_that_ask(app: App, orders: Connection) -> Non
         assert greetings[2:] == [{"recovered": False, "key": ["status", "id"]}]
 
 
+async def test_a_large_row_has_no_column_that_was_not_asked_for(
+    orders: Connection, database_url: str
+) -> None:
+    """The topic's destroys carry a code. A row that is too large comes with it to whoever asks for
+    everything, and without it to whoever asks for something else; in lists, too.
+    """
+    await orders.execute(
+        "ALTER TABLE orders ADD code text NOT NULL UNIQUE DEFAULT gen_random_uuid();"
+        "SELECT feed.watch('orders', 'order', 'code')"
+    )
+    async with (
+        serving_here(database_url, max_event_bytes=2000) as app,
+        subscriber(app.url) as client,
+        httpx.AsyncClient(base_url=app.url) as http,
+    ):
+        some = await client.loaded(await client.subscribe("/order", columns="note"))
+        all = await client.loaded(await client.subscribe("/order/all"))
+        await orders.execute("UPDATE orders SET note = repeat('x', 5000), code = 'c' WHERE id = 1")
+        await client.until(lambda: "too_large" in all.rows["[1]"])
+        await client.until(lambda: "too_large" in some.rows["[1]"])
+        assert all.rows["[1]"] == {"id": 1, "code": "c", "too_large": True}
+        assert some.rows["[1]"] == {"id": 1, "too_large": True}
+        again = await client.loaded(await client.subscribe("/order/again", columns="note"))
+        assert again.rows["[1]"] == some.rows["[1]"]
+        listed = (await http.get("/topics/order?columns=note&id=eq.1")).json()
+        assert listed == [some.rows["[1]"]]
+
+
 async def test_a_column_called_too_large(app: App, orders: Connection) -> None:
     """A row that looks as if something were left out of it is whole: an update of a column that was
     not asked for is nothing.

@@ -53,7 +53,7 @@ Texts: TypeAlias = dict[tuple[str, str], str]
 
 
 LONG: Value = object()
-"""A value that is not NULL and longer than any constant."""
+"""A value that is not NULL and takes more than SHORT_MEMBER_BYTES."""
 
 
 class Unjudgeable(Exception):
@@ -146,6 +146,7 @@ async def bind(connection: Connection, table: Table, filter: Filter) -> Conditio
     condition = bind_at_once(table, filter)
     if condition is None:
         texts = await _canonical_texts(connection, _constants(table, filter))
+        _require_short(table, filter, texts)
         condition = Condition(table, _resolved(table, filter, texts))
     return condition
 
@@ -161,7 +162,7 @@ def bind_at_once(table: Table, filter: Filter) -> Condition | None:
         if plain is None or not plain.fullmatch(value):
             return None
         texts[column.type, value] = f'"{value}"' if column.type in QUOTED else value
-    _require_short(texts)
+    _require_short(table, filter, texts)
     return Condition(table, _resolved(table, filter, texts))
 
 
@@ -232,11 +233,10 @@ async def _canonical_texts(connection: Connection, constants: Iterable[Constant]
             raise _misread(given, reason(error)) from error
         for type, values in by_type.items():
             texts |= {(type, value): text for value, text in zip(values, read[type], strict=True)}
-    _require_short(texts)
     return texts
 
 
-def _require_short(texts: Texts) -> None:
+def _require_short(table: Table, filter: Filter, texts: Texts) -> None:
     """Raise SubscriptionRefused for constants that are too long, each or together."""
     if any(text[0] == '"' and len(text.encode()) > SHORT_MEMBER_BYTES for text in texts.values()):
         raise SubscriptionRefused(
@@ -245,7 +245,12 @@ def _require_short(texts: Texts) -> None:
             " column.",
             "where",
         )
-    length = sum(map(len, texts.values()))
+    length = sum(
+        len(texts[table.column(comparison.column).type, value])
+        for comparison in comparisons(filter)
+        if comparison.operator != "is"
+        for value in comparison.values
+    )
     if length > LONGEST_CONSTANTS_CHARS:
         raise SubscriptionRefused(
             RefusalCode.TOO_MANY,
@@ -336,6 +341,11 @@ def _values(table: Table, comparison: Comparison) -> tuple[Value, ...]:
     return tuple(dict.fromkeys(kind.read(text) for text in comparison.values))
 
 
+def _are_short(comparison: Comparison) -> bool:
+    """Whether LONG is none of the constants. Only numbers may be as long as that."""
+    return all(len(text) <= SHORT_MEMBER_BYTES for text in comparison.values)
+
+
 def _best_equality(table: Table, filter: Filter) -> tuple[str, tuple[Value, ...]] | None:
     """Return the equality that fewest rows are expected to satisfy."""
     found = [(table.column(column).kind.is_coarse, len(values), column, values)
@@ -354,7 +364,7 @@ def _equalities(table: Table, filter: Filter) -> Iterator[tuple[str, tuple[Value
                 yield from _equalities(table, part)
     elif filter.negated:
         return
-    elif filter.operator in ("eq", "in"):
+    elif filter.operator in ("eq", "in") and _are_short(filter):
         yield filter.column, _values(table, filter)
     elif filter.operator == "is" and filter.values[0] in ("true", "false"):
         yield filter.column, (filter.values[0] == "true",)
@@ -366,11 +376,25 @@ def _test(table: Table, filter: Filter, outcome: bool) -> Test:
     """
     wanted = outcome != filter.negated
     if isinstance(filter, Comparison):
-        return _comparison_test(filter, _values_or_words(table, filter), wanted)
+        test = _comparison_test(filter, _values_or_words(table, filter), wanted)
+        is_sure = filter.operator not in ORDERINGS and _are_short(filter)
+        can_be_long = table.column(filter.column).kind.can_be_long
+        return _unless_long(filter.column, test) if can_be_long and not is_sure else test
     tests = tuple(_test(table, part, wanted) for part in filter.parts)
     if (filter.connective == "and") == wanted:
         return _all_of(tests)
     return _any_of(tests)
+
+
+def _unless_long(column: str, test: Test) -> Test:
+    """Return a test that raises Unjudgeable for a value of which only the length is known."""
+
+    def judge(row: RowValues) -> bool:
+        if row[column] is LONG:
+            raise Unjudgeable(f"the row has only the outline of {shown(column)}")
+        return test(row)
+
+    return judge
 
 
 def _all_of(tests: tuple[Test, ...]) -> Test:

@@ -1,6 +1,7 @@
 """How many different filters a node evaluates."""
 
 from collections import Counter
+from collections.abc import Hashable
 
 from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.subscription import Subscription
@@ -13,17 +14,25 @@ MOST_SCANNED_FILTERS = 2_000
 MOST_CHARS = 32 * 1024 * 1024
 
 
+def place(subscription: Subscription) -> Hashable:
+    """Return what subscriptions have in common that count as one: also those to a table before and
+    after it was altered.
+    """
+    topic, filter = subscription.table.topic, subscription.condition.text
+    return topic, filter, subscription.columns, subscription.old, subscription.identity
+
+
 class Room:
     """Counts the different subscriptions in use."""
 
     def __init__(self) -> None:
-        self._uses: Counter[Subscription] = Counter()
+        self._uses: Counter[Hashable] = Counter()
         self._scanned = 0
         self._chars = 0
 
     def take(self, subscription: Subscription) -> None:
         """Use a subscription once more. Raises SubscriptionRefused if it is one too many."""
-        if not self._uses[subscription]:
+        if not self._uses[place(subscription)]:
             is_scanned = subscription.condition.equality is None
             chars = self._chars + len(subscription.condition.text)
             is_full = is_scanned and self._scanned >= MOST_SCANNED_FILTERS
@@ -36,12 +45,12 @@ class Room:
                 )
             self._scanned += is_scanned
             self._chars = chars
-        self._uses[subscription] += 1
+        self._uses[place(subscription)] += 1
 
     def leave(self, subscription: Subscription) -> None:
         """Use a subscription once less."""
-        self._uses[subscription] -= 1
-        if not self._uses[subscription]:
-            del self._uses[subscription]
+        self._uses[place(subscription)] -= 1
+        if not self._uses[place(subscription)]:
+            del self._uses[place(subscription)]
             self._scanned -= subscription.condition.equality is None
             self._chars -= len(subscription.condition.text)

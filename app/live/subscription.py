@@ -73,10 +73,14 @@ class Subscription:
         elif not is_too_large:
             selected = row
         if selected is None and is_too_large:
-            selected = too_large(row, self.table.identifying, None)
+            shown = [name for name in self.table.identifying if self._has(name)]
+            selected = too_large(row, shown, None)
         if selected is None:
             raise Unjudgeable(f"a row of {self.table.topic} lacks a column")
         return selected
+
+    def _has(self, column: str) -> bool:
+        return self.columns is None or column in self.columns
 
     def key_of(self, row: str) -> str:
         """Return the key columns of a row, as a JSON object. Raises Unjudgeable."""
