@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from app.database.connections import OWN_NAMES, Connection, connect
 from app.live import condition, kinds
-from app.live.condition import Condition, RowValues, bind
+from app.live.condition import LONGEST_CONSTANTS_CHARS, Condition, RowValues, bind
 from app.live.filter import parse_filter
 from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.table import Table, describe
 
 # As a soak, the test runs for this many seconds.
+DIGITS = 131_072  # of the longest number in the samples
 LONG_S = float(os.environ.get("TABLECAST_LONG", "0"))
 EXAMPLES = 150
 
@@ -313,7 +314,16 @@ def refused_by_rules(trees: Sequence[Tree]) -> set[RefusalCode]:
             relative in value.lower() for value in tree.values for relative in RELATIVE_WORDS
         ):
             found.add(RefusalCode.BAD_VALUE)
+    if sum(map(digits, trees)) > LONGEST_CONSTANTS_CHARS:
+        found.add(RefusalCode.TOO_MANY)
     return found
+
+
+def digits(tree: Tree) -> int:
+    """Return how many digits the constants of a filter have that are very long."""
+    if isinstance(tree, Node):
+        return sum(map(digits, tree.parts))
+    return sum(DIGITS for value in tree.values if value.endswith("1e131071"))
 
 
 class Lab:
