@@ -3,19 +3,21 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
+import httpx
 import pytest
 
 from app.database.connections import Connection, connect
 from app.live import snapshot as snapshot_module
 from app.live.subscriber import CloseReason
 from tests.support.feeds import eventually
-from tests.support.floods import FINAL, TEXT, UPGRADE, client_frame
+from tests.support.floods import FINAL, TEXT, UPGRADE, Watch, client_frame
 from tests.support.proxy import proxied
 from tests.support.scale import scaled
-from tests.support.sockets import App, serving_here
+from tests.support.server import RunningServer
+from tests.support.sockets import App, PollingClient, serving_here, until_ready
 from tests.support.subscribers import Held, Subscriber, subscriber
 
 pytestmark = pytest.mark.database
@@ -157,6 +159,32 @@ async def test_a_snapshot_that_is_too_large(items: Connection, database_url: str
         await client.until(lambda: held.recovered)
         await items.execute("UPDATE items SET owner = 3 WHERE id = 5")
         await client.until(lambda: held.ids == [5])
+
+
+async def test_one_snapshot_in_many_namespaces(
+    start_server: Callable[..., RunningServer], items: Connection
+) -> None:
+    """A snapshot that is not ASCII is sent in several namespaces, by WebSocket and by polling: the
+    server holds it once.
+    """
+    await items.execute("UPDATE items SET note = repeat('x', 1500) || '😀'")
+    server = start_server()
+    await until_ready(server.url)
+    async with subscriber(server.url) as client, httpx.AsyncClient(base_url=server.url) as http:
+        await client.loaded(await client.subscribe("/item/few", where="id=lt.20"))
+        with Watch(server).looking() as watch:
+            for number in range(4):
+                held = await client.loaded(await client.subscribe(f"/item/{number}"))
+                assert len(held.rows) == 10_000 and held.rows["[1]"]["note"].endswith("x😀")
+                held.rows.clear()
+            polling = PollingClient(http)
+            await polling.open()
+            await polling.post("40/item/polling,")
+            packets: list[str] = []
+            while not packets or '"feed:loaded"' not in packets[-1]:
+                packets += await polling.poll()
+            assert sum(packet.count("x😀") for packet in packets) == 10_000
+    assert watch.grown_mib < 90
 
 
 async def test_many_large_snapshots_wait_for_each_other(

@@ -20,7 +20,7 @@ logger = logging.getLogger("tablecast.live")
 FIRST_ROWS = 20
 MOST_ROWS = 1_000
 FETCHED_BYTES = 1024 * 1024
-CHUNK_BYTES = 64 * 1024
+CHUNK_CHARS = 64 * 1024
 
 # Rows are rendered as for the log, so that they look the same (feed.json_expression and
 # feed.rows_of in migrations/sql/0003_capture.sql). `matching` are those asked for, at most
@@ -62,12 +62,13 @@ UNREADABLE_VALUE = (
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a subscription as of an offset: JSON texts, `chunks` of several rows each, joined
-    by commas. `more_after`: the key of the last one, as texts, if a limit has left out others.
+    """The rows of a subscription as of an offset: JSON texts in UTF-8, `chunks` of several rows
+    each, joined by commas. `more_after`: the key of the last one, as texts, if a limit has left out
+    others.
     """
 
     offset: str
-    chunks: Sequence[str]
+    chunks: Sequence[bytes]
     count: int
     bytes: int
     more_after: tuple[str, ...] | None
@@ -135,45 +136,53 @@ class Reading:
         self._subscription = subscription
         self._limit_bytes = limit_bytes
         self._limit = limit
-        self._chunks: list[str] = []
+        self._chunks: list[bytes] = []
+        self._closed_bytes = 0
         self._open: list[str] = []
-        self._open_bytes = self._bytes = self._count = 0
+        self._open_chars = 0
+        self._count = 0
         self._last: Sequence[str] | None = None
         self._has_more = False
 
     def add(self, found: Sequence[asyncpg.Record]) -> None:
         """Add rows, but none beyond the limit. Raises TooManyBytes."""
-        for row, is_too_large, place in found:
-            if self._count == self._limit:
-                self._has_more = True
-                break
+        kept = found if self._limit is None else found[: self._limit - self._count]
+        self._has_more = len(kept) < len(found)
+        for row, is_too_large, _ in kept:
             shown = self._subscription.shown(row, True) if is_too_large else row
             self._open.append(shown)
-            size = len(shown) if shown.isascii() else len(shown.encode())
-            self._bytes += size
-            self._open_bytes += size
-            if self._open_bytes >= CHUNK_BYTES:
+            self._open_chars += len(shown)
+            if self._open_chars >= CHUNK_CHARS:
                 self._close()
-            self._last = place
-            self._count += 1
+        self._count += len(kept)
+        if kept:
+            self._last = kept[-1]["place"]
         if self._bytes > self._limit_bytes:
             raise TooManyBytes
 
     @property
     def batch(self) -> int:
         """How many rows to fetch next."""
-        if not self._bytes:
+        if not self._count:
             return FIRST_ROWS
         return max(1, min(MOST_ROWS, FETCHED_BYTES * self._count // self._bytes))
 
+    @property
+    def _bytes(self) -> int:
+        return self._closed_bytes + self._open_chars
+
     def _close(self) -> None:
-        self._chunks.append(",".join(self._open))
-        self._open, self._open_bytes = [], 0
+        chunk = ",".join(self._open).encode()
+        self._chunks.append(chunk)
+        self._closed_bytes += len(chunk)
+        self._open, self._open_chars = [], 0
 
     def rows(self, offset: str) -> Rows:
-        """Return everything that was added."""
+        """Return everything that was added. Raises TooManyBytes."""
         if self._open:
             self._close()
+        if self._bytes > self._limit_bytes:
+            raise TooManyBytes
         more_after = tuple(self._last) if self._has_more and self._last else None
         return Rows(offset, self._chunks, self._count, self._bytes, more_after)
 

@@ -28,8 +28,6 @@ SMALL_BYTES = 256 * 1024
 AWAY_CHECK_S = 1.0
 # How long a refusal holds for others who ask for the same.
 REFUSED_S = 30.0
-# In how many namespaces the messages of a snapshot are kept.
-NAMESPACES_KEPT = 4
 
 
 class Snapshot:
@@ -37,30 +35,21 @@ class Snapshot:
     while it is given to others who ask.
     """
 
-    __slots__ = ("_messages", "_rows", "bytes", "offset", "users")
+    __slots__ = ("_rows", "bytes", "offset", "users")
 
     def __init__(self, rows: Rows, offset: Offset) -> None:
         self._rows = rows
         self.offset = offset
         self.bytes = rows.bytes
         self.users = 0
-        self._messages: dict[SubscriptionEncoder, list[Message | None]] = {}
 
     def __len__(self) -> int:
         """How many messages it takes."""
         return len(self._rows.chunks)
 
     def message(self, encode: SubscriptionEncoder, number: int) -> Message:
-        """One of its messages, as this encoder writes it."""
-        messages = self._messages.get(encode)
-        if messages is None:
-            if len(self._messages) == NAMESPACES_KEPT:
-                del self._messages[next(iter(self._messages))]
-            messages = self._messages[encode] = [None] * len(self)
-        message = messages[number]
-        if message is None:
-            message = messages[number] = encode.rows(f"[{self._rows.chunks[number]}]")
-        return message
+        """Return one of its messages, as this encoder writes it; it is not kept."""
+        return encode.rows(self._rows.chunks[number])
 
 
 def is_later(offset: Offset, since: Offset) -> bool:

@@ -36,8 +36,8 @@ class SubscriptionEncoder(Protocol):
     def events(self, events: Sequence[Event], page: PageEvents) -> Message:
         """Events of a page."""
 
-    def rows(self, rows: str) -> Message:
-        """Part of a snapshot: a JSON array of rows."""
+    def rows(self, rows: bytes) -> Message:
+        """Part of a snapshot: rows as JSON in UTF-8, joined by commas."""
 
     def loaded(self, offset: str) -> Message:
         """The snapshot is complete."""

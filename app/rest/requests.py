@@ -237,7 +237,7 @@ def refused(request: RestRequest, error: Exception) -> Problem:
 
 
 def json_response(
-    text: str, status: int = 200, headers: Mapping[str, str] | None = None
+    text: str | bytes, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return a response with JSON that Postgres has rendered."""
     return Response(text, status, NO_STORE | dict(headers or {}), JSON)

@@ -85,7 +85,7 @@ async def list_topics(request: RestRequest) -> Response:
     """GET what is watched."""
     with using_the_database(request):
         tables = await request.state.lists.topics()
-    return json_response(msgspec.json.encode([described(table) for table in tables]).decode())
+    return json_response(msgspec.json.encode([described(table) for table in tables]))
 
 
 async def list_rows(request: RestRequest) -> Response:
@@ -108,7 +108,9 @@ async def list_rows(request: RestRequest) -> Response:
         raise Problem(422, "The list is too long for one response: add a limit.") from error
     except Outdated as error:
         raise Unavailable("The table is being altered; try again.") from error
-    return json_response(f"[{','.join(rows.chunks)}]", headers=headers(request, query, rows))
+    return json_response(
+        b"".join((b"[", b",".join(rows.chunks), b"]")), headers=headers(request, query, rows)
+    )
 
 
 def headers(request: RestRequest, query: Query, rows: Rows) -> dict[str, str]:

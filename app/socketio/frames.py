@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -13,10 +13,11 @@ from app.feed.offset import Epoch
 from app.live.events import Event, PageEvents
 from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.socketio.codec import CONNECT, CONNECT_ERROR, EVENT, MESSAGE
-from app.socketio.rfc6455 import text_frame
+from app.socketio.rfc6455 import text_frame, text_head
 
 # What Socket.IO's own server says of a namespace that it does not have.
 INVALID_NAMESPACE = "Invalid namespace"
+END_OF_ROWS = b"]]"
 
 
 def _json(value: Any) -> str:
@@ -40,6 +41,31 @@ class Frames:
         both = Frames(())
         both.packets = self.packets + other.packets
         return both
+
+
+class RowsMessage:
+    """One packet with rows, for one client: made from what all clients share, and not kept."""
+
+    __slots__ = ("_prefix", "_rows")
+
+    def __init__(self, prefix: str, rows: bytes) -> None:
+        self._prefix = f"{MESSAGE}{prefix}[".encode()
+        self._rows = rows
+
+    @property
+    def packets(self) -> list[str]:
+        """As Engine.IO messages."""
+        return [b"".join((self._prefix, self._rows, END_OF_ROWS)).decode()]
+
+    @property
+    def websocket(self) -> bytes:
+        """As a WebSocket frame, copied once."""
+        length = len(self._prefix) + len(self._rows) + len(END_OF_ROWS)
+        return b"".join((text_head(length), self._prefix, self._rows, END_OF_ROWS))
+
+
+Outgoing: TypeAlias = Frames | RowsMessage
+"""What sessions write."""
 
 
 def connected(namespace: str, sid: str, pid: str) -> Frames:
@@ -96,8 +122,8 @@ class NamespaceEncoder:
     def _timing(self, page: Page) -> str:
         return f"{EVENT}{self.namespace},{timing_content(page)}"
 
-    def rows(self, rows: str) -> Frames:
-        return Frames([f'{EVENT}{self.namespace},["feed:rows",{rows}]'])
+    def rows(self, rows: bytes) -> RowsMessage:
+        return RowsMessage(f'{EVENT}{self.namespace},["feed:rows",', rows)
 
     def loaded(self, offset: str) -> Frames:
         return Frames([f'{EVENT}{self.namespace},["feed:loaded","{offset}"]'])

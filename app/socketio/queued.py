@@ -20,7 +20,7 @@ from app.socketio.codec import (
     PROBE_ANSWER,
     ProtocolError,
 )
-from app.socketio.frames import Frames
+from app.socketio.frames import Outgoing
 from app.socketio.handshake import EngineError, RequestRefused
 from app.socketio.session import INBOUND_BYTES, Keeper, Session
 
@@ -55,7 +55,7 @@ class QueuedSession(Session):
 
     # Going out
 
-    def try_write(self, message: Frames, limit_bytes: int) -> bool:
+    def try_write(self, message: Outgoing, limit_bytes: int) -> bool:
         full = self._unsent_bytes > limit_bytes or len(self._queue) > QUEUED_PACKETS
         if full and limit_bytes < UNLIMITED:
             return False

@@ -111,6 +111,11 @@ def text_frame(payload: bytes) -> bytes:
     return frame(Opcode.TEXT, payload)
 
 
+def text_head(length: int) -> bytes:
+    """Return what an unfragmented text frame has before a payload of this length."""
+    return frame_head(Opcode.TEXT, length)
+
+
 def close_frame(code: int) -> bytes:
     """A close frame with a code; without one for NO_CODE."""
     return frame(Opcode.CLOSE, b"" if code == CloseCode.NO_CODE else code.to_bytes(2))
@@ -118,13 +123,17 @@ def close_frame(code: int) -> bytes:
 
 def frame(opcode: int, payload: bytes) -> bytes:
     """An unmasked, unfragmented frame."""
-    head = (FIN | opcode).to_bytes(1)
-    length = len(payload)
+    return frame_head(opcode, len(payload)) + payload
+
+
+def frame_head(opcode: int, length: int) -> bytes:
+    """What an unmasked, unfragmented frame has before a payload of this length."""
+    first = (FIN | opcode).to_bytes(1)
     if length < LENGTH_16:
-        return head + length.to_bytes(1) + payload
+        return first + length.to_bytes(1)
     if length < 1 << 16:
-        return head + LENGTH_16.to_bytes(1) + length.to_bytes(2) + payload
-    return head + LENGTH_64.to_bytes(1) + length.to_bytes(8) + payload
+        return first + LENGTH_16.to_bytes(1) + length.to_bytes(2)
+    return first + LENGTH_64.to_bytes(1) + length.to_bytes(8)
 
 
 def read_close(payload: bytes) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from app.deadlines import Deadlines
 from app.live.subscriber import UNLIMITED, CloseReason, Subscriber
 from app.socketio.codec import CLOSE, MESSAGE, PING, PONG, ProtocolError, decode
-from app.socketio.frames import Frames
+from app.socketio.frames import Frames, Outgoing
 from app.turns import Turns
 from app.unfinished import Unfinished
 
@@ -72,7 +72,7 @@ class Session(ABC):
     # Going out
 
     @abstractmethod
-    def try_write(self, message: Frames, limit_bytes: int) -> bool:
+    def try_write(self, message: Outgoing, limit_bytes: int) -> bool:
         """Write unless more than `limit_bytes` are unsent; return whether the client kept up.
 
         Once closed, nothing is written and the result is True.

@@ -12,7 +12,7 @@ from termios import TIOCOUTQ
 
 from app.live.subscriber import CloseReason
 from app.socketio.codec import CONFIRM, PROBE, PROBE_ANSWER
-from app.socketio.frames import Frames
+from app.socketio.frames import Outgoing
 from app.socketio.queued import QueuedSession
 from app.socketio.rfc6455 import (
     CloseCode,
@@ -63,7 +63,7 @@ class WebSocketSession(Session, asyncio.Protocol):
 
     # Going out
 
-    def try_write(self, message: Frames, limit_bytes: int) -> bool:
+    def try_write(self, message: Outgoing, limit_bytes: int) -> bool:
         transport = self._transport
         if transport.get_write_buffer_size() > limit_bytes:
             return False
