@@ -161,6 +161,29 @@ async def test_a_snapshot_that_is_too_large(items: Connection, database_url: str
         await client.until(lambda: held.ids == [5])
 
 
+async def test_large_rows_after_small_ones(
+    start_server: Callable[..., RunningServer], items: Connection
+) -> None:
+    """The first rows are small and the next ones add up to much more than a snapshot may be: it is
+    refused, as a list is, before the server holds them in memory.
+    """
+    await items.execute(
+        "CREATE TABLE texts (id int PRIMARY KEY, text text NOT NULL);"
+        " INSERT INTO texts SELECT i, repeat('x', CASE WHEN i > 20 THEN 900000 ELSE 1 END)"
+        f" FROM generate_series(1, {scaled(250, 900)}) AS i; SELECT feed.watch('texts', 'text')"
+    )
+    server = start_server(SNAPSHOT_BYTES="8MiB")
+    await until_ready(server.url)
+    async with subscriber(server.url) as client, httpx.AsyncClient(base_url=server.url) as http:
+        await client.loaded(await client.subscribe("/text/few", where="id=lt.20"))
+        assert (await http.get("/topics/text?limit=1")).status_code == 200
+        with Watch(server).looking() as watch:
+            refused = await client.refusal(await client.subscribe("/text"))
+            assert refused["code"] == "too_large"
+            assert (await http.get("/topics/text")).json()["code"] == "too_large"
+    assert watch.grown_mib < 60
+
+
 async def test_one_snapshot_in_many_namespaces(
     start_server: Callable[..., RunningServer], items: Connection
 ) -> None:

@@ -343,7 +343,20 @@ async def test_tables_swap_their_names(app: App, orders: Connection) -> None:
 
 async def test_columns_of_any_name(app: App, orders: Connection) -> None:
     """Columns have the names that the server's own query uses: they can be selected and listed."""
-    names = ["part", "whole", "is_too_large", "rendered", "measured", "x", "place", "shown"]
+    names = [
+        "part",
+        "whole",
+        "is_too_large",
+        "rendered",
+        "listed",
+        "made",
+        "found",
+        "row",
+        "text",
+        "x",
+        "place",
+        "shown",
+    ]
     columns = ", ".join(f"{name} int" for name in names)
     await orders.execute(
         f"CREATE TABLE odd (id int PRIMARY KEY, {columns}); SELECT feed.watch('odd', 'odd');"

@@ -21,36 +21,61 @@ FIRST_ROWS = 20
 MOST_ROWS = 1_000
 FETCHED_BYTES = 1024 * 1024
 CHUNK_CHARS = 64 * 1024
+# How many of the longest rows fit into the memory of the query, and the most that Postgres takes.
+ROWS_IN_MEMORY = 4
+MOST_MEMORY_KB = 2_000_000
 
 # Rows are rendered as for the log, so that they look the same (feed.json_expression and
 # feed.rows_of in migrations/sql/0003_capture.sql). `matching` are those asked for, at most
 # {limit}, in the order of the key. Of a row that is too large there is only the outline; of one
 # that cannot be rendered at all, what identifies it. `place`: the key as texts, if there is a
 # limit. All names are qualified, because columns may have any name.
+#
+# `shown` is NULL from where the rows are longer than $4 bytes together: what is fetched beyond that
+# takes no memory here. Outlines count only if they are long, because clients see less of them. Each
+# row is made once, hence the OFFSET 0, and passes through the window on its own: the sum has no
+# order but the one in which rows come, and nothing waits for the last one.
 ROWS = """
 WITH matching AS (
     SELECT x.* FROM ONLY {table} AS x WHERE {condition} {order} {limit}
 )
-SELECT coalesce(CASE WHEN measured.is_too_large THEN feed.outline(rendered.whole, $1, $2)
-                     ELSE {shown} END, {identifying})::text AS shown,
-       coalesce(measured.is_too_large, true) AS is_too_large,
-       {place} AS place
-FROM {rows} AS x
-CROSS JOIN LATERAL (
-    SELECT CASE WHEN pg_column_size(x.*) <= 32768 THEN row_to_json(x.*)
-                ELSE feed.large_json(x.*) END AS whole
+SELECT CASE WHEN sum(octet_length(listed.shown))
+                 FILTER (WHERE NOT listed.is_too_large OR octet_length(listed.shown) > 32768)
+                 OVER (ROWS UNBOUNDED PRECEDING) > $4
+            THEN NULL ELSE listed.shown END AS shown,
+       listed.is_too_large, listed.place
+FROM (
+    SELECT CASE WHEN octet_length(rendered.text) <= $3 THEN {shown}
+                ELSE coalesce(feed.outline(rendered.whole, $1, $2), {identifying})::text
+           END AS shown,
+           coalesce(octet_length(rendered.text) > $3, true) AS is_too_large,
+           {place} AS place
+    FROM (
+        SELECT made.whole, made.whole::text AS text, made.row
+        FROM (
+            SELECT CASE WHEN pg_column_size(found.row) <= 32768 THEN row_to_json(found.row)
+                        ELSE feed.large_json(found.row) END AS whole,
+                   found.row
+            FROM (SELECT x.*::record AS row FROM {rows} AS x OFFSET 0) AS found
+            OFFSET 0
+        ) AS made
+        OFFSET 0
+    ) AS rendered
     OFFSET 0
-) AS rendered
-CROSS JOIN LATERAL (
-    SELECT octet_length(rendered.whole::text) > $3 AS is_too_large OFFSET 0
-) AS measured
+) AS listed
 """
+# The row itself where `shown`, `identifying` and `place` are.
+RENDERED = "(rendered.row)"
+
 # Read first in the rows' transaction, so of the same snapshot. `is_same`: the name is still that of
-# the topic's table. `unflushed`: the rows may contain commits that a crash would undo.
+# the topic's table. `unflushed`: the rows may contain commits that a crash would undo. `work_mem`:
+# a window that did not have the memory for a row or two ($3, in kB) would write all rows to disk.
 HEADER = """
 SELECT feed.offset() AS "offset",
        (SELECT relation = to_regclass($2) FROM feed.topic WHERE topic = $1) AS is_same,
-       pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() AS unflushed
+       pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() AS unflushed,
+       set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')) / 1024, $3)::text,
+                  true) AS work_mem
 """
 
 
@@ -97,12 +122,15 @@ async def read_rows(
     Raises TooManyBytes, Outdated, SubscriptionRefused, or one of UNAVAILABLE.
     """
     table = subscription.table
-    parameters: list[Any] = [list(table.identifying), SHORT_MEMBER_BYTES, event_bytes]
+    parameters: list[Any] = [
+        list(table.identifying), SHORT_MEMBER_BYTES, event_bytes, limit_bytes
+    ]  # fmt: skip
+    memory_kb = min(ROWS_IN_MEMORY * event_bytes // 1024, MOST_MEMORY_KB)
     query = statement(subscription, parameters, after, limit)
     reading = Reading(subscription, limit_bytes, limit)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            header = await connection.fetchrow(HEADER, table.topic, table.name)
+            header = await connection.fetchrow(HEADER, table.topic, table.name, memory_kb)
             if not header["is_same"]:
                 raise Outdated(f"{table.name} is not the table of {table.topic} any more")
             if after is not None:
@@ -149,6 +177,8 @@ class Reading:
         kept = found if self._limit is None else found[: self._limit - self._count]
         self._has_more = len(kept) < len(found)
         for row, is_too_large, _ in kept:
+            if row is None:
+                raise TooManyBytes
             shown = self._subscription.shown(row, True) if is_too_large else row
             self._open.append(shown)
             self._open_chars += len(shown)
@@ -209,9 +239,9 @@ def statement(
         condition=condition,
         order=f"ORDER BY {', '.join(map(sortable, key))}" if key else "",
         limit="" if limit is None else f"LIMIT {limit + 1:d}",  # one more shows whether there are
-        shown="rendered.whole" if columns is None else part(columns),
+        shown="rendered.text" if columns is None else f"{part(columns)}::text",
         identifying=part(table.identifying),
-        place="NULL::text[]" if limit is None else f"ARRAY[{', '.join(map(written, key))}]::text[]",
+        place="NULL::text[]" if limit is None else place(key),
         rows=table.rows,
     )
 
@@ -242,9 +272,14 @@ def sort_type(column: Column) -> str:
     return "text" if column.compared_as_text else column.type
 
 
-def written(column: Column) -> str:
+def written(column: Column, row: str = "x") -> str:
     """Return the expression for a value as Postgres writes it. (A cast could be anybody's.)"""
-    return f"format('%s', x.{quoted(column.name)})"
+    return f"format('%s', {row}.{quoted(column.name)})"
+
+
+def place(key: Sequence[Column]) -> str:
+    """Return the expression for the key of a row, as texts."""
+    return f"ARRAY[{', '.join(written(column, RENDERED) for column in key)}]::text[]"
 
 
 async def require_key(connection: Connection, table: Table, after: Sequence[str]) -> None:
@@ -263,7 +298,7 @@ async def require_key(connection: Connection, table: Table, after: Sequence[str]
 
 def part(columns: Sequence[str]) -> str:
     """Return the expression for a row of some columns, as JSON."""
-    names = ", ".join(f"x.{quoted(name)}" for name in columns)
+    names = ", ".join(f"{RENDERED}.{quoted(name)}" for name in columns)
     return f"(SELECT row_to_json(part.*) FROM (SELECT {names}) AS part)"
 
 
