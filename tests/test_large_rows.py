@@ -92,6 +92,20 @@ async def test_the_limit_is_exact(connection: Connection) -> None:
         assert json.loads(destroyed.body or "") == {"id": 3}
 
 
+async def test_destroys_with_a_column_called_too_large(connection: Connection) -> None:
+    """A row is too large, and destroys carry a column of the name `too_large`: the mark would hide
+    it, so clients load again.
+    """
+    await connection.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, too_large text UNIQUE NOT NULL, long text);"
+        "SELECT feed.watch('t', 't', 'too_large')"
+    )
+    since = await current_offset(connection)
+    await connection.execute("INSERT INTO t VALUES (1, 'name', repeat('long', 50000))")
+    [change] = (await log.read(connection, since, event_bytes=64 * 1024)).changes
+    assert (change.op, change.body) == ("reload", None)
+
+
 @pytest.mark.parametrize("document", ['"\\u0000"', '"\\ud800"', "[" * 6000 + "]" * 6000])
 async def test_rows_that_cannot_be_cut_are_reloads(connection: Connection, document: str) -> None:
     """A row is too large, and holds a document that Postgres stores and cannot parse: clients of

@@ -414,12 +414,12 @@ def _change(
 
 
 def too_large(outline: str, key: Sequence[str], destroy_with: str | None) -> str | None:
-    """What an event carries of a row that is too large, given its outline. None if it has a key
-    column of the name `too_large`: the row could not be told from one that is not.
+    """What an event carries of a row that is too large, given its outline. None if a column that
+    identifies it has the name `too_large`: the row could not be told from one that is not.
     """
-    if "too_large" in key:
-        return None
     extra = () if destroy_with is None or destroy_with in key else (destroy_with,)
+    if "too_large" in (*key, *extra):
+        return None
     identifying = excerpt(outline, (*key, *extra))
     return None if identifying is None else identifying[:-1] + TOO_LARGE
 

@@ -63,7 +63,7 @@ class Subscription:
 
     def shown(self, row: str, is_too_large: bool = False) -> str:
         """Return what clients see of a row: the columns they asked for; of a row that is too large,
-        if any of these is missing, what identifies it.
+        if any of these is missing, what identifies it and `too_large`.
 
         Raises Unjudgeable if the row is not one of this table as it is.
         """
@@ -73,8 +73,8 @@ class Subscription:
         elif not is_too_large:
             selected = row
         if selected is None and is_too_large:
-            shown = [name for name in self.table.identifying if self._has(name)]
-            selected = too_large(row, shown, None)
+            shown = tuple(name for name in self.table.identifying if self._has(name))
+            selected = identified(row, shown)
         if selected is None:
             raise Unjudgeable(f"a row of {self.table.topic} lacks a column")
         return selected
@@ -88,6 +88,14 @@ class Subscription:
         if key is None:
             raise Unjudgeable(f"a row of {self.table.topic} lacks a key column")
         return key
+
+
+def identified(row: str, identifying: tuple[str, ...]) -> str | None:
+    """Return what identifies a row that is too large, and `too_large`; without that if one of its
+    own columns has this name, so that clients can tell only by the columns that are missing. None
+    if the row does not have what identifies it.
+    """
+    return too_large(row, identifying, None) or excerpt(row, identifying)
 
 
 def columns_of(table: Table, asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
