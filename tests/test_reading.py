@@ -26,6 +26,7 @@ from tests.support.feeds import eventually, following
 from tests.support.postgres import clone, in_thread, with_database
 from tests.support.server import RunningServer
 from tests.support.sockets import App, joined, opened, serving_here, until_ready
+from tests.support.subscribers import subscriber
 from tests.support.writing import current_offset, insert
 
 # A crash
@@ -168,6 +169,27 @@ async def test_a_row_that_cannot_be_read_is_isolated(
         assert [event[:2] for event in live] == [event[:2] for event in replayed]
         assert app.feed.stats().unreadable == app.replay.stats().unreadable == 1
     assert "of the topic odd cannot be read" in caplog.text
+    writer.terminate()
+
+
+@pytest.mark.parametrize(("encoding", "bytes"), [("SQL_ASCII", "\\xff"), ("WIN1252", "\\x81")])
+async def test_a_subscription_to_a_row_that_cannot_be_read(
+    foreign_url: Callable[[str], str], encoding: str, bytes: str
+) -> None:
+    """A row with bytes that are not UTF-8 comes into a table: the subscription to it is refused in
+    place, and the connection's others go on.
+    """
+    url = foreign_url(encoding)
+    writer = await asyncpg.connect(url, server_settings={"client_encoding": encoding})
+    await writer.execute("CREATE TABLE odd (id int PRIMARY KEY, v text)")
+    await writer.execute("SELECT feed.watch('odd', 'odd')")
+    async with serving_here(url) as app, subscriber(app.url) as client:
+        things = await client.loaded(await client.subscribe("/thing"))
+        odd = await client.loaded(await client.subscribe("/odd"))
+        await writer.execute(f"INSERT INTO odd VALUES (1, convert_from('{bytes}', '{encoding}'))")
+        assert (await client.refusal(odd))["code"] == "unreadable"
+        await writer.execute("INSERT INTO things (name) VALUES ('after')")
+        await client.until(lambda: things.rows)
     writer.terminate()
 
 

@@ -365,6 +365,66 @@ async def test_what_may_not_be_read(items: Connection, database_url: str) -> Non
             assert refused["code"] == "no_right" and "row-level security" in refused["detail"]
 
 
+# An enum that is rendered by a function, which fails later.
+MOODS = """
+    CREATE TYPE mood AS ENUM ('fine');
+    CREATE FUNCTION rendered(mood) RETURNS json LANGUAGE sql AS $$ SELECT '"fine"'::json $$;
+    CREATE CAST (mood AS json) WITH FUNCTION rendered(mood);
+    CREATE TABLE moods (id int PRIMARY KEY, mood mood);
+    INSERT INTO moods VALUES (1, 'fine');
+    SELECT feed.watch('moods', 'mood');
+"""
+FAILING = """
+    CREATE OR REPLACE FUNCTION rendered(mood) RETURNS json LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'a secret' USING ERRCODE = '{error}'; END $$
+"""
+
+
+@pytest.mark.parametrize("error", ["P0001", "XX000", "54001", "22012"])
+async def test_rows_that_cannot_be_read(
+    app: App, items: Connection, caplog: pytest.LogCaptureFixture, error: str
+) -> None:
+    """Postgres fails to render a row: subscriptions to it, and lists, are refused with a sentence
+    that tells nothing of the row, the log has the details once, and the connection lives on.
+    """
+    await items.execute(MOODS)
+    async with subscriber(app.url) as client, httpx.AsyncClient(base_url=app.url) as http:
+        held = await client.loaded(await client.subscribe("/item", where="owner=eq.3"))
+        assert (await http.get("/topics/mood")).json() == [{"id": 1, "mood": "fine"}]
+        await items.execute(FAILING.format(error=error))
+        refused = await client.refusal(await client.subscribe("/mood"))
+        assert (refused["code"], refused["field"]) == ("unreadable", "topic")
+        assert "of mood" in refused["detail"] and "secret" not in refused["detail"]
+        assert await client.refusal(await client.subscribe("/mood/again")) == refused
+        details = [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+        assert len(details) == 1 and "the topic mood cannot be read: a secret" in details[0]
+        response = await http.get("/topics/mood")
+        assert response.status_code == 503 and int(response.headers["Retry-After"]) >= 1
+        assert {name: response.json()[name] for name in ("code", "detail")} == {
+            name: refused[name] for name in ("code", "detail")
+        }
+        await items.execute("INSERT INTO items VALUES (0, 3, 'new')")
+        await client.until(lambda: 0 in held.ids)
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_virtual_column_that_cannot_be_computed(app: App, items: Connection) -> None:
+    """A column that is computed when it is read fails for a row: the same."""
+    if items.get_server_version().major < 18:
+        pytest.skip("Postgres has no virtual columns")
+    await items.execute(
+        "CREATE TABLE shares (id int PRIMARY KEY, part int GENERATED ALWAYS AS (100 / id) VIRTUAL);"
+        " INSERT INTO shares VALUES (0), (1); SELECT feed.watch('shares', 'share')"
+    )
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/item", where="owner=eq.3"))
+        refused = await client.refusal(await client.subscribe("/share"))
+        assert refused["code"] == "unreadable"
+        await client.loaded(await client.subscribe("/share/other", where="id=eq.1"))
+        await items.execute("INSERT INTO items VALUES (0, 3, 'new')")
+        await client.until(lambda: 0 in held.ids)
+
+
 async def test_a_locked_table(items: Connection, database_url: str) -> None:
     """A table is locked while a client asks for its rows: the client gets them afterwards."""
     other = await connect(database_url)

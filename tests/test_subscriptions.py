@@ -439,6 +439,54 @@ async def test_a_column_called_too_large(app: App, orders: Connection) -> None:
         assert held.names[-1] == "order:create" and "order:update" not in held.names
 
 
+async def test_a_key_called_too_large(database_url: str, connection: Connection) -> None:
+    """A row is too large, and has a key column of the name `too_large`: clients get the key."""
+    await connection.execute(
+        "CREATE TABLE odd (too_large int PRIMARY KEY, body text); SELECT feed.watch('odd', 'odd');"
+        " INSERT INTO odd VALUES (1, repeat('x', 5000)), (2, 'short')"
+    )
+    async with (
+        serving_here(database_url, max_event_bytes=2000) as app,
+        subscriber(app.url) as client,
+        httpx.AsyncClient(base_url=app.url) as http,
+    ):
+        held = await client.loaded(await client.subscribe("/odd", "too_large"))
+        assert list(held.rows.values()) == [{"too_large": 1}, {"too_large": 2, "body": "short"}]
+        assert (await http.get("/topics/odd")).json() == list(held.rows.values())
+        await connection.execute("UPDATE odd SET body = repeat('y', 5000) WHERE too_large = 2")
+        await client.until(lambda: held.rows.get("[2]") == {"too_large": 2})
+        await client.loaded(held)
+        await connection.execute("DELETE FROM odd WHERE too_large = 2")
+        await client.until(lambda: list(held.rows) == ["[1]"])
+
+
+async def test_a_label_of_an_enum_is_renamed(
+    app: App, orders: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A label is renamed, and clients ask for the old one before the server has noticed: they are
+    told that there is none, and the connection lives on.
+    """
+    await orders.execute(
+        "CREATE TYPE size AS ENUM ('small', 'large');"
+        "CREATE TABLE shirts (id int PRIMARY KEY, size size);"
+        "INSERT INTO shirts VALUES (1, 'small'), (2, 'large'); SELECT feed.watch('shirts', 'shirt')"
+    )
+    async with subscriber(app.url) as client, httpx.AsyncClient(base_url=app.url) as http:
+        held = await client.loaded(await client.subscribe("/order"))
+        for old, new in (("small", "s"), ("s", "small")):
+            await client.loaded(await client.subscribe(f"/shirt/{old}", where=f"size=eq.{old}"))
+            await orders.execute(f"ALTER TYPE size RENAME VALUE '{old}' TO '{new}'")
+            asked = await client.subscribe(f"/shirt/few/{old}", where=f"size=eq.{old}&id=lt.9")
+            assert (await client.refusal(asked))["code"] == "bad_value"
+            response = await http.get(f"/topics/shirt?size=eq.{old}")
+            assert (response.status_code, response.json()["code"]) == (422, "bad_value")
+            listed = await http.get(f"/topics/shirt?size=eq.{new}")
+            assert listed.json() == [{"id": 1, "size": new}]
+        last = await mark(orders)
+        await client.until(lambda: last in held.ids)
+    assert "Traceback" not in caplog.text
+
+
 async def test_as_many_connects_in_one_request_as_allowed(app: App) -> None:
     """A client that polls sends the CONNECTs of all its namespaces at once, as official ones do."""
     async with httpx.AsyncClient(base_url=app.url) as http:

@@ -50,6 +50,9 @@ HOLD_AFTER_S = 0.4
 MOST_SUBSCRIPTIONS = 200_000
 # How often a subscriber's reads may fail in a row although the feed's own succeed.
 ATTEMPTS = 3
+# After how long rows are read again if the table is not what it was. The feed looks for altered
+# tables every two seconds.
+PAUSES_S = (0.0, 0.2, 1.0, 2.0)
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
@@ -57,10 +60,6 @@ Work: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
 
 class Stalled(Exception):
     """A subscriber reads nothing."""
-
-
-class Unreadable(Exception):
-    """The rows of a subscription cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,8 +327,6 @@ class Broadcast:
         except HistoryLost as error:
             logger.info("%s: %s", subscriber.transport, error)
             subscriber.transport.close(CloseReason.HISTORY_LOST)
-        except Unreadable:
-            subscriber.transport.close(CloseReason.UNREADABLE)
         except UNAVAILABLE as error:
             logger.info("%s: %s", subscriber.transport, str(error) or type(error).__name__)
             subscriber.transport.close(CloseReason.DATABASE_AWAY)
@@ -422,16 +419,28 @@ class Broadcast:
 
     async def _load(self, subscriber: Subscriber, since: Offset | None = None) -> Offset:
         """Write the rows of a subscription; return their offset."""
-        for _ in range(ATTEMPTS):
-            assert subscriber.request is not None and subscriber.subscription is not None
+        write = partial(self._write_snapshot, since)
+        for pause_s in PAUSES_S:
             try:
-                return await self._patiently(partial(self._write_snapshot, since), subscriber)
+                return await self._patiently(write, subscriber)
             except Outdated as error:  # the feed has not heard of it yet
                 logger.info("%s: %s", subscriber.transport, error)
-                self.catalogue.forget(subscriber.request.topic)
-                await self._bind(subscriber)
-                self._welcome(subscriber, False, LOADING)  # the key may be another one
-        raise Unreadable
+            await asyncio.sleep(pause_s)
+            await self._bind_again(subscriber)
+        try:
+            return await self._patiently(write, subscriber)
+        except Outdated as error:
+            assert subscriber.subscription is not None
+            refused = self.snapshots.give_up(subscriber.subscription, error)
+            raise refused.with_traceback(None) from None
+
+    async def _bind_again(self, subscriber: Subscriber) -> None:
+        """Bind a subscriber whose table is not what it was."""
+        if self._is_current(subscriber):  # else another subscriber was faster
+            assert subscriber.request is not None
+            self.catalogue.forget(subscriber.request.topic)
+        await self._bind(subscriber)
+        self._welcome(subscriber, False, LOADING)  # the key may be another one
 
     async def _write_snapshot(self, since: Offset | None, subscriber: Subscriber) -> Offset:
         assert subscriber.subscription is not None and self.feed.epoch is not None

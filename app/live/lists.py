@@ -9,7 +9,7 @@ from app.feed.feed import Feed
 from app.live.catalogue import Catalogue
 from app.live.filter import parse_key
 from app.live.refusal import RefusalCode, SubscriptionRefused
-from app.live.rows import Outdated, Rows, TooManyBytes, read_rows
+from app.live.rows import Outdated, Rows, TooManyBytes, read_rows, unreadable
 from app.live.subscription import Request, Subscription
 from app.live.table import Table, describe_all
 
@@ -50,7 +50,7 @@ class Lists:
         """Return the rows that are asked for, by key: `limit` at most, those after a key if one is
         given.
 
-        Raises SubscriptionRefused, TooSlow, or Outdated if the table is altered again and again.
+        Raises SubscriptionRefused or TooSlow.
         """
         async with self._turn():
             for _ in range(ATTEMPTS - 1):
@@ -58,7 +58,10 @@ class Lists:
                     return await self._rows(request, limit, after)
                 except Outdated:  # the feed has not heard of it yet
                     self._catalogue.forget(request.topic)
-            return await self._rows(request, limit, after)
+            try:
+                return await self._rows(request, limit, after)
+            except Outdated as error:
+                raise unreadable(request.topic, error) from error
 
     async def _rows(self, request: Request, limit: int | None, after: str | None) -> Rows:
         async with asyncio.timeout(PATIENCE_S):

@@ -17,6 +17,7 @@ class RefusalCode(StrEnum):
     NO_RIGHT = "no_right"
     TOO_LARGE = "too_large"
     TOO_MANY = "too_many"
+    UNREADABLE = "unreadable"  # Postgres fails to give the rows
 
 
 class SubscriptionRefused(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from app.database.connections import SNAPSHOT_TIMEOUT_S, Connection, flush, reason
+from app.database.connections import SNAPSHOT_TIMEOUT_S, UNAVAILABLE, Connection, flush, reason
 from app.feed.log import SHORT_MEMBER_BYTES
 from app.live.condition import Unjudgeable
 from app.live.refusal import RefusalCode, SubscriptionRefused
@@ -104,7 +104,7 @@ class TooManyBytes(Exception):
 
 
 class Outdated(Exception):
-    """The table is not as the subscription says any more."""
+    """The table may not be as the subscription says any more."""
 
 
 async def read_rows(
@@ -119,7 +119,8 @@ async def read_rows(
     """Read the rows that match, by key: `limit` at most, those after a key (as texts) if one is
     given.
 
-    Raises TooManyBytes, Outdated, SubscriptionRefused, or one of UNAVAILABLE.
+    Raises TooManyBytes, Outdated, SubscriptionRefused, or one of UNAVAILABLE. Outdated is raised
+    for a value in error, too: it may be in the filter, such as a label that an enum no longer has.
     """
     table = subscription.table
     parameters: list[Any] = [
@@ -141,7 +142,7 @@ async def read_rows(
     except asyncpg.InsufficientPrivilegeError as error:
         report_privilege(connection.get_settings().session_authorization, table, error)
         raise no_right(table, error) from error
-    except (asyncpg.SyntaxOrAccessError, Unjudgeable) as error:
+    except (asyncpg.SyntaxOrAccessError, asyncpg.DataError, Unjudgeable) as error:
         raise Outdated(str(error)) from error
     except asyncpg.QueryCanceledError as error:
         raise SubscriptionRefused(
@@ -150,6 +151,10 @@ async def read_rows(
             " or filter by a column that has an index.",
             "where",
         ) from error
+    except UNAVAILABLE:
+        raise
+    except (asyncpg.PostgresError, UnicodeDecodeError) as error:
+        raise unreadable(table.topic, error) from error
     if header["unflushed"]:
         await flush(connection)
     return reading.rows(header["offset"])
@@ -305,6 +310,20 @@ def part(columns: Sequence[str]) -> str:
 def quoted(name: str) -> str:
     """Return a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def unreadable(topic: str, error: Exception) -> SubscriptionRefused:
+    """Log why the rows of a topic cannot be read; return the refusal, which names no value."""
+    logger.error(
+        "the rows of the topic %s cannot be read: %s (%s)",
+        topic, reason(error), type(error.__cause__ or error).__name__,
+    )  # fmt: skip
+    return SubscriptionRefused(
+        RefusalCode.UNREADABLE,
+        f"Postgres cannot read the rows of {topic}: the table is being altered, or one of its"
+        " values is in error. Try again later; the server's log has the details.",
+        "topic",
+    )
 
 
 def report_privilege(role: str, table: Table, error: Exception) -> None:

@@ -15,7 +15,7 @@ from app.feed.feed import Feed
 from app.feed.log import HistoryLost
 from app.feed.offset import InvalidOffset, Offset
 from app.live.refusal import RefusalCode, SubscriptionRefused
-from app.live.rows import Rows, TooManyBytes, read_rows
+from app.live.rows import Outdated, Rows, TooManyBytes, read_rows, unreadable
 from app.live.sharing import Sharing
 from app.live.subscriber import Message, SubscriptionEncoder
 from app.live.subscription import Subscription
@@ -99,6 +99,14 @@ class Snapshots:
         """Why there was no snapshot of a subscription a moment ago, if there was none."""
         return self._refused.get(subscription)
 
+    def give_up(self, subscription: Subscription, error: Outdated) -> SubscriptionRefused:
+        """Return the refusal for a subscription that was outdated again and again: one for all who
+        ask for it.
+        """
+        if subscription not in self._refused:
+            self._refuse(subscription, unreadable(subscription.table.topic, error))
+        return self._refused[subscription]
+
     def changed(self, topics: Set[str]) -> None:
         """Rows of these topics have changed: what was read before is for nobody else."""
         self._changes.update(topics)
@@ -158,8 +166,7 @@ class Snapshots:
             snapshot = await self._read_within_limits(subscription)
         except SubscriptionRefused as refused:
             if forgotten == self._forgotten:
-                self._refused[subscription] = refused
-                self._later(REFUSED_S, self._refused.pop, subscription, None)
+                self._refuse(subscription, refused)
             raise
         if forgotten == self._forgotten and changes == self._changes[topic]:
             self._drop(subscription, self._get_fresh(subscription))
@@ -167,6 +174,11 @@ class Snapshots:
             self._hold(snapshot)
             self._later(FRESH_S, self._drop, subscription, snapshot)
         return snapshot
+
+    def _refuse(self, subscription: Subscription, refused: SubscriptionRefused) -> None:
+        """Refuse a subscription to others, too, for a while."""
+        self._refused[subscription] = refused
+        self._later(REFUSED_S, self._refused.pop, subscription, None)
 
     async def _read_within_limits(self, subscription: Subscription) -> Snapshot:
         """Read a snapshot; if others hold all the room there is, only a small one."""

@@ -67,7 +67,6 @@ class CloseReason(StrEnum):
     HISTORY_LOST = "the log no longer holds what the client missed"
     NEW_HISTORY = "the log began another history"
     DATABASE_AWAY = "the database is away"
-    UNREADABLE = "the rows cannot be read"
     INTERNAL_ERROR = "an internal error"
     SERVER_STOPS = "the server stops"
 

@@ -45,8 +45,8 @@ class Problem(HTTPException):
 class Unavailable(Problem):
     """The database is down or too slow: 503, try again soon."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+    def __init__(self, detail: str, code: str | None = None) -> None:
+        super().__init__(503, detail, code=code, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def problem_response(error: HTTPException) -> Response:

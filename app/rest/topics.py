@@ -12,7 +12,7 @@ from starlette.responses import Response
 from app.live.filter import OPERATORS, filter_of, format_key, parse_names, parse_parameter
 from app.live.lists import TooSlow
 from app.live.refusal import RefusalCode, SubscriptionRefused
-from app.live.rows import Outdated, Rows
+from app.live.rows import Rows
 from app.live.subscription import Request
 from app.live.table import Table
 from app.rest.problems import Problem, Unavailable
@@ -100,14 +100,14 @@ async def list_rows(request: RestRequest) -> Response:
         with using_the_database(request):
             rows = await request.state.lists.rows(asked, limit, query.options.get("after"))
     except SubscriptionRefused as refused:
+        if refused.code is RefusalCode.UNREADABLE:
+            raise Unavailable(refused.detail, refused.code) from refused
         status = STATUSES.get(refused.code, 422)
         raise Problem(status, refused.detail, field=refused.field, code=refused.code) from refused
     except TooSlow as error:
         raise Unavailable(str(error)) from error
     except asyncpg.ProgramLimitExceededError as error:
         raise Problem(422, "The list is too long for one response: add a limit.") from error
-    except Outdated as error:
-        raise Unavailable("The table is being altered; try again.") from error
     return json_response(
         b"".join((b"[", b",".join(rows.chunks), b"]")), headers=headers(request, query, rows)
     )
