@@ -5,9 +5,8 @@ from migrations.sql_files import definition, run_file, run_text
 revision = "0008"
 down_revision = "0007"
 
-# Tables that are as they were when they were last checked, so that no client has to load again
-# because the shape is written otherwise now. But the capture of a table with a deferrable key may be
-# older than that.
+# Tables that are as they were when they were last checked: no client has to load again because the
+# shape is written otherwise now. But the capture of a table may be older than its deferrable key.
 NOTE_UNCHANGED = """
     CREATE TEMPORARY TABLE unchanged AS
     SELECT relation FROM feed.topic
