@@ -437,6 +437,30 @@ async def test_a_locked_table(items: Connection, database_url: str) -> None:
     await other.close()
 
 
+async def test_a_table_that_is_emptied_while_it_is_read(
+    app: App, items: Connection, database_url: str
+) -> None:
+    """Rows are asked for while a transaction has emptied the table and not committed: the snapshot
+    is from after it, because TRUNCATE takes rows away from earlier ones (it is not MVCC-safe).
+    """
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    other = await connect(database_url)
+    async with subscriber(app.url) as client:
+        await client.loaded(await client.subscribe("/item/before", where="id=lt.2"))
+        async with other.transaction():
+            await other.execute("UPDATE items SET note = 'changed' WHERE id = 1")
+            await other.execute("TRUNCATE items")
+            held = await client.subscribe("/item", where="id=lt.3")
+            async with asyncio.timeout(10):
+                while not await items.fetchval(waiting):
+                    await asyncio.sleep(0.01)
+        await client.loaded(held)
+        await items.execute("INSERT INTO items VALUES (2, 2, 'new')")
+        await client.until(lambda: held.ids == [2])
+        assert changes(held) == ["item:create"]
+    await other.close()
+
+
 async def test_a_read_that_hangs(
     items: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,9 @@ FROM (
 # The row itself where `shown`, `identifying` and `place` are.
 RENDERED = "(rendered.row)"
 
+# Before the transaction has a snapshot: TRUNCATE, and an ALTER that rewrites the table, take rows
+# away even from older snapshots ("MVCC Caveats" in Postgres's documentation).
+LOCK = "LOCK TABLE ONLY {table} IN ACCESS SHARE MODE"
 # Read first in the rows' transaction, so of the same snapshot. `is_same`: the name is still that of
 # the topic's table. `unflushed`: the rows may contain commits that a crash would undo. `work_mem`:
 # a window that did not have the memory for a row or two ($3, in kB) would write all rows to disk.
@@ -131,6 +134,7 @@ async def read_rows(
     reading = Reading(subscription, limit_bytes, limit)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute(LOCK.format(table=table.name))
             header = await connection.fetchrow(HEADER, table.topic, table.name, memory_kb)
             if not header["is_same"]:
                 raise Outdated(f"{table.name} is not the table of {table.topic} any more")
