@@ -155,7 +155,6 @@ FUNCTIONS = {
         "trusts_type",
         "trusts",
         "needs_spelling",
-        "rows_of",
         "key_of",
         "key_is_deferrable",
         "large_json",
@@ -165,16 +164,11 @@ FUNCTIONS = {
     ),
     "0003_order.sql": (
         "may_read",
-        "chain",
         "present_rows",
-        "reorder",
         "is_in_order",
         "settle",
     ),
-    "0003_topics.sql": (
-        "drop_unused_captures",
-        "shape",
-    ),
+    "0003_topics.sql": ("drop_unused_captures",),
     "0004_topics.sql": (
         "position",
         "log_reload",
@@ -185,7 +179,6 @@ FUNCTIONS = {
         "require_owner",
         "require_watchable",
         "remove_capture",
-        "install_capture",
         "watch",
         "unwatch",
         "check_topics",
@@ -193,6 +186,7 @@ FUNCTIONS = {
     ),
     "0006_prune.sql": ("prune",),
     "0007_outline.sql": ("outline",),
+    "0008_capture.sql": ("chain", "reorder", "rows_of", "shape", "install_capture"),
 }
 
 # Watching a table puts the capture triggers on it.

@@ -276,10 +276,9 @@ BEGIN
                    'SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = ''UTC'' '
                    'SET datestyle = ''ISO'' SET intervalstyle = ''postgres'' '
                    'SET bytea_output = ''hex'' SET extra_float_digits = ''1'' '
-                   'SET quote_all_identifiers = off '
                    -- Planned when one row is updated, and used when a million are; and the
                    -- other way round.
-                   'SET enable_nestloop = off SET jit = off AS %L',
+                   'SET enable_nestloop = off SET jit = off SET quote_all_identifiers = off AS %L',
                    capture, feed.capture_body(relation, topic, setting));
     EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', capture);
     IF pg_get_userbyid(feed_owner) <> current_user THEN
