@@ -174,8 +174,8 @@ def random_namespaces(chance: random.Random, count: int) -> dict[str, list[Asked
         first = random_asked(chance, topic)
         others = [random_asked(chance, topic) for _ in range(chance.choice([0, 1, 1, 2]))]
         # Whether there is a snapshot is no part of what a client holds, so it stays.
-        alternatives = [first, *(_like(first, other) for other in others)]
-        found[f"/{topic}/{label}" if label else f"/{topic}"] = alternatives
+        alternatives = dict.fromkeys([first, *(_like(first, other) for other in others)])
+        found[f"/{topic}/{label}" if label else f"/{topic}"] = list(alternatives)
     return found
 
 
