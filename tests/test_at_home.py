@@ -20,6 +20,7 @@ from tests.support.catalog import catalog
 from tests.support.older import install_0_1_0
 from tests.support.postgres import execute, in_thread
 from tests.support.roles import Home, somebodys_database
+from tests.support.scale import scaled
 from tests.support.server import RunningServer
 from tests.support.sockets import joined, serving_here
 from tests.support.subscribers import subscriber
@@ -276,7 +277,7 @@ def step(url: str, revision: str) -> None:
 
 # Search paths
 
-SEARCH_PATHS = ["app, public", "''", '"$user", app']
+SEARCH_PATHS = scaled(['"$user", app'], ["app, public", "''", '"$user", app'])
 
 
 @pytest.mark.parametrize("search_path", SEARCH_PATHS)
@@ -362,7 +363,7 @@ class TheirProject:
         return done.stdout
 
 
-@pytest.mark.parametrize("theirs", ["0001", "0003"])
+@pytest.mark.parametrize("theirs", scaled(["0003"], ["0001", "0003"]))
 async def test_beside_the_users_own_alembic(home: Home, tmp_path: Path, theirs: str) -> None:
     """The user's alembic, with revisions of the same names, runs before and after ours: each finds
     its own revision, and neither touches the other's.

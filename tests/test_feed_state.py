@@ -22,6 +22,7 @@ from app.feed import health, pacing
 from tests.support.feeds import eventually
 from tests.support.node_client import node_client
 from tests.support.proxy import Proxy, proxied
+from tests.support.scale import scaled
 from tests.support.server import RunningServer
 from tests.support.sockets import (
     App,
@@ -318,7 +319,7 @@ async def test_a_node_that_stood_still(app: App, connection: Connection) -> None
     silence, so nobody is told of an outage.
     """
     async with joined(app.url) as client:
-        for number in range(3):
+        for number in range(scaled(1, 10)):
             asyncio.get_running_loop().call_soon(time.sleep, health.SILENT_S + 0.5)
             await asyncio.sleep(0)
             await insert(connection, f"{number}")
