@@ -155,6 +155,7 @@ FUNCTIONS = {
         "trusts_type",
         "trusts",
         "needs_spelling",
+        "rows_of",
         "key_of",
         "key_is_deferrable",
         "large_json",
@@ -186,7 +187,7 @@ FUNCTIONS = {
     ),
     "0006_prune.sql": ("prune",),
     "0007_outline.sql": ("outline",),
-    "0008_capture.sql": ("chain", "reorder", "rows_of", "shape", "install_capture"),
+    "0008_capture.sql": ("chain", "reorder", "shape", "install_capture"),
 }
 
 # Watching a table puts the capture triggers on it.
@@ -199,5 +200,6 @@ TRIGGERS = """
 # Of the functions, as far as it is not in their texts.
 RIGHTS = """
     REVOKE ALL ON ALL FUNCTIONS IN SCHEMA feed FROM PUBLIC;
-    ALTER FUNCTION feed.check_topics() SECURITY DEFINER
+    ALTER FUNCTION feed.check_topics() SECURITY DEFINER;
+    ALTER FUNCTION feed.rows_of(regclass, text) SECURITY DEFINER
 """

@@ -188,27 +188,6 @@ BEGIN
 END
 $$;
 
--- The rows of a table, or of a transition table with its columns, as an item of a FROM clause.
--- Columns whose types are not trusted are given as text, or as an array of texts. What is trusted is
--- the same whoever asks: a server with a role of its own must read rows as the log has them.
-CREATE OR REPLACE FUNCTION feed.rows_of(relation regclass, source text) RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT CASE WHEN NOT feed.needs_spelling(relation) THEN source ELSE (
-        SELECT format('(SELECT %s FROM %s)', string_agg(format(CASE
-                   WHEN attgenerated = 'v' THEN '(%2$s) AS %1$I'
-                   WHEN feed.trusts_type(atttypid) THEN '%1$I'
-                   WHEN typcategory = 'A'
-                       THEN 'CASE num_nulls(%1$I) WHEN 0 THEN format(''%%s'', %1$I)::text[] END AS %1$I'
-                   ELSE 'CASE num_nulls(%1$I) WHEN 0 THEN format(''%%s'', %1$I) END AS %1$I'
-               END, attname, pg_get_expr(adbin, adrelid)), ', ' ORDER BY attnum), source)
-        FROM pg_attribute
-        JOIN pg_type ON pg_type.oid = atttypid
-        LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-        WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped
-    ) END
-$$;
-
 -- Everything about a table that makes its clients load it again when it changes: columns (`xmin`
 -- shows every ALTER COLUMN, even one that rewrites the values), what values of their types look
 -- like, however deep one type is in another, and who owns the types, triggers, children, the key.
