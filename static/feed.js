@@ -23,7 +23,8 @@
  *
  * What it does not guarantee
  *   Changes of one transaction come one by one. Numbers above Number.MAX_SAFE_INTEGER lose digits in JSON.parse, so
- *   two rows with such keys may become one: use text or uuid for them.
+ *   two rows with such keys may become one: use text or uuid for them. (If they are among the rows that are loaded, the
+ *   state is `refused`.)
  *
  * Connections
  *   Feeds share one connection, each in a namespace of its own: `/order`, and `/order/2` and so on for more Feeds of one
@@ -131,7 +132,6 @@
  * @property {() => any} disconnect
  */
 
-const OPTIONS = ['io', 'topic', 'where', 'columns', 'label', 'old', 'timing', 'server', 'path'];
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 5_000;
 // A server that answers and refuses will hardly change its mind within seconds.
@@ -210,19 +210,20 @@ export class Feed {
   #handingOver;
 
   /** @param {FeedOptions} options */
-  constructor(options) {
-    const {
-      io,
-      topic,
-      where = '',
-      columns = '',
-      label,
-      old = false,
-      timing = false,
-      server = new URL('.', import.meta.url),
-      path = 'socket.io-client',
-    } = options;
-    check(options);
+  constructor({
+    io,
+    topic,
+    where = '',
+    columns = '',
+    label,
+    old = false,
+    timing = false,
+    server = new URL('.', import.meta.url),
+    path = 'socket.io-client',
+    ...unknown
+  }) {
+    check(io, topic, server);
+    for (const name of Object.keys(unknown)) console.warn(`Feed: there is no option ${name}.`);
     const base = new URL(server);
     if (!base.pathname.endsWith('/')) base.pathname += '/';
     /** @type {Record<string, string | boolean>} */
@@ -411,7 +412,11 @@ export class Feed {
   #arrived(some) {
     if (!this.#arriving) return;
     const { key, rows } = this.#arriving;
+    const before = rows.size;
     for (const row of some) rows.set(keyIn(row, key), row);
+    if (rows.size === before + some.length) return;
+    const detail = `Several rows of ${this.#options.topic} have the same ${key} in JavaScript, where numbers above 2^53 lose digits: use text or uuid.`;
+    this.#refused({ code: 'same_key', detail, field: 'topic' });
   }
 
   /** @param {string} offset */
@@ -544,16 +549,15 @@ export class Feed {
   }
 }
 
-/** Throw for options that cannot work; warn of those that there are not.
- * @param {FeedOptions} options */
-function check({ io, topic, server = import.meta.url, ...others }) {
+/** Throw for options that cannot work.
+ * @param {IO | Manager} io
+ * @param {string} topic
+ * @param {string | URL} server */
+function check(io, topic, server) {
   if (!io) throw new TypeError("Feed: io must be socket.io-client's `io`, or a Manager of it.");
   if (!topic) throw new TypeError('Feed: topic must name a topic.');
   if (typeof io === 'function' && !/^https?:/.test(String(server))) {
     throw new TypeError("Feed: server must be the server's URL, as in 'http://127.0.0.1:8000'.");
-  }
-  for (const name of Object.keys(others)) {
-    if (!OPTIONS.includes(name)) console.warn(`Feed: there is no option ${name}; there are ${OPTIONS.join(', ')}.`);
   }
 }
 

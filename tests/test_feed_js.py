@@ -514,6 +514,25 @@ async def test_a_table_that_loses_its_key(server: RunningServer, orders: Connect
         assert sorted(seen.keys) == ['["gone",1]', '["gone",3]', '["open",2]']
 
 
+async def test_keys_that_javascript_cannot_tell_apart(
+    server: RunningServer, orders: Connection
+) -> None:
+    """Two rows have keys that are one number in JavaScript: their Feed shows none of them and says
+    why; with one of them, it is live.
+    """
+    await orders.execute(
+        "ALTER TABLE orders ALTER id TYPE bigint;"
+        "INSERT INTO orders VALUES (9007199254740992, 'huge'), (9007199254740993, 'huge');"
+    )
+    async with feeds(server, {"topic": "order", "where": "status=eq.huge"}) as followers:
+        [seen] = await followers.until_state("refused")
+        assert seen.problem is not None and seen.problem["code"] == "same_key"
+        assert seen.rows == []
+        await orders.execute("DELETE FROM orders WHERE id = 9007199254740993")
+        await followers.ask("start 0")
+        await followers.until(lambda seen: seen[0].keys == [9007199254740992])
+
+
 @pytest.mark.parametrize("label", ["same", "", "2"])
 async def test_feeds_of_one_label_and_one_manager(
     server: RunningServer, orders: Connection, label: str
@@ -552,7 +571,7 @@ async def test_a_state_is_told_once(server: RunningServer, orders: Connection) -
         ("{ io, server: 'http://127.0.0.1' }", "topic must name"),
         ("{ io, topic: 'order' }", "server must be the server's URL"),
         ("{ io, topic: 'order', server: '127.0.0.1:8000' }", "server must be the server's URL"),
-        ("{ io, topic: 'order', server: 'http://127.0.0.1', wher: '' }", "no option wher; there"),
+        ("{ io, topic: 'order', server: 'http://127.0.0.1', wher: '' }", "no option wher."),
     ],
 )
 async def test_options_that_cannot_work(options: str, complaint: str) -> None:
