@@ -10,6 +10,7 @@ import contextlib
 import json
 import random
 import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class WithoutPid(Namespace):
         self.offset = None
 
 
-class Client:
+class Client(ABC):
     """A client that connects again and again."""
 
     kind: type[Namespace] = Namespace
@@ -108,9 +109,9 @@ class Client:
                 await self.listen()
             await asyncio.sleep(RETRY_S)
 
+    @abstractmethod
     async def listen(self) -> None:
         """Follow one connection until it ends."""
-        raise NotImplementedError
 
 
 class PythonClient(Client):
