@@ -47,7 +47,7 @@ class Inbox:
     def unsent_bytes(self) -> int:
         return 0
 
-    def unread_bytes(self) -> int:
+    def progress(self) -> int:
         return 0
 
     async def drained(self) -> None: ...
@@ -60,12 +60,14 @@ class Counted:
     def __init__(self, filters: Iterable[str]) -> None:
         self.audience = Audience()
         self.evaluations = 0
+        self.subscribers: list[Subscriber] = []
         self.inboxes = {where: Inbox() for where in filters}
         for where, inbox in self.inboxes.items():
             condition = Condition(TABLE, parse_filter(where))
             condition.matches = self.counting(condition.matches)
             subscriber = Subscriber(inbox, NamespaceEncoder("/order", False), NotGreeted())
             subscriber.subscription = Subscription(TABLE, condition, None, False, EVERYBODY)
+            self.subscribers.append(subscriber)
             self.audience.add(subscriber)
 
     def counting(self, matches: Any) -> Any:
@@ -110,6 +112,18 @@ def test_the_right_ones_get_events() -> None:
     assert counted.send(MOVED, CREATED, DESTROYED) == {
         "customer_id=eq.7": ["destro", "create"], "customer_id=eq.8": ["create", "destro"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["customer_id=in.()", "customer_id=in.()&id=gt.0"])
+def test_filters_that_nothing_can_match(where: str) -> None:
+    """Subscriptions to none of the values come and go beside others, and hear of a reload."""
+    counted = Counted([where, "customer_id=eq.7"])
+    assert list(counted.send(MOVED)) == ["customer_id=eq.7"]
+    counted.send(WITHOUT_OLD)
+    assert len(counted.reloading) == 2
+    for subscriber in reversed(counted.subscribers):
+        counted.audience.discard(subscriber)
+    assert len(counted.audience) == 0 and not list(counted.audience.groups)
 
 
 def test_others_are_evaluated() -> None:

@@ -33,21 +33,26 @@ class Group:
 
 
 class ValueIndex:
-    """The groups whose filters ask for certain values of one column of a table."""
+    """The groups whose filters ask for certain values of one column of a table: any number of
+    them, also none.
+    """
 
     def __init__(self, table: Table, column: str) -> None:
         self._table = table
         self._column = column
+        self._all: dict[Group, None] = {}
         self._groups: dict[Value, dict[Group, None]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._groups)
+        return bool(self._all)
 
     def add(self, group: Group, values: Iterable[Value]) -> None:
+        self._all[group] = None
         for value in values:
             self._groups.setdefault(value, {})[group] = None
 
     def discard(self, group: Group, values: Iterable[Value]) -> None:
+        del self._all[group]
         for value in values:
             groups = self._groups[value]
             del groups[group]
@@ -55,8 +60,7 @@ class ValueIndex:
                 del self._groups[value]
 
     def __iter__(self) -> Iterator[Group]:
-        """All groups, each once."""
-        return iter({group: None for groups in self._groups.values() for group in groups})
+        return iter(self._all)
 
     def concerned(self, changes: TopicChanges) -> dict[Group, list[int]]:
         """Return which changes each group must look at. Raises Unjudgeable."""
