@@ -270,6 +270,17 @@ async def test_a_types_cast_never_runs_with_the_feeds_rights(
     assert await connection.fetchval("SELECT count(*) FROM bob.evidence") == 0
 
 
+async def test_ranges_are_only_as_trusted_as_what_they_consist_of(
+    connection: Connection, bob: Connection
+) -> None:
+    """The feed's owner has a range type over a domain of another role, whose check would run."""
+    await bob.execute("CREATE DOMAIN tame AS int CHECK (value > 0)")
+    await connection.execute("CREATE TYPE spans AS RANGE (SUBTYPE = bob.tame)")
+    trusts = "SELECT feed.trusts_type($1::text::regtype, from_text => true)"
+    found = [await connection.fetchval(trusts, name) for name in ("spans", "spans[]", "int4range")]
+    assert found == [False, False, True]
+
+
 async def test_types_of_roles_that_can_act_as_the_feed_are_rendered_whole(
     connection: Connection,
 ) -> None:

@@ -52,6 +52,28 @@ async def test_each_step_down_and_up(empty_database_url: str) -> None:
         await asyncio.to_thread(command.downgrade, configuration(url), "-1")
 
 
+async def test_unchanged_tables_are_not_loaded_again(empty_database_url: str) -> None:
+    """A revision writes the shape of tables in another way: those that are as they were are found
+    so after it and after the step back, and what has changed is noticed all the same.
+    """
+    url = empty_database_url
+    await asyncio.to_thread(command.upgrade, configuration(url), "0007")
+    await execute(
+        url,
+        "CREATE TYPE mood AS ENUM ('sad', 'glad');"
+        "CREATE TABLE same (id int PRIMARY KEY, m mood); CREATE TABLE other (id int PRIMARY KEY);"
+        "SELECT feed.watch('same', 'same'), feed.watch('other', 'other')",
+    )
+    connection = await connect(url)
+    up, down = command.upgrade, command.downgrade
+    for number, (move, step) in enumerate([(up, "+1"), (up, "+1"), (down, "-1"), (down, "-1")]):
+        await connection.execute(f"ALTER TABLE other ADD c{number} int")
+        await asyncio.to_thread(move, configuration(url), step)
+        checked = await connection.fetch("SELECT topic FROM feed.check_topics()")
+        assert [row["topic"] for row in checked] == ["other"]
+    await connection.close()
+
+
 async def test_a_step_down_without_tables_that_cannot_be_watched(empty_database_url: str) -> None:
     """Watched tables were dropped, or have lost their key or their independence, and nobody has
     looked since: a downgrade forgets them.
@@ -87,6 +109,7 @@ RELEASED = {
     "0006": "2a8691bbc030235c122bf2e6064a6886",
     "0007": "8f6f28b852cf10f6717965ccce2cbc4d",
     "0008": "ba03323200e006c1554b53eadbb82495",
+    "0009": "db56f8e1bf3d28ff54e03f47a45f7534",
 }
 
 

@@ -30,11 +30,13 @@ NOTICED = [
      "ALTER TYPE mood RENAME VALUE 'x' TO 'glad'", None),
     ("ALTER TYPE mood RENAME VALUE 'sad' TO 'x'; ALTER TYPE mood RENAME VALUE 'x' TO 'sad'", None),
     ("ALTER TYPE weather RENAME VALUE 'rain' TO 'snow'", None),
+    ("ALTER TYPE size RENAME VALUE 'large' TO 'huge'", None),
+    ("CREATE CAST (mood AS json) WITH FUNCTION shown(mood)", None),
     ("ALTER TABLE watched DROP CONSTRAINT watched_pkey, ADD PRIMARY KEY (id) DEFERRABLE", None),
     ("ALTER TYPE pair RENAME ATTRIBUTE n TO number", None),
     ("ALTER TABLE watched SET UNLOGGED",
      "public.watched cannot be watched: only ordinary, permanent tables can."),
-    ("CREATE TABLE papa (id int NOT NULL, v text, m mood, p pair, s outside);"
+    ("CREATE TABLE papa (id int NOT NULL, v text, m mood, p pair, s outside, r many_sizes);"
      "ALTER TABLE watched INHERIT papa",
      "its table has a parent: what is written through that is not captured"),
     ("BEGIN; ALTER TABLE watched DISABLE TRIGGER ALL; INSERT INTO watched VALUES (2);"
@@ -57,9 +59,13 @@ async def watched(connection: Connection) -> Connection:
     await connection.execute(
         """
         CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TYPE pair AS (n int, s text);
-        CREATE TYPE weather AS ENUM ('sun', 'rain');
+        CREATE TYPE weather AS ENUM ('sun', 'rain'); CREATE TYPE size AS ENUM ('small', 'large');
+        CREATE TYPE sizes AS RANGE (SUBTYPE = size, MULTIRANGE_TYPE_NAME = many_sizes);
         CREATE DOMAIN inside AS weather; CREATE DOMAIN outside AS inside;
-        CREATE TABLE watched (id int PRIMARY KEY, v text, m mood, p pair, s outside)
+        CREATE FUNCTION shown(mood) RETURNS json LANGUAGE sql AS $$SELECT to_json($1::text)$$;
+        CREATE TABLE watched (
+            id int PRIMARY KEY, v text, m mood, p pair, s outside, r many_sizes
+        )
         """
     )
     await connection.execute("SELECT feed.watch('watched', 'watched')")

@@ -152,7 +152,6 @@ FUNCTIONS = {
         "ring",
         "begin_statement",
         "rekey",
-        "trusts_type",
         "trusts",
         "needs_spelling",
         "rows_of",
@@ -187,7 +186,8 @@ FUNCTIONS = {
     ),
     "0006_prune.sql": ("prune",),
     "0007_outline.sql": ("outline",),
-    "0008_capture.sql": ("chain", "reorder", "shape", "install_capture"),
+    "0008_capture.sql": ("chain", "reorder", "install_capture"),
+    "0009_types.sql": ("types_within", "trusts_type", "shape"),
 }
 
 # Watching a table puts the capture triggers on it.
