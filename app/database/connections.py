@@ -1,5 +1,6 @@
 """Connections to Postgres, with the same session settings, and the errors of an unavailable one."""
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -252,8 +253,13 @@ async def borrowed(pool: Pool, timeout: float | None = None) -> AsyncIterator[Co
     try:
         yield connection
     finally:
-        with suppress(*UNAVAILABLE):
-            await pool.release(connection, timeout=RELEASE_TIMEOUT_S)
+        # In a task of its own: if this wait is cancelled, too, somebody must still hear of errors.
+        await asyncio.shield(asyncio.create_task(_give_back(pool, connection)))
+
+
+async def _give_back(pool: Pool, connection: Connection) -> None:
+    with suppress(*UNAVAILABLE):
+        await pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
 
 async def create_pool(settings: Settings) -> Pool:
