@@ -63,6 +63,7 @@ PEACE_TIMEOUT_S = 120.0  # for faults to finish
 DELIVERY_TIMEOUT_S = 120.0  # since the last arrival, when waiting for everything
 BACKLOG_TIMEOUT_S = 600.0  # after the planned time
 STOP_TIMEOUT_S = 30.0
+CANCEL_AGAIN_S = 5.0
 OVERLAP = 10_000  # transaction ids that may have been reused after a crash
 LOG_ROWS = 5_000  # read at once
 NOWHERE = "127.0.0.1", 9  # nothing listens there
@@ -704,11 +705,14 @@ async def first(*awaitables: Any) -> None:
 
 
 async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they have ended."""
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+    """Cancel tasks until they have ended: the error of a statement that fails just then can take the
+    place of a cancellation, and a writer goes on after errors. Raises TimeoutError.
+    """
+    async with asyncio.timeout(STOP_TIMEOUT_S):
+        while running := [task for task in tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
 
 
 @contextlib.asynccontextmanager
