@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -117,9 +118,11 @@ async def test_a_client_that_reads_slowly_but_steadily(
     items: Connection, database_url: str, reads: bool
 ) -> None:
     """A client takes 16 kB at a time, so that what the kernel holds for it lasts much longer than a
-    client may read nothing: it gets all rows. One that reads nothing is disconnected.
+    client may read nothing. It gets all rows of two subscriptions, and those of a short one do not
+    wait for them. One that reads nothing is disconnected.
     """
     await items.execute("UPDATE items SET note = repeat(note, 12)")
+    few = f"40/item/few,{json.dumps({'where': 'id=lt.500'})}"
     async with serving_here(database_url, client_stall=0.5) as app:
         host, port = app.url.removeprefix("http://").split(":")
         with socket.socket() as connection:
@@ -128,16 +131,48 @@ async def test_a_client_that_reads_slowly_but_steadily(
             loop = asyncio.get_running_loop()
             await loop.sock_connect(connection, (host, int(port)))
             await loop.sock_sendall(connection, UPGRADE)
-            await loop.sock_sendall(connection, client_frame(FINAL | TEXT, b"40/item,"))
-            end = b""
+            for packet in ("40/item,", "40/item/2,"):
+                await loop.sock_sendall(connection, client_frame(FINAL | TEXT, packet.encode()))
+            end, loaded = b"", []
+            has_asked = False
             async with asyncio.timeout(60):
-                while reads and b'["feed:loaded"' not in end:
+                while reads and len(loaded) < 3:
                     part = await loop.sock_recv(connection, 16_384)
                     assert part, "disconnected"
-                    end = end[-100:] + part
+                    end += part
+                    if b'["feed:rows"' in end and not has_asked:
+                        has_asked = True
+                        asking = client_frame(FINAL | TEXT, few.encode())
+                        await loop.sock_sendall(connection, asking)
+                    loaded += re.findall(rb'42(/[^,]*),\["feed:loaded"', end)
+                    end = end.rpartition(b'["feed:loaded"')[2][-100:]
                     await asyncio.sleep(0.004)  # its pace
+            assert not reads or loaded[0] == b"/item/few"
             if not reads:
                 await eventually(lambda: app.socketio.stats().closed[CloseReason.STALLED])
+
+
+async def test_a_client_that_polls_slowly_but_steadily(
+    items: Connection, database_url: str
+) -> None:
+    """By polls, a client takes the rows of two subscriptions for longer than it may read nothing:
+    the two take turns.
+    """
+    await items.execute("UPDATE items SET note = repeat(note, 12)")
+    async with (
+        serving_here(database_url, client_stall=0.5) as app,
+        httpx.AsyncClient(base_url=app.url) as http,
+    ):
+        client = PollingClient(http)
+        await client.open()
+        await client.post("40/item,\x1e40/item/2,")
+        seen: list[str] = []
+        async with asyncio.timeout(60):
+            while sum('["feed:loaded"' in packet for packet in seen) < 2:
+                seen += await client.poll()
+                await asyncio.sleep(0.1)  # its pace
+        of_rows = ["/item/2," in packet[:10] for packet in seen if '["feed:rows"' in packet]
+        assert 0.3 < of_rows[: len(of_rows) // 2].count(True) / (len(of_rows) // 2) < 0.7
 
 
 async def test_a_snapshot_that_is_too_large(items: Connection, database_url: str) -> None:

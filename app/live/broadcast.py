@@ -470,12 +470,12 @@ class Broadcast:
         """Wait until a subscriber has read what it was sent. Raises Stalled if it reads nothing."""
         while True:
             transport = subscriber.transport
-            unread = transport.unread_bytes()
+            progress = transport.progress()
             try:
                 async with asyncio.timeout(self._limits.stall_s):
                     await transport.drained()
             except TimeoutError:
-                if transport.unread_bytes() >= unread:
+                if transport.progress() <= progress:
                     raise Stalled from None
                 continue
             if transport is subscriber.transport:

@@ -83,11 +83,13 @@ class Transport(Protocol):
     def unsent_bytes(self) -> int:
         """How much has been written that the client has not read."""
 
-    def unread_bytes(self) -> int:
-        """The same with what the operating system holds, as far as it tells."""
+    def progress(self) -> int:
+        """A number that grows whenever the client reads, whatever is written meanwhile."""
 
     async def drained(self) -> None:
-        """Wait until little is unsent, or until the transport is closed."""
+        """Wait until little is unsent, or until the transport is closed. Those who wait take turns:
+        whoever has written waits behind all others.
+        """
 
     def close(self, reason: CloseReason) -> None:
         """Disconnect. The owner of the transport then calls `Broadcast.leave`."""

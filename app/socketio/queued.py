@@ -38,13 +38,14 @@ class QueuedSession(Session):
     once the client has sent its probe.
     """
 
-    __slots__ = ("_last_poll", "_polling", "_queue", "_reason", "_unsent_bytes",
+    __slots__ = ("_last_poll", "_polling", "_queue", "_reason", "_taken", "_unsent_bytes",
                  "_waiters", "candidate", "prober", "upgraded")  # fmt: skip
 
     def __init__(self, keeper: Keeper, sid: str) -> None:
         super().__init__(keeper, sid)
         self._queue: deque[str] = deque()
         self._unsent_bytes = 0
+        self._taken = 0  # packets so far
         self._waiters: list[asyncio.Future[None]] = []
         self._polling = False
         self._last_poll = ""
@@ -72,15 +73,20 @@ class QueuedSession(Session):
     def unsent_bytes(self) -> int:
         return self._unsent_bytes
 
-    async def drained(self) -> None:
-        while len(self._queue) > POLL_PACKETS and not self.closed:
-            await self._change()
+    def progress(self) -> int:
+        """The packets that polls, or the task that serves a WebSocket, have taken."""
+        return self._taken
+
+    def is_full(self) -> bool:
+        return len(self._queue) > POLL_PACKETS
 
     def take(self, limit: int | None = None) -> list[str]:
         """Take packets out of the queue, the oldest first: all, or `limit` at most."""
         count = len(self._queue) if limit is None else min(limit, len(self._queue))
         packets = [self._queue.popleft() for _ in range(count)]
         self._unsent_bytes -= sum(map(len, packets))
+        self._taken += count
+        self.give_turns()
         self._wake()
         return packets
 
@@ -211,12 +217,14 @@ class QueuedSession(Session):
         """Yield to another session, and return the unsent packets."""
         packets = self.take()
         self.closed = self.upgraded = True
+        self.give_turns()
         self._wake()
         return packets
 
     def close(self, reason: CloseReason) -> None:
         if not self.closed:
             self.closed, self._reason = True, reason
+            self.give_turns()
             self._wake()
             self.keeper.ended(self, reason)
 

@@ -1,5 +1,6 @@
 """One Engine.IO session, whatever carries it: what a client may send, heartbeats, the end."""
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -55,7 +56,8 @@ class Keeper(Protocol):
 class Session(ABC):
     """What all transports have in common. The methods that write are the transports' own."""
 
-    __slots__ = ("_inbound", "_window", "closed", "ended", "keeper", "sid", "subscribers")
+    __slots__ = ("_inbound", "_turns", "_window", "closed", "ended", "keeper", "sid",
+                 "subscribers")  # fmt: skip
 
     def __init__(self, keeper: Keeper, sid: str) -> None:
         self.keeper = keeper
@@ -65,6 +67,7 @@ class Session(ABC):
         self.ended: frozenset[str] = frozenset()  # namespaces that were joined and then refused
         self._inbound = 0
         self._window = 0
+        self._turns: tuple[asyncio.Future[None], ...] = ()  # of those who wait until it is drained
 
     def __str__(self) -> str:
         return self.sid
@@ -86,13 +89,31 @@ class Session(ABC):
     def unsent_bytes(self) -> int:
         """How much has been written that the client has not read."""
 
-    def unread_bytes(self) -> int:
-        """The same with what the operating system holds, as far as it tells."""
-        return self.unsent_bytes()
+    @abstractmethod
+    def progress(self) -> int:
+        """A number that grows whenever the client reads, whatever is written meanwhile."""
 
     @abstractmethod
+    def is_full(self) -> bool:
+        """Whether much is unsent."""
+
     async def drained(self) -> None:
-        """Wait until little is unsent, or until the session is closed."""
+        """Wait until little is unsent, or until the session is closed. Those who wait take turns:
+        whoever has written waits behind all others.
+        """
+        while self.is_full() and not self.closed:
+            turn = asyncio.get_running_loop().create_future()
+            self._turns += (turn,)
+            await turn
+
+    def give_turns(self) -> None:
+        """Let those who wait until little is unsent write, one after the other, until much is."""
+        if self._turns and (self.closed or not self.is_full()):
+            turn, *others = self._turns
+            self._turns = tuple(others)
+            if not turn.done():  # nobody waits any more
+                turn.set_result(None)
+            asyncio.get_running_loop().call_soon(self.give_turns)
 
     def write(self, message: Frames) -> None:
         """Write regardless of how much is unsent."""

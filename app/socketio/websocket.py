@@ -4,11 +4,9 @@ That is all an idle client costs. Nothing here is a coroutine but `drained`.
 """
 
 import asyncio
-from contextlib import suppress
-from fcntl import ioctl
+import socket
+import sys
 from functools import partial
-from sys import byteorder
-from termios import TIOCOUTQ
 
 from app.live.subscriber import CloseReason
 from app.socketio.codec import CONFIRM, PROBE, PROBE_ANSWER
@@ -29,6 +27,9 @@ from app.socketio.session import INBOUND_BYTES, Keeper, Session
 # A client that closes, or is told why, usually has little unsent; otherwise the connection is
 # aborted.
 PARTING_BYTES = 64 * 1024
+# `tcpi_bytes_acked` in `struct tcp_info` (linux/tcp.h).
+BYTES_ACKED = slice(120, 128)
+TCP_INFO_BYTES = 128
 PARTING_CODES = {
     CloseReason.CLIENT_CLOSED: CloseCode.NORMAL,
     CloseReason.PROTOCOL_ERROR: CloseCode.PROTOCOL_ERROR,
@@ -42,7 +43,7 @@ class WebSocketSession(Session, asyncio.Protocol):
     that session.
     """
 
-    __slots__ = ("_drained", "_fragments", "_is_text", "_paused", "_transport", "_unparsed",
+    __slots__ = ("_fragments", "_is_text", "_paused", "_transport", "_unparsed",
                  "_upgraded_from")  # fmt: skip
 
     def __init__(
@@ -59,7 +60,6 @@ class WebSocketSession(Session, asyncio.Protocol):
         self._fragments: bytearray | None = None
         self._is_text = False
         self._paused = False
-        self._drained: asyncio.Future[None] | None = None
 
     # Going out
 
@@ -78,32 +78,32 @@ class WebSocketSession(Session, asyncio.Protocol):
     def unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
 
-    def unread_bytes(self) -> int:
-        """The kernel holds megabytes for a slow client and makes room in large steps, so what is
-        unsent may not change for long although the client reads.
+    def progress(self) -> int:
+        """The bytes that the client's machine has acknowledged, where the system tells. What is
+        unsent says less: others write meanwhile, and the kernel, which holds megabytes for a slow
+        client, makes room in large steps.
         """
-        held = bytearray(4)
-        with suppress(OSError, AttributeError, ValueError):
-            ioctl(self._transport.get_extra_info("socket").fileno(), TIOCOUTQ, held)
-        return self.unsent_bytes() + int.from_bytes(held, byteorder)
+        return self._acknowledged_bytes() or -self.unsent_bytes()
 
-    async def drained(self) -> None:
-        while self._paused and not self.closed:
-            if self._drained is None:
-                self._drained = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._drained)
+    def _acknowledged_bytes(self) -> int:
+        if sys.platform != "linux":
+            return 0
+        try:
+            own = self._transport.get_extra_info("socket")
+            info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+        except OSError:  # it is closed
+            return 0
+        return int.from_bytes(info[BYTES_ACKED], sys.byteorder)
+
+    def is_full(self) -> bool:
+        return self._paused
 
     def pause_writing(self) -> None:
         self._paused = True
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._drained is not None:
-            self._drained.set_result(None)
-            self._drained = None
+        self.give_turns()
 
     # Coming in
 
@@ -234,7 +234,7 @@ class WebSocketSession(Session, asyncio.Protocol):
         self.closed = True
         self._unparsed = self._fragments = None
         self.keeper.unfinished.release(self)
-        self._wake()
+        self.give_turns()
         if self._upgraded_from is not None:
             self._upgraded_from.end_probe(self)
             self._upgraded_from = None

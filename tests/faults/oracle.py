@@ -705,8 +705,8 @@ async def first(*awaitables: Any) -> None:
 
 
 async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until they have ended: the error of a statement that fails just then can take the
-    place of a cancellation, and a writer goes on after errors. Raises TimeoutError.
+    """Cancel tasks until they have ended: the error of a statement that fails just then can take
+    the place of a cancellation, and a writer goes on after errors. Raises TimeoutError.
     """
     async with asyncio.timeout(STOP_TIMEOUT_S):
         while running := [task for task in tasks if not task.done()]:
