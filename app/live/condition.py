@@ -53,7 +53,7 @@ Texts: TypeAlias = dict[tuple[str, str], str]
 
 
 LONG: Value = object()
-"""A value that is not NULL and takes more than SHORT_MEMBER_BYTES."""
+"""A value that is not NULL and takes more than SHORT_MEMBER_BYTES, so none that filters name."""
 
 
 class Unjudgeable(Exception):
@@ -341,11 +341,6 @@ def _values(table: Table, comparison: Comparison) -> tuple[Value, ...]:
     return tuple(dict.fromkeys(kind.read(text) for text in comparison.values))
 
 
-def _are_short(comparison: Comparison) -> bool:
-    """Whether LONG is none of the constants. Only numbers may be as long as that."""
-    return all(len(text) <= SHORT_MEMBER_BYTES for text in comparison.values)
-
-
 def _best_equality(table: Table, filter: Filter) -> tuple[str, tuple[Value, ...]] | None:
     """Return the equality that fewest rows are expected to satisfy."""
     found = [(table.column(column).kind.is_coarse, len(values), column, values)
@@ -364,7 +359,7 @@ def _equalities(table: Table, filter: Filter) -> Iterator[tuple[str, tuple[Value
                 yield from _equalities(table, part)
     elif filter.negated:
         return
-    elif filter.operator in ("eq", "in") and _are_short(filter):
+    elif filter.operator in ("eq", "in"):
         yield filter.column, _values(table, filter)
     elif filter.operator == "is" and filter.values[0] in ("true", "false"):
         yield filter.column, (filter.values[0] == "true",)
@@ -376,25 +371,11 @@ def _test(table: Table, filter: Filter, outcome: bool) -> Test:
     """
     wanted = outcome != filter.negated
     if isinstance(filter, Comparison):
-        test = _comparison_test(filter, _values_or_words(table, filter), wanted)
-        is_sure = filter.operator not in ORDERINGS and _are_short(filter)
-        can_be_long = table.column(filter.column).kind.can_be_long
-        return _unless_long(filter.column, test) if can_be_long and not is_sure else test
+        return _comparison_test(filter, _values_or_words(table, filter), wanted)
     tests = tuple(_test(table, part, wanted) for part in filter.parts)
     if (filter.connective == "and") == wanted:
         return _all_of(tests)
     return _any_of(tests)
-
-
-def _unless_long(column: str, test: Test) -> Test:
-    """Return a test that raises Unjudgeable for a value of which only the length is known."""
-
-    def judge(row: RowValues) -> bool:
-        if row[column] is LONG:
-            raise Unjudgeable(f"the row has only the outline of {shown(column)}")
-        return test(row)
-
-    return judge
 
 
 def _all_of(tests: tuple[Test, ...]) -> Test:

@@ -47,7 +47,8 @@ class Kind:
     `read` returns the value of a JSON text other than `null`, or raises ValueError. `limitation`
     says why there are no other operators. `is_coarse`: few different values are shared by all rows.
     `labels`: the values of an enum (None: not an enum). `can_be_long`: a value may be too long for
-    the outline of a row.
+    the outline of a row, and then differs from all that are not. (A long number does not: it may
+    have nothing but zeros at its end.)
     """
 
     name: str
@@ -173,7 +174,7 @@ def _unreadable(text: str) -> ValueError:
 ALL = EQUALITY | ORDER | NULLNESS
 
 INTEGER = Kind("integer", ALL, read_integer)
-NUMERIC = Kind("numeric", ALL, read_numeric, can_be_long=True)
+NUMERIC = Kind("numeric", ALL, read_numeric)
 FLOAT = Kind("float", ALL, read_float)
 UUID = Kind("uuid", ALL, read_uuid)
 DATE = Kind("date", ALL, read_date, has_relative_words=True)

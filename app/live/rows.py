@@ -88,6 +88,13 @@ UNREADABLE_VALUE = (
 )  # fmt: skip
 
 
+# What comes of a statement about a table that is not what it was: its name, its schema, a column, a
+# type.
+OUTDATED = (
+    asyncpg.SyntaxOrAccessError, asyncpg.InvalidSchemaNameError, asyncpg.DataError, Unjudgeable
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of a subscription as of an offset: JSON texts in UTF-8, `chunks` of several rows
@@ -146,7 +153,7 @@ async def read_rows(
     except asyncpg.InsufficientPrivilegeError as error:
         report_privilege(connection.get_settings().session_authorization, table, error)
         raise no_right(table, error) from error
-    except (asyncpg.SyntaxOrAccessError, asyncpg.DataError, Unjudgeable) as error:
+    except OUTDATED as error:
         raise Outdated(str(error)) from error
     except asyncpg.QueryCanceledError as error:
         raise SubscriptionRefused(
