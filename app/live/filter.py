@@ -100,7 +100,7 @@ def comparisons(filter: Filter) -> Iterator[Comparison]:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Parse names of columns, separated by commas: `id,status,"odd, name"`.
+    """Parse names of columns, separated by commas: `id,status,"odd, name"`; each comes once.
 
     Raises SubscriptionRefused.
     """
@@ -110,7 +110,7 @@ def parse_names(text: str) -> tuple[str, ...]:
     while not reader.at_end():
         reader.require(",", "between names of columns")
         names.append(reader.name())
-    return tuple(names)
+    return tuple(dict.fromkeys(names))
 
 
 def parse_list(text: str) -> tuple[str, ...]:
