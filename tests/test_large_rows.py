@@ -10,10 +10,12 @@ import pytest
 from app.database.connections import Connection
 from app.feed import log
 from tests.support.feeds import eventually
+from tests.support.floods import Watch
 from tests.support.node_client import node_client
 from tests.support.python_client import Things
 from tests.support.scale import scaled
 from tests.support.server import RunningServer
+from tests.support.subscribers import subscriber
 from tests.support.writing import current_offset, insert
 
 pytestmark = pytest.mark.database
@@ -62,6 +64,28 @@ async def test_clients_stay_connected(
         await eventually(lambda: len(python.items) == 1, PATIENCE_S)
     following.cancel()
     await asyncio.wait([following])
+
+
+async def test_a_replay_of_large_rows_is_not_kept(
+    start_server: Callable[..., RunningServer], connection: Connection
+) -> None:
+    """A client with a subscription returns to many changes of a row that is just not too large:
+    what the server has read for it does not stay in memory.
+    """
+    await connection.execute(
+        "CREATE TABLE texts (id int PRIMARY KEY, n int, text text);"
+        "INSERT INTO texts VALUES (1, 0, repeat('x', 900000)); SELECT feed.watch('texts', 'text')"
+    )
+    server = start_server()
+    since = await connection.fetchval("SELECT feed.offset()")
+    for _ in range(scaled(100, 400)):
+        await connection.execute("UPDATE texts SET n = n + 1")
+    with Watch(server).looking() as watch:
+        async with subscriber(server.url) as client:
+            held = await client.subscribe("/text", where="n=gt.0", columns="n", since=since)
+            await client.until(lambda: held.names.count("text:update") == scaled(99, 399))
+            assert held.recovered
+    assert watch.grown_mib < 60
 
 
 async def test_the_limit_is_exact(connection: Connection) -> None:

@@ -24,8 +24,8 @@ READS_AT_ONCE = 2
 JUDGED_AT_ONCE = 2
 # Buffered pages are handed out together up to this size.
 TOGETHER_BYTES = 768 * 1024
-# Pages that subscriptions have looked into are kept as they see them, up to as many changes.
-INTERPRETED_CHANGES = 20_000
+# Pages that subscriptions have looked into are kept as they see them, up to this size.
+INTERPRETED_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Replay:
         self._buffer = ReplayBuffer()
         self._reading: Sharing[Offset, EncodedPage] = Sharing()
         self._events: dict[EncodedPage, PageEvents] = {}  # used last, the oldest first
-        self._interpreted = 0  # how many changes these have
+        self._interpreted_bytes = 0  # of these
         self._reads_at_once = asyncio.Semaphore(READS_AT_ONCE)
         self._judged_at_once = asyncio.Semaphore(JUDGED_AT_ONCE)
         self._reads = 0
@@ -66,7 +66,7 @@ class Replay:
         """Empty the buffer."""
         self._buffer.clear()
         self._events.clear()
-        self._interpreted = 0
+        self._interpreted_bytes = 0
 
     # Judging
 
@@ -126,11 +126,12 @@ class Replay:
         events = self._events.pop(page, None)
         if events is None:
             events = page.events()
-            self._interpreted += len(events.page.changes)
+            self._interpreted_bytes += page.bytes
         self._events[page] = events
-        while self._interpreted > INTERPRETED_CHANGES and len(self._events) > 1:
-            unused = self._events.pop(next(iter(self._events)))
-            self._interpreted -= len(unused.page.changes)
+        while self._interpreted_bytes > INTERPRETED_BYTES and len(self._events) > 1:
+            unused = next(iter(self._events))
+            del self._events[unused]
+            self._interpreted_bytes -= unused.bytes
         return events
 
     async def _read_log(self, offset: Offset) -> EncodedPage:
