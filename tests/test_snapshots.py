@@ -133,8 +133,8 @@ async def test_a_client_that_reads_slowly_but_steadily(
             await loop.sock_sendall(connection, UPGRADE)
             for packet in ("40/item,", "40/item/2,"):
                 await loop.sock_sendall(connection, client_frame(FINAL | TEXT, packet.encode()))
-            end, loaded = b"", []
-            has_asked = False
+            loaded: list[bytes] = []
+            end, has_asked = b"", False
             async with asyncio.timeout(60):
                 while reads and len(loaded) < 3:
                     part = await loop.sock_recv(connection, 16_384)

@@ -14,7 +14,7 @@ from app.socketio import server as server_module
 from tests.support.feeds import eventually
 from tests.support.postgres import execute
 from tests.support.sockets import serving_here
-from tests.support.subscribers import subscriber
+from tests.support.subscribers import Subscriber, subscriber
 from tests.test_subscriptions import OPEN, ORDERS, mark
 
 pytestmark = pytest.mark.database
@@ -56,6 +56,49 @@ async def test_a_quiet_subscription_can_always_continue(
         stale = await client.subscribe("/order/stale", where=OPEN, since=first)
         await client.loaded(stale)
         assert stale.recovered is False
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["live", "returning"])
+async def test_silence_after_part_of_a_transaction(
+    orders: Connection, database_url: str, away: bool
+) -> None:
+    """A change that concerns a client is not the last one of its transaction, which is the last one
+    of all. When the log has been pruned of it, the client continues all the same.
+    """
+    async with serving_here(database_url, feed_retention=1.0) as app:
+        async with subscriber(app.url) as client:
+            held = await client.loaded(await client.subscribe("/order", where=OPEN))
+            if not away:
+                last = await write_both(orders)
+                await client.until(lambda: last in held.ids)
+                await until_pruned(orders, client)
+        if away:
+            last = await write_both(orders)
+            async with subscriber(app.url) as client:
+                await client.resume("/order", held, where=OPEN)
+                await client.until(lambda: last in held.ids)
+                await until_pruned(orders, client)
+    async with serving_here(database_url) as app, subscriber(app.url) as client:
+        held.recovered = None
+        await client.resume("/order", held, where=OPEN)
+        await client.until(lambda: held.recovered is not None)
+        assert held.recovered and last in held.ids
+
+
+async def write_both(orders: Connection) -> int:
+    """In one transaction, write an order and something else; return the order's id."""
+    async with orders.transaction():
+        last = await mark(orders)
+        await orders.execute("INSERT INTO things (name) VALUES ('after it')")
+    return last
+
+
+async def until_pruned(orders: Connection, client: Subscriber) -> None:
+    """Take what comes until the log is empty, and what is on its way then."""
+    async with asyncio.timeout(30):
+        while await orders.fetchval("SELECT EXISTS (SELECT FROM feed.change)"):
+            await client.drain()
+    await client.drain()
 
 
 async def test_a_replay_without_events_moves_the_offset(

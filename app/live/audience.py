@@ -223,7 +223,7 @@ class Audience:
                     sent.reloading.extend(group.members.values())
                 elif found:
                     message = group.encode.events(found, events)
-                    group.told = page.until
+                    group.told = events.until(found)
                     sent.groups.append(group)
                     for transport in group.members:
                         if not transport.try_write(message, limit_bytes):

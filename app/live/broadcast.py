@@ -396,7 +396,7 @@ class Broadcast:
                 if events:
                     message = encode.events(events, interpreted)
                     subscriber.transport.try_write(message, UNLIMITED)
-                is_told = bool(events)
+                is_told = interpreted.until(events) is not None
             offset = page.until
         if not is_told:
             assert self.feed.epoch is not None

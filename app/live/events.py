@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from app.feed.log import TOO_LARGE, Change, Page
-from app.feed.offset import Epoch
+from app.feed.offset import Epoch, Offset
 from app.live.condition import RowValues, Unjudgeable
 from app.live.kinds import Value
 from app.live.subscription import Subscription
@@ -193,6 +193,13 @@ class PageEvents:
     def offset_at(self) -> Callable[[int], str]:
         """Formats the offset after the change at a place of the page."""
         return offsets(self.page, self._epoch)
+
+    def until(self, events: Sequence[Event]) -> Offset | None:
+        """Return the offset of clients that were sent these events, if it is the page's own. (One
+        that is within a batch is none that the feed ever reaches.)
+        """
+        is_last = bool(events) and events[-1].place == len(self.page.changes) - 1
+        return self.page.until if is_last and self.page.until.until is None else None
 
 
 def offsets(page: Page, epoch: Epoch) -> Callable[[int], str]:
