@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from contextlib import suppress
 from functools import partial
+from math import inf
 
 from starlette.types import Receive, Send
 
@@ -27,6 +28,9 @@ from app.socketio.session import INBOUND_BYTES, Keeper, Session
 logger = logging.getLogger("tablecast.socketio")
 
 QUEUED_PACKETS = 10_000
+# An answer to a poll ends with the packet that makes it longer than this. That a client reads it
+# shows only when it polls again.
+POLL_CHARS = 128 * 1024
 PROBE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 10.0
 
@@ -80,12 +84,15 @@ class QueuedSession(Session):
     def is_full(self) -> bool:
         return len(self._queue) > POLL_PACKETS
 
-    def take(self, limit: int | None = None) -> list[str]:
-        """Take packets out of the queue, the oldest first: all, or `limit` at most."""
-        count = len(self._queue) if limit is None else min(limit, len(self._queue))
-        packets = [self._queue.popleft() for _ in range(count)]
-        self._unsent_bytes -= sum(map(len, packets))
-        self._taken += count
+    def take(self, most: float = inf, most_chars: float = inf) -> list[str]:
+        """Take packets out of the queue, the oldest first: at least one, if there is any."""
+        packets: list[str] = []
+        chars = 0
+        while self._queue and len(packets) < most and chars < most_chars:
+            packets.append(self._queue.popleft())
+            chars += len(packets[-1])
+        self._unsent_bytes -= chars
+        self._taken += len(packets)
         self.give_turns()
         self._wake()
         return packets
@@ -117,7 +124,7 @@ class QueuedSession(Session):
             return [str(NOOP)]
         if self.closed:
             return self._last_answer()
-        return self.take(POLL_PACKETS) or [str(NOOP)]
+        return self.take(POLL_PACKETS, POLL_CHARS) or [str(NOOP)]
 
     async def _ready_for_poll(self) -> None:
         while not (self._queue or self.closed or self.prober or self.upgraded):
