@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -260,6 +261,27 @@ async def borrowed(pool: Pool, timeout: float | None = None) -> AsyncIterator[Co
 async def _give_back(pool: Pool, connection: Connection) -> None:
     with suppress(*UNAVAILABLE):
         await pool.release(connection, timeout=RELEASE_TIMEOUT_S)
+
+
+@asynccontextmanager
+async def one_moment(connection: Connection) -> AsyncIterator[None]:
+    """Read as of one moment, in a transaction that writes nothing.
+
+    Whoever cancels the block waits no longer for a silent server than with `borrowed`, unlike for
+    the ROLLBACK of an ordinary transaction: then the connection is closed.
+    """
+    transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+    await transaction.__aenter__()
+    try:
+        yield
+    except BaseException:
+        try:
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await transaction.__aexit__(*sys.exc_info())
+        except UNAVAILABLE:
+            connection.terminate()
+        raise
+    await transaction.__aexit__(None, None, None)
 
 
 async def create_pool(settings: Settings) -> Pool:

@@ -7,7 +7,14 @@ from typing import Any
 
 import asyncpg
 
-from app.database.connections import SNAPSHOT_TIMEOUT_S, UNAVAILABLE, Connection, flush, reason
+from app.database.connections import (
+    SNAPSHOT_TIMEOUT_S,
+    UNAVAILABLE,
+    Connection,
+    flush,
+    one_moment,
+    reason,
+)
 from app.feed.log import SHORT_MEMBER_BYTES
 from app.live.condition import Unjudgeable
 from app.live.refusal import RefusalCode, SubscriptionRefused
@@ -140,7 +147,7 @@ async def read_rows(
     query = statement(subscription, parameters, after, limit)
     reading = Reading(subscription, limit_bytes, limit)
     try:
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
+        async with one_moment(connection):
             await connection.execute(LOCK.format(table=table.name))
             header = await connection.fetchrow(HEADER, table.topic, table.name, memory_kb)
             if not header["is_same"]:

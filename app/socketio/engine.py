@@ -141,7 +141,7 @@ class Engine:
         if self.waiting.remove(old):
             self.waiting.add(new)
         self.pings.add(new)
-        new.subscribers = old.subscribers
+        new.subscribers, new.ended = old.subscribers, old.ended
         self._receiver.replaced(old, new)
 
     def ended(self, session: Session, reason: CloseReason) -> None:
