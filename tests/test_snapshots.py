@@ -1,17 +1,23 @@
 """Snapshots of subscriptions: read once for many, bounded, and never in a slow client's way."""
 
 import asyncio
+import gc
 import json
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from typing import TypeVar
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect as open_websocket
 
 from app.database.connections import Connection, connect
+from app.feed.health import BEHIND, Outage
 from app.live import snapshot as snapshot_module
+from app.live.rows import Reading
+from app.live.snapshot import Snapshot
 from app.live.subscriber import CloseReason
 from tests.support.feeds import eventually
 from tests.support.floods import FINAL, TEXT, UPGRADE, Watch, client_frame
@@ -23,6 +29,7 @@ from tests.support.subscribers import Held, Subscriber, subscriber
 
 pytestmark = pytest.mark.database
 
+T = TypeVar("T")
 ITEMS = """
     CREATE TABLE items (id int PRIMARY KEY, owner int NOT NULL, note text NOT NULL);
     SELECT feed.watch('items', 'item');
@@ -197,6 +204,31 @@ async def test_a_snapshot_that_is_too_large(items: Connection, database_url: str
         await client.until(lambda: held.ids == [5])
 
 
+async def test_a_refusal_before_an_upgrade(items: Connection, database_url: str) -> None:
+    """A client is joined to a namespace and then refused. What it sends there all the same, after
+    its upgrade to a WebSocket, harms nothing else of the connection.
+    """
+    async with (
+        serving_here(database_url, snapshot_bytes=200_000) as app,
+        httpx.AsyncClient(base_url=app.url) as http,
+    ):
+        client = PollingClient(http)
+        await client.open()
+        await client.post("40/item,")
+        packets: list[str] = []
+        while not any(packet.startswith("44/item,") for packet in packets):
+            packets += await client.poll()
+        assert packets[0].startswith("40/item,")
+        address = app.url.replace("http", "ws") + client.address.replace("polling", "websocket")
+        async with open_websocket(address, proxy=None) as websocket, asyncio.timeout(10):
+            await websocket.send("2probe")
+            assert await websocket.recv() == "3probe"
+            for packet in ("5", "41/item,", '42/item,["hi"]', "40/item/again,"):
+                await websocket.send(packet)
+            while not str(await websocket.recv()).startswith("44/item/again,"):
+                pass
+
+
 async def test_large_rows_after_small_ones(
     start_server: Callable[..., RunningServer], items: Connection
 ) -> None:
@@ -265,9 +297,32 @@ async def test_many_large_snapshots_wait_for_each_other(
         for client, held in clients:
             while not held.is_loaded:
                 await client.step()
-                most = max(most, app.snapshots.stats().held_bytes)
+                stats = app.snapshots.stats()
+                assert sum(each.bytes for each in in_memory(Snapshot)) == stats.held_bytes
+                most = max(most, stats.held_bytes)
             assert len(held.rows) == 5000 - clients.index((client, held))
         assert most <= 3 * limit
+        assert app.snapshots.stats().reads <= 2 * len(clients)  # a second time when there is room
+
+
+def in_memory(kind: type[T]) -> list[T]:
+    """Return the objects of a class that there are."""
+    gc.collect()
+    return [each for each in gc.get_objects() if isinstance(each, kind)]
+
+
+async def test_what_is_refused_is_not_kept(items: Connection, database_url: str) -> None:
+    """Different subscriptions are refused because their rows are too long: that is remembered, but
+    not the rows that had been read.
+    """
+    async with (
+        serving_here(database_url, snapshot_bytes=400_000) as app,
+        subscriber(app.url) as client,
+    ):
+        for number in range(3):
+            asked = await client.subscribe(f"/item/{number}", where=f"id=gt.{number}")
+            assert (await client.refusal(asked))["code"] == "too_large"
+        assert in_memory(Reading) == []
 
 
 async def test_small_snapshots_do_not_wait(items: Connection, database_url: str) -> None:
@@ -488,15 +543,24 @@ async def test_what_is_renamed(items: Connection, database_url: str) -> None:
             assert answer.status_code == 200 and len(answer.json()) == 1
 
 
-async def test_a_locked_table(items: Connection, database_url: str) -> None:
-    """A table is locked while a client asks for its rows: the client gets them afterwards."""
+async def test_a_locked_table(
+    items: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table is locked while a client asks for its rows: the client gets them afterwards, by the
+    same read, although the feed falls behind meanwhile.
+    """
+    monkeypatch.setattr(snapshot_module, "AWAY_CHECK_S", 0.02)
     other = await connect(database_url)
     async with serving_here(database_url) as app, subscriber(app.url) as client:
         async with other.transaction():
             await other.execute("LOCK TABLE items")
             held = await client.subscribe("/item", where="owner=eq.3")
             await client.until(lambda: held.names == ["feed:hello"])
+            for _ in range(5):
+                app.feed.outage = Outage(0, BEHIND)  # whatever else it notes
+                await asyncio.sleep(snapshot_module.AWAY_CHECK_S)
         await client.loaded(held)
+        assert app.snapshots.stats().reads == 1
     await other.close()
 
 

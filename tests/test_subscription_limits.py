@@ -8,6 +8,7 @@ import pytest
 
 from app.database.connections import Connection, connect
 from app.database.embedded import Server
+from app.feed.health import DEAF, Outage
 from app.live import broadcast as broadcast_module
 from app.live import room as room_module
 from app.socketio import server as server_module
@@ -247,6 +248,19 @@ async def test_an_outage(private_postgres: Any) -> None:
         async with subscriber(app.url) as client:
             await client.resume("/order", changing, where="status=eq.shipped")
             await client.until(lambda: changing.recovered)
+
+
+async def test_rows_that_come_again_during_an_outage(orders: Connection, database_url: str) -> None:
+    """While clients know that changes arrive late, a table is altered: the hello before its rows is
+    followed by the bad news, which they would take it for the end of.
+    """
+    async with serving_here(database_url) as app, subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+        app.broadcast.state_changed(Outage(0, DEAF))
+        await client.until(lambda: held.names[-1] == "feed:state")
+        await orders.execute("ALTER TABLE orders ADD colour text")
+        await client.until(lambda: held.names[-1] == "feed:loaded")
+        assert held.names[-3:] == ["feed:hello", "feed:state", "feed:loaded"]
 
 
 async def test_a_catalogue_that_cannot_be_read_for_a_while(

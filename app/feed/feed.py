@@ -18,7 +18,7 @@ from app.database.connections import (
     flush,
 )
 from app.feed import log
-from app.feed.health import BEHIND_S, FeedHealth, Outage
+from app.feed.health import BEHIND_S, DEAF, FeedHealth, Outage
 from app.feed.listener import Listener
 from app.feed.log import HistoryLost, Page
 from app.feed.offset import Epoch, Offset
@@ -31,7 +31,6 @@ READ_TIMEOUT_S = 15.0
 SLOW_READ_S = 0.5
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 NOT_YET = "The server has not connected to the database yet."
-DEAF = "Changes arrive late: notifications do not reach the server's connection to the database."
 SHARED = (
     "The database is behind a pooler in transaction mode:"
     " connect to it directly or through a pooler in session mode."

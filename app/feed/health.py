@@ -16,6 +16,7 @@ BEHIND_S = 5.0
 
 SILENT = "The database cannot be reached: it does not answer."
 BEHIND = "The log has not been read to its end for some seconds."
+DEAF = "Changes arrive late: notifications do not reach the server's connection to the database."
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,11 @@ class Outage:
 
     since: int
     reason: str
+
+    @property
+    def is_absence(self) -> bool:
+        """Whether the database cannot be read."""
+        return self.reason not in (BEHIND, DEAF)
 
     @property
     def since_text(self) -> str:

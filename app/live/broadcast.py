@@ -278,9 +278,6 @@ class Broadcast:
             self._welcome(subscriber, False, LOADING)
         else:
             self._welcome(subscriber, False, self._format(epoch, reached))
-        if self._state.outage is not None:
-            subscriber.told = None  # clients may take a welcome for good news
-            self._tell(subscriber)
         if loads or (offset is not None and offset != reached):
             return False
         self.go_live(subscriber)
@@ -290,6 +287,9 @@ class Broadcast:
         subscription = subscriber.subscription
         key = None if subscription is None else subscription.table.key
         subscriber.greeting.welcome(subscriber.transport, recovered, offset, key)
+        if self._state.outage is not None:
+            subscriber.told = None  # clients may take a welcome for good news
+            self._tell(subscriber)
 
     def _format(self, epoch: Epoch, reached: Offset) -> str:
         """Format the offset of the live subscribers, once for all who join meanwhile."""
@@ -432,7 +432,7 @@ class Broadcast:
         except Outdated as error:
             assert subscriber.subscription is not None
             refused = self.snapshots.give_up(subscriber.subscription, error)
-            raise refused.with_traceback(None) from None
+        raise refused  # not above, where it would hold the error, and that the rows read so far
 
     async def _bind_again(self, subscriber: Subscriber) -> None:
         """Bind a subscriber whose table is not what it was."""

@@ -32,16 +32,17 @@ REFUSED_S = 30.0
 
 class Snapshot:
     """The rows of a subscription as of an offset. `users`: how many are being sent it, and one more
-    while it is given to others who ask.
+    while it is given to others who ask, for as long as `freshness` runs.
     """
 
-    __slots__ = ("_rows", "bytes", "offset", "users")
+    __slots__ = ("_rows", "bytes", "freshness", "offset", "users")
 
     def __init__(self, rows: Rows, offset: Offset) -> None:
         self._rows = rows
         self.offset = offset
         self.bytes = rows.bytes
         self.users = 0
+        self.freshness: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """How many messages it takes."""
@@ -111,8 +112,8 @@ class Snapshots:
         """Rows of these topics have changed: what was read before is for nobody else."""
         self._changes.update(topics)
         for topic in topics:
-            for snapshot in self._fresh.pop(topic, {}).values():
-                self._release(snapshot)
+            for subscription, snapshot in list(self._fresh.get(topic, {}).items()):
+                self._drop(subscription, snapshot)
 
     def forget(self, topic: str) -> None:
         """Give nobody else the snapshots of a topic that are there or being read."""
@@ -172,29 +173,41 @@ class Snapshots:
             self._drop(subscription, self._get_fresh(subscription))
             self._fresh.setdefault(topic, {})[subscription] = snapshot
             self._hold(snapshot)
-            self._later(FRESH_S, self._drop, subscription, snapshot)
+            snapshot.freshness = self._later(FRESH_S, self._drop, subscription, snapshot)
         return snapshot
 
     def _refuse(self, subscription: Subscription, refused: SubscriptionRefused) -> None:
-        """Refuse a subscription to others, too, for a while."""
+        """Refuse a subscription to others, too, for a while. What led to that holds the rows that
+        were read, and is not kept.
+        """
+        refused.__cause__ = refused.__context__ = refused.__traceback__ = None
         self._refused[subscription] = refused
         self._later(REFUSED_S, self._refused.pop, subscription, None)
 
     async def _read_within_limits(self, subscription: Subscription) -> Snapshot:
         """Read a snapshot; if others hold all the room there is, only a small one."""
-        limit_bytes = min(SMALL_BYTES, self._limit_bytes)
+        may_be_small = True
         while True:
             async with self._at_once:
-                if self._has_room():
+                has_room = self._has_room()
+                if has_room or may_be_small:
                     limit_bytes = self._limit_bytes
-                try:
-                    rows = await self._unless_away(self._rows(subscription, limit_bytes))
-                except TooManyBytes:
-                    if limit_bytes == self._limit_bytes:
-                        raise self._too_large(subscription) from None
-                else:
-                    return Snapshot(rows, self._offset(rows.offset))
+                    if not has_room:
+                        limit_bytes = min(SMALL_BYTES, limit_bytes)
+                    rows = await self._rows_within(subscription, limit_bytes)
+                    if rows is not None:
+                        return Snapshot(rows, self._offset(rows.offset))
+                    if limit_bytes >= self._limit_bytes:
+                        raise self._too_large(subscription)
+                    may_be_small = False
             await self._room()
+
+    async def _rows_within(self, subscription: Subscription, limit_bytes: int) -> Rows | None:
+        """Read rows; return None if they are too long."""
+        try:
+            return await self._unless_away(self._rows(subscription, limit_bytes))
+        except TooManyBytes:
+            return None
 
     async def _room(self) -> None:
         """Wait until there is room for a snapshot of any length."""
@@ -222,7 +235,8 @@ class Snapshots:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             while not (await asyncio.wait([task], timeout=AWAY_CHECK_S))[0]:
-                if self._feed.outage not in (None, before):
+                outage = self._feed.outage
+                if outage is not None and outage.is_absence and outage != before:
                     raise ConnectionError("the database went away while rows were read")
             return task.result()
         finally:
@@ -250,8 +264,10 @@ class Snapshots:
         except InvalidOffset as error:
             raise HistoryLost("the database began another history") from error
 
-    def _later(self, seconds: float, work: Callable[..., object], *arguments: object) -> None:
-        asyncio.get_running_loop().call_later(seconds, work, *arguments)
+    def _later(
+        self, seconds: float, work: Callable[..., object], *arguments: object
+    ) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, work, *arguments)
 
     def _get_fresh(self, subscription: Subscription) -> Snapshot | None:
         return self._fresh.get(subscription.table.topic, {}).get(subscription)
@@ -263,6 +279,8 @@ class Snapshots:
             del fresh[subscription]
             if not fresh:
                 del self._fresh[subscription.table.topic]
+            if snapshot.freshness is not None:
+                snapshot.freshness.cancel()  # the timer would go on holding the rows
             self._release(snapshot)
 
     def _hold(self, snapshot: Snapshot) -> None:
