@@ -188,7 +188,9 @@ async def test_resuming(app: App, orders: Connection) -> None:
         {},
     ],
 )
-async def test_another_subscription_is_not_resumed(app: App, changed: dict[str, Any]) -> None:
+async def test_another_subscription_is_not_resumed(
+    app: App, orders: Connection, changed: dict[str, Any]
+) -> None:
     """A client returns with the offset of another filter, or other columns: it gets the rows."""
     async with subscriber(app.url) as client:
         held = await client.loaded(await client.subscribe("/order", where=OPEN))
@@ -196,8 +198,27 @@ async def test_another_subscription_is_not_resumed(app: App, changed: dict[str, 
         await client.resume("/order", held, **changed)
         await client.until(lambda: held.names.count("feed:loaded") == 2)
         assert held.recovered is False
+        await orders.execute("INSERT INTO orders VALUES (50, 'open', 1), (51, 'shipped', 1)")
+        await client.until(lambda: {50, 51} & set(held.ids))
         held = await client.resume("/order/again", held, **changed)
         await client.until(lambda: held.recovered)
+
+
+async def test_a_cut_before_the_hello_of_another_subscription(app: App) -> None:
+    """A client returns with another filter, and the line breaks when it has read the answer to its
+    CONNECT and nothing more: it has a `pid` for that filter, and an offset of the other one's rows.
+    """
+    async with subscriber(app.url) as client:
+        held = await client.loaded(await client.subscribe("/order", where=OPEN))
+    old, other = held.offset, {"where": "status=eq.shipped"}
+    held.recovered = None
+    async with subscriber(app.url) as client:
+        await client.resume("/order", held, **other)
+        await client.until(lambda: held.recovered is False)
+    async with subscriber(app.url) as client:
+        held = await client.subscribe("/order", pid=held.pid, offset=old, **other)
+        await client.loaded(held)
+        assert held.recovered is False and held.ids == [3]
 
 
 async def test_a_cut_within_a_snapshot(app: App) -> None:
@@ -240,6 +261,7 @@ async def test_options_by_topic(app: App) -> None:
         ("/order", {"columns": "id,colour"}, "unknown_column", "columns"),
         ("/order", {"old": "perhaps"}, "bad_option", "old"),
         ("/order", {"topics": "["}, "bad_option", "topics"),
+        ("/order", {"topics": "\ud800"}, "bad_option", "topics"),
     ],
 )
 async def test_refusals(
@@ -267,6 +289,25 @@ async def test_a_table_is_altered(app: App, orders: Connection) -> None:
         assert [row["extra"] for row in held.rows.values()] == [7, 7]
         await orders.execute("UPDATE orders SET extra = 8")
         await client.until(lambda: [row["extra"] for row in held.rows.values()] == [8, 8])
+
+
+async def test_what_the_server_has_not_noticed_yet(app: App, orders: Connection) -> None:
+    """A column is added, and another one gets a type that has more operators and values: filters
+    that need that are not refused, although the server looks for altered tables only now and then.
+    """
+    async with subscriber(app.url) as client, httpx.AsyncClient(base_url=app.url) as http:
+        await client.loaded(await client.subscribe("/order", where=OPEN))
+        await orders.execute(
+            "ALTER TABLE orders ADD COLUMN extra int DEFAULT 7, ALTER note DROP DEFAULT,"
+            " ALTER note TYPE int USING id"
+        )
+        for number, where in enumerate(("extra=eq.7", "note=gte.2")):
+            answer = await http.get(f"/topics/order?{where}")
+            assert answer.status_code == 200 and answer.json()
+            fresh = await client.loaded(await client.subscribe(f"/order/{number}", where=where))
+            assert 2 in fresh.ids
+            refused = await client.refusal(await client.subscribe("/order/bad", where="no=eq.1"))
+            assert refused["code"] == "unknown_column"
 
 
 async def test_a_column_of_the_filter_goes_away(app: App, orders: Connection) -> None:

@@ -10,6 +10,7 @@ import asyncpg
 
 from app.database.connections import Connection, borrowed
 from app.live.condition import Condition, bind, bind_at_once
+from app.live.refusal import SubscriptionRefused
 from app.live.sharing import Sharing
 from app.live.subscription import Request, Subscription, columns_of
 from app.live.table import Table, describe
@@ -38,19 +39,21 @@ class Catalogue:
         self._binding: Sharing[str, Subscription] = Sharing()
 
     def known(self, request: Request) -> Subscription | None:
-        """Return the subscription that a request stands for, if that takes no look at the database.
-
-        Raises SubscriptionRefused.
+        """Return the subscription that a request stands for, if that takes no look at the
+        database. (A refusal does: the table may have been altered, and the feed not know it yet.)
         """
         found = self._bound.get(request.fingerprint)
         if found is not None:
             self._bound.move_to_end(request.fingerprint)
             return found
         table = self._tables.get(request.topic)
-        condition = None if table is None else bind_at_once(table, request.filter)
-        if table is None or condition is None:
+        if table is None:
             return None
-        return self._keep(request, table, condition)
+        try:
+            condition = bind_at_once(table, request.filter)
+            return None if condition is None else self._keep(request, table, condition)
+        except SubscriptionRefused:
+            return None
 
     def is_current(self, subscription: Subscription) -> bool:
         """Whether a subscription is bound to its table as it is now, as far as is known."""
@@ -90,9 +93,15 @@ class Catalogue:
             async with borrowed(self._pool) as connection:
                 while True:
                     table = await self._table(connection, request.topic)
-                    condition = await bind(connection, table, request.filter)
-                    if self._tables.get(request.topic) is table:  # else it has changed meanwhile
-                        return self._keep(request, table, condition)
+                    try:
+                        condition = await bind(connection, table, request.filter)
+                        if self._tables.get(request.topic) is table:  # else it has just changed
+                            return self._keep(request, table, condition)
+                    except SubscriptionRefused:
+                        if await describe(connection, request.topic) == table:
+                            raise
+                        if self._tables.get(request.topic) is table:
+                            self.forget(request.topic)
 
     def _keep(self, request: Request, table: Table, condition: Condition) -> Subscription:
         """Keep what a request stands for; equal ones for the same table share a subscription."""

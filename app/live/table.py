@@ -1,5 +1,6 @@
 """Watched tables as filters and lists need to know them: columns, their kinds, and the key."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -9,6 +10,8 @@ from app.database.connections import Connection
 from app.live.kinds import BUILT_IN, COLLATED, DOCUMENT, ENUM, OPAQUE, PADDED, TEXT, Kind
 from app.live.refusal import RefusalCode, SubscriptionRefused, listing, shown
 
+# The names that feed.watch takes.
+TOPIC = "[a-z][a-z0-9_-]{0,62}"
 MOST_LISTED_COLUMNS = 20
 
 # The columns of one topic's table, or of all (NULL), in order, with what decides their kinds. A
@@ -120,7 +123,9 @@ class Table:
 
 async def describe(connection: Connection, topic: str) -> Table:
     """Return the table of a topic. Raises SubscriptionRefused if there is none."""
-    found = _tables(await connection.fetch(COLUMNS, topic)) if "\0" not in topic else []
+    found = []
+    if re.fullmatch(TOPIC, topic):  # Postgres may not even be able to store another name
+        found = _tables(await connection.fetch(COLUMNS, topic))
     if not found:
         raise SubscriptionRefused(
             RefusalCode.UNKNOWN_TOPIC,

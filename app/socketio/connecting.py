@@ -12,10 +12,11 @@ import msgspec
 from app.live.filter import parse_filter, parse_names
 from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.live.subscription import Request
+from app.live.table import TOPIC
 
 PID = re.compile(r"[A-Za-z0-9_.~-]{1,100}")
-# `/order`, `/order/open`: a topic (as feed.watch names them), and perhaps a label.
-NAMESPACE = re.compile(r"/([a-z][a-z0-9_-]{0,62})(?:/.*)?", re.DOTALL)
+# `/order`, `/order/open`: a topic, and perhaps a label.
+NAMESPACE = re.compile(rf"/({TOPIC})(?:/.*)?", re.DOTALL)
 MARK_BYTES = 6
 FLAGS = {True: True, "true": True, False: False, "false": False}
 
@@ -111,7 +112,7 @@ def options_of(given: Mapping[str, Any], topic: str, namespace: str) -> Mapping[
     if isinstance(topics, str):
         try:
             topics = msgspec.json.decode(topics)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
             raise bad_option("topics", "an object of options by topic") from None
     if not isinstance(topics, dict):
         return given

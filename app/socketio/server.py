@@ -180,21 +180,23 @@ class ConnectAnswer:
 
     @property
     def _new_pid(self) -> str:
-        """An id by which the client is known when it returns, and what it asked for."""
+        """An id by which the client is known when it returns, and what it asked for. It does not
+        vouch for an offset that the client has kept from another subscription: the answer may be
+        all that the client gets, and not the hello.
+        """
         if self._payload.request is None:
             return self._sid
-        return f"{self._payload.request.fingerprint}.{self._sid}"
+        pid = f"{self._payload.request.fingerprint}.{self._sid}"
+        if self._payload.outdated is not None:
+            pid = except_for(pid, self._payload.outdated)
+        return pid
 
     def hold(self, session: Session) -> None:
         """Answer CONNECT before it is known whether the client can continue: some give up after a
-        second. Its `pid` would say that it can, so it gets another one. Nor may the new one vouch
-        for an offset that the client has kept from another subscription.
+        second. Its `pid` would say that it can, so it gets another one.
         """
         self._is_connected = True
-        pid = self._new_pid
-        if self._payload.outdated is not None:
-            pid = except_for(pid, self._payload.outdated)
-        session.write(frames.connected(self._namespace, self._sid, pid))
+        session.write(frames.connected(self._namespace, self._sid, self._new_pid))
 
     def welcome(
         self, session: Session, recovered: bool, offset: str, key: Sequence[str] | None = None
