@@ -15,6 +15,21 @@ SQL = Path(__file__).parent / "sql"
 CUSTOM_SETTING = " SET feed.pruning = 'on'"
 MAY_DEFINE_IT = "SELECT has_parameter_privilege('feed.pruning', 'SET')"
 
+EACH_CAPTURE = """
+    DO $$
+    DECLARE
+        capture regprocedure;
+    BEGIN
+        FOR capture IN
+            SELECT oid FROM pg_proc
+            WHERE pronamespace = 'feed'::regnamespace AND proname ~ '^capture_[0-9]+_*$'
+        LOOP
+            EXECUTE format('ALTER FUNCTION %s {change}', capture);
+        END LOOP;
+    END
+    $$;
+"""
+
 
 def read(name: str) -> str:
     """The text of `sql/<name>`."""
@@ -49,6 +64,11 @@ def run_text(sql: str) -> None:
         await connection.execute(sql if allowed else sql.replace(CUSTOM_SETTING, ""))
 
     on_connection(run)
+
+
+def alter_captures(change: str) -> None:
+    """Alter the functions that feed.install_capture has made so far: `SET jit = off`, say."""
+    run_text(EACH_CAPTURE.replace("{change}", change))
 
 
 def on_connection(work: Callable[[Any], Awaitable[Any]]) -> Any:

@@ -49,6 +49,7 @@ SESSION = {
     "bytea_output": "hex",
     "extra_float_digits": "1",
     "quote_all_identifiers": "off",
+    "array_nulls": "on",
     # Reading under a database's default of serializable could make writers fail.
     "default_transaction_isolation": "read committed",
 }

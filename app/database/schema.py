@@ -186,8 +186,8 @@ FUNCTIONS = {
     ),
     "0006_prune.sql": ("prune",),
     "0007_outline.sql": ("outline",),
-    "0008_capture.sql": ("chain", "reorder", "install_capture"),
-    "0009_types.sql": ("types_within", "trusts_type", "shape"),
+    "0008_capture.sql": ("chain", "reorder"),
+    "0009_types.sql": ("types_within", "trusts_type", "shape", "install_capture"),
 }
 
 # Watching a table puts the capture triggers on it.

@@ -78,3 +78,53 @@ AS $$
         feed.key_of(relation),
         feed.key_is_deferrable(relation)))
 $$;
+
+-- Puts the capture triggers on a table, in place of those it has.
+CREATE OR REPLACE FUNCTION feed.install_capture(relation regclass, topic text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = 'warning'
+AS $install$
+DECLARE
+    feed_owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = 'feed');
+    capture text := format('capture_%s', relation::oid);
+    setting text;
+BEGIN
+    PERFORM feed.remove_capture(relation);
+    -- A dump restored elsewhere brings functions named after other tables' numbers.
+    WHILE EXISTS (SELECT FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+                  WHERE proname = capture AND pronamespace = 'feed'::regnamespace)
+    LOOP
+        capture := capture || '_';
+    END LOOP;
+    setting := replace(capture, 'capture', 'feed.nesting');
+
+    EXECUTE format('CREATE OR REPLACE FUNCTION feed.%I() RETURNS trigger LANGUAGE plpgsql '
+                   'SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = ''UTC'' '
+                   'SET datestyle = ''ISO'' SET intervalstyle = ''postgres'' '
+                   'SET bytea_output = ''hex'' SET extra_float_digits = ''1'' '
+                   -- Planned when one row is updated, and used when a million are; and the
+                   -- other way round.
+                   'SET enable_nestloop = off SET jit = off SET quote_all_identifiers = off '
+                   'SET array_nulls = on AS %L',
+                   capture, feed.capture_body(relation, topic, setting));
+    EXECUTE format('REVOKE ALL ON FUNCTION feed.%I() FROM PUBLIC', capture);
+    IF pg_get_userbyid(feed_owner) <> current_user THEN
+        EXECUTE format('ALTER FUNCTION feed.%I() OWNER TO %s', capture, feed_owner::regrole);
+    END IF;
+
+    EXECUTE format('CREATE TRIGGER feed_begin BEFORE INSERT OR UPDATE OR DELETE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.begin_statement(%L)', relation, setting);
+    EXECUTE format('CREATE TRIGGER feed_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
+    EXECUTE format('CREATE TRIGGER feed_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows '
+                   'NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()',
+                   relation, capture);
+    EXECUTE format('CREATE TRIGGER feed_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS old_rows '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
+    EXECUTE format('CREATE TRIGGER feed_truncate AFTER TRUNCATE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION feed.%I()', relation, capture);
+    -- ALWAYS: also for sessions that have set session_replication_role to replica.
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER feed_begin, '
+                   'ENABLE ALWAYS TRIGGER feed_insert, ENABLE ALWAYS TRIGGER feed_update, '
+                   'ENABLE ALWAYS TRIGGER feed_delete, ENABLE ALWAYS TRIGGER feed_truncate', relation);
+END
+$install$;

@@ -1,6 +1,6 @@
 """Filters miss no row when two hold one key; more alterations are noticed; one spelling of rows."""
 
-from migrations.sql_files import definition, run_file, run_text
+from migrations.sql_files import alter_captures, definition, run_file, run_text
 
 revision = "0008"
 down_revision = "0007"
@@ -21,28 +21,13 @@ KEEP_UNCHANGED = """
 # own has to read rows as the log has them.
 AS_OWNER = "ALTER FUNCTION feed.rows_of(regclass, text) SECURITY DEFINER"
 AS_CALLER = "ALTER FUNCTION feed.rows_of(regclass, text) SECURITY INVOKER"
-# The functions that capture has already made.
-EACH_CAPTURE = """
-    DO $$
-    DECLARE
-        capture regprocedure;
-    BEGIN
-        FOR capture IN
-            SELECT oid FROM pg_proc
-            WHERE pronamespace = 'feed'::regnamespace AND proname ~ '^capture_[0-9]+_*$'
-        LOOP
-            EXECUTE format('ALTER FUNCTION %s {change}', capture);
-        END LOOP;
-    END
-    $$;
-"""
 
 
 def upgrade() -> None:
     run_text(NOTE_UNCHANGED)
     run_file("0008_capture.sql")
     run_text(AS_OWNER)
-    run_text(EACH_CAPTURE.replace("{change}", "SET quote_all_identifiers = off"))
+    alter_captures("SET quote_all_identifiers = off")
     run_text(KEEP_UNCHANGED)
 
 
@@ -53,5 +38,5 @@ def downgrade() -> None:
     run_text(AS_CALLER)
     run_text(definition("0003_topics.sql", "shape"))
     run_text(definition("0004_topics.sql", "install_capture"))
-    run_text(EACH_CAPTURE.replace("{change}", "RESET quote_all_identifiers"))
+    alter_captures("RESET quote_all_identifiers")
     run_text(KEEP_UNCHANGED)

@@ -1,6 +1,6 @@
-"""Clients load a table again when a range's or a cast's part of its types has changed, too."""
+"""Changes of types within ranges and of casts are noticed; `array_nulls` has no say in the log."""
 
-from migrations.sql_files import definition, run_file, run_text
+from migrations.sql_files import alter_captures, definition, run_file, run_text
 
 revision = "0009"
 down_revision = "0008"
@@ -15,6 +15,7 @@ def upgrade() -> None:
     run_text(NOTE_UNCHANGED)
     run_file("0009_types.sql")
     run_text("REVOKE ALL ON FUNCTION feed.types_within FROM PUBLIC")
+    alter_captures("SET array_nulls = on")
     run_text(KEEP_UNCHANGED)
 
 
@@ -22,5 +23,7 @@ def downgrade() -> None:
     run_text(NOTE_UNCHANGED)
     run_text(definition("0003_capture.sql", "trusts_type"))
     run_text(definition("0008_capture.sql", "shape"))
+    run_text(definition("0008_capture.sql", "install_capture"))
+    alter_captures("RESET array_nulls")
     run_text("DROP FUNCTION feed.types_within")
     run_text(KEEP_UNCHANGED)
