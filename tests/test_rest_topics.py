@@ -450,6 +450,16 @@ async def test_pages_by_any_key(
     await check_pages(client, table, await in_order(sql, table, order))
 
 
+async def test_a_key_too_long_for_an_address(client: httpx.AsyncClient, sql: Connection) -> None:
+    """A page would end with a key that no link can name: it is refused, and another limit helps."""
+    await keyed(sql, "long_keys", "k text", "k")
+    await sql.execute("INSERT INTO long_keys VALUES ('a', 1), (repeat('b', 20000), 2), ('c', 3)")
+    answer = await client.get("/topics/long_keys?limit=2")
+    assert answer.status_code == 422 and answer.json()["code"] == "too_large"
+    for limit in (1, 3):
+        assert len((await client.get(f"/topics/long_keys?limit={limit}")).json()) == limit
+
+
 async def test_pages_by_citext(client: httpx.AsyncClient, sql: Connection) -> None:
     """A key has a type of an extension, whose order no operator of Postgres's own knows."""
     try:

@@ -30,6 +30,8 @@ COLLECTION = "/topics"
 ONE_TOPIC = COLLECTION + "/{topic}"
 OPTIONS = ("columns", "limit", "after")
 STATUSES = {RefusalCode.UNKNOWN_TOPIC: 404, RefusalCode.NO_RIGHT: 403}
+# What servers and proxies take in a request, as a rule.
+LONGEST_ADDRESS_CHARS = 8_000
 # What a URL within a Link header may contain: not `>`, which would end it, nor what no URL has.
 IN_LINK = "%!$&'()*+,;=:@/?-._~"
 
@@ -114,16 +116,24 @@ async def list_rows(request: RestRequest) -> Response:
 
 
 def headers(request: RestRequest, query: Query, rows: Rows) -> dict[str, str]:
-    """Return the headers of a list: its offset, and where its next page is if there is one."""
+    """Return the headers of a list: its offset, and where its next page is if there is one. Raises
+    Problem if no address can say that.
+    """
     if rows.more_after is None:
         return {"Feed-Offset": rows.offset}
     after = f"after={quote(format_key(rows.more_after), safe='')}"
     kept = [quote(part.encode("utf-8", "surrogateescape"), IN_LINK) for part in query.kept]
     address = prefix_of(request) + ONE_TOPIC.format_map(request.path_params)
-    return {
-        "Feed-Offset": rows.offset,
-        "Link": f'<{address}?{"&".join([*kept, after])}>; rel="next"',
-    }
+    next_page = f"{address}?{'&'.join([*kept, after])}"
+    if len(next_page) > LONGEST_ADDRESS_CHARS:
+        raise Problem(
+            422,
+            "The key of the last row is too long for the address of the next page: ask for another"
+            " limit, so that the page ends with another row.",
+            field="limit",
+            code=RefusalCode.TOO_LARGE,
+        )
+    return {"Feed-Offset": rows.offset, "Link": f'<{next_page}>; rel="next"'}
 
 
 def described(table: Table) -> ListedTopic:
