@@ -47,7 +47,7 @@ CLIENT_FILES = ROOT / "node_modules" / "socket.io-client" / "dist"
 CANCEL_AGAIN_S = 0.5
 # How many snapshots are read, how many subscriptions are bound to their tables, and how many lists
 # are read for REST, at once.
-SNAPSHOTS_AT_ONCE = 2
+SNAPSHOTS_AT_ONCE = 3
 BOUND_AT_ONCE = 2
 LISTS_AT_ONCE = 2
 # When a subscription that hears nothing is told its offset, at the latest, and of what the log

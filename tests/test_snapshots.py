@@ -564,6 +564,26 @@ async def test_a_locked_table(
     await other.close()
 
 
+async def test_a_locked_table_holds_up_no_other(items: Connection, database_url: str) -> None:
+    """Many different rows of a locked table are asked for: those of another table come at once."""
+    other = await connect(database_url)
+    async with (
+        serving_here(database_url) as app,
+        subscriber(app.url) as client,
+        other.transaction(),
+    ):
+        await other.execute("LOCK TABLE items")
+        locked = [
+            await client.subscribe(f"/item/{number}", where=f"id=gt.{number}")
+            for number in range(20)
+        ]
+        await client.until(lambda: all(held.names == ["feed:hello"] for held in locked))
+        async with asyncio.timeout(1.5):
+            await client.loaded(await client.subscribe("/thing"))
+        assert not any(held.is_loaded for held in locked)
+    await other.close()
+
+
 async def test_a_table_that_is_emptied_while_it_is_read(
     app: App, items: Connection, database_url: str
 ) -> None:

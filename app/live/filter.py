@@ -12,6 +12,7 @@ from app.live.refusal import RefusalCode, SubscriptionRefused, listing, shown
 
 # Each node evaluates every filter on a topic for each of its changes.
 LONGEST_WHERE_CHARS = 4_000
+LONGEST_COLUMNS_CHARS = 20_000
 MOST_IN_VALUES = 200
 MOST_COMPARISONS = 100
 DEEPEST_NESTING = 10
@@ -104,6 +105,13 @@ def parse_names(text: str) -> tuple[str, ...]:
 
     Raises SubscriptionRefused.
     """
+    if len(text) > LONGEST_COLUMNS_CHARS:
+        raise SubscriptionRefused(
+            RefusalCode.TOO_MANY,
+            f"The columns take {len(text)} characters, and {LONGEST_COLUMNS_CHARS} are allowed: ask"
+            " for fewer, or for all.",
+            "columns",
+        )
     _require_storable(text, "columns", RefusalCode.BAD_OPTION)
     reader = Reader(text, "columns", RefusalCode.BAD_OPTION)
     names = [reader.name()]

@@ -1,7 +1,7 @@
 """Snapshots: the rows of a subscription, read once for everybody who asks for them meanwhile."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -80,7 +80,11 @@ class Snapshots:
         self._feed = feed
         self._pool = pool
         self._limit_bytes = limit_bytes
+        # One less of each topic: a table that is locked must not hold up those of others.
         self._at_once = asyncio.Semaphore(at_once)
+        self._of_topic: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(at_once - 1)
+        )
         self._reading: Sharing[Subscription, Snapshot] = Sharing()
         self._fresh: dict[str, dict[Subscription, Snapshot]] = {}  # by topic
         self._refused: dict[Subscription, SubscriptionRefused] = {}
@@ -188,7 +192,7 @@ class Snapshots:
         """Read a snapshot; if others hold all the room there is, only a small one."""
         may_be_small = True
         while True:
-            async with self._at_once:
+            async with self._of_topic[subscription.table.topic], self._at_once:
                 has_room = self._has_room()
                 if has_room or may_be_small:
                     limit_bytes = self._limit_bytes
