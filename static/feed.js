@@ -122,10 +122,16 @@
 /** @typedef {(url: string, options: any) => Socket} IO */
 /** @typedef {{ socket(namespace: string, options: any): Socket }} Manager */
 /**
+ * @typedef {object} Connecting
+ * @property {{ readyState: string }} [engine]
+ * @property {(ms: number) => any} reconnectionDelay
+ * @property {(ms: number) => any} reconnectionDelayMax
+ */
+/**
  * @typedef {object} Socket
  * @property {boolean} active
  * @property {boolean} connected
- * @property {{ reconnectionDelay(ms: number): any, reconnectionDelayMax(ms: number): any }} io
+ * @property {Connecting} io
  * @property {(event: any, listener: (...args: any[]) => void) => any} on
  * @property {() => any} off
  * @property {() => any} connect
@@ -182,7 +188,6 @@ export class Feed {
   #key = []; // the columns
   /** @type {Socket | null} */
   #socket = null;
-  #isAsking = false; // CONNECT was sent and not answered
   #isWelcome = false; // by the hello of this connection
   /** @type {{ key: string[], rows: Map<any, Row> } | null} */
   #arriving = null; // what is being loaded
@@ -266,7 +271,6 @@ export class Feed {
     this.#enter({ name: 'connecting', asOf: this.#asOf });
     const socket = this.#open();
     this.#socket = socket;
-    socket.on('connect', () => (this.#isAsking = false));
     socket.on('feed:hello', (hello, offset) => this.#greeted(hello, offset));
     socket.on('feed:rows', (rows) => this.#arrived(rows));
     socket.on('feed:loaded', (offset) => this.#loaded(offset));
@@ -279,7 +283,6 @@ export class Feed {
     socket.on(`${topic}:destroy`, (key, ...rest) => this.#remove(key, rest.pop(), rest.pop()));
     socket.on(`${topic}:truncate`, (offset) => this.#clear(offset));
     socket.on('connect_error', (error) => {
-      this.#isAsking = false;
       if (error.data?.code) {
         this.#refused(error.data);
         return;
@@ -288,7 +291,6 @@ export class Feed {
       this.#lost(socket);
     });
     socket.on('disconnect', () => {
-      this.#isAsking = false;
       // Every connection resets the client's backoff, even one that is refused right afterwards: browsers say where a
       // page is from when they POST, not when they GET. So the backoff is applied here.
       socket.io.reconnectionDelay(waitingMs(this.#retries, this.#patience));
@@ -298,23 +300,19 @@ export class Feed {
     if (!socket.active) socket.connect();
   }
 
-  /** The socket of a namespace that this page has not used yet. */
+  /** The socket of a namespace that this page has not used yet. The client keeps it, and so `auth`, for as long as the
+   * page is open: they must not refer to this Feed, which has the rows. */
   #open() {
     const { io, topic, label, asked, address } = this.#options;
     const namespace = unused(`/${topic}${label ? `/${encodeURIComponent(label)}` : ''}`);
-    // A function, so that we know when CONNECT is sent.
-    const auth = (/** @type {(asked: object) => void} */ send) => {
-      this.#isAsking = true;
-      send(asked);
-    };
-    if (typeof io !== 'function') return io.socket(namespace, { auth });
+    if (typeof io !== 'function') return io.socket(namespace, { auth: asked });
     return io(address.origin + namespace, {
       path: address.pathname,
       transports: ['websocket', 'polling'],
       tryAllTransports: true,
       reconnectionDelay: FIRST_RETRY_MS,
       reconnectionDelayMax: LAST_RETRY_MS,
-      auth,
+      auth: asked,
     });
   }
 
@@ -324,8 +322,8 @@ export class Feed {
     this.#forgetConnection();
     socket?.off();
     if (!socket?.active) return; // it was refused: a DISCONNECT would be for a namespace we are not in
-    if (this.#isAsking) {
-      // The client does not send DISCONNECT before CONNECT is answered, and the server would go on sending.
+    if (!socket.connected && socket.io.engine?.readyState === 'open') {
+      // CONNECT was sent. The client sends no DISCONNECT before it is answered, and the server would go on sending.
       for (const event of ['connect', 'disconnect']) socket.on(event, () => socket.disconnect());
     } else {
       socket.disconnect();

@@ -19,6 +19,7 @@ from tests.support.machine import require
 from tests.support.server import RunningServer
 
 FOLLOW = Path(__file__).parent / "support" / "feeds.mjs"
+FORGET = FOLLOW.with_name("forgotten.mjs")
 FEED_JS = Path(__file__).parents[1] / "static" / "feed.js"
 WAIT_S = 20.0
 SEED = 20_261_128
@@ -479,6 +480,17 @@ async def test_a_feed_is_stopped_and_started(server: RunningServer, orders: Conn
         await asyncio.to_thread(server.start)
         await followers.until_state("live")
         await followers.until_they_show(orders, OPEN_ROWS, "orders")
+
+
+async def test_a_stopped_feed_takes_no_memory(server: RunningServer, orders: Connection) -> None:
+    """A page shows one Feed after the other, by connections of the client's and by one that they
+    share: the rows of those that have gone are freed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        require("node"), "--expose-gc", str(FORGET), server.url, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert int(output) <= 1
 
 
 async def test_rows_stay_until_others_are_complete(
