@@ -84,8 +84,8 @@
 /**
  * What a Feed is doing:
  *
- *   connecting  not connected, or not yet; attempts continue until there is a connection. `problem`, if there is one, is
- *               the reason to refuse the last attempt
+ *   connecting  not connected, or not yet; from start() to stop(), attempts continue until there is a connection.
+ *               `problem`, if there is one, is the reason to refuse the last attempt
  *   loading     the rows are on their way
  *   returning   connected again, receiving the missed changes
  *   live        up to date; `missed` counts the changes received while returning, `reloaded` means that all rows were
@@ -245,11 +245,13 @@ export class Feed {
     if (!this.#socket) this.#connect();
   }
 
-  /** Stop: no callback is called after this, unless it is started again. */
+  /** Stop; a callback may do so. None is called after this, unless the Feed is started again. */
   stop() {
+    if (!this.#socket) return;
     this.#batch = [];
     clearTimeout(this.#handingOver);
     this.#close();
+    this.state = { name: 'connecting', asOf: this.#asOf };
   }
 
   /**
@@ -268,7 +270,6 @@ export class Feed {
     this.#retries = 0;
     this.#problem = undefined;
     this.#forgetConnection();
-    this.#enter({ name: 'connecting', asOf: this.#asOf });
     const socket = this.#open();
     this.#socket = socket;
     socket.on('feed:hello', (hello, offset) => this.#greeted(hello, offset));
@@ -298,6 +299,7 @@ export class Feed {
       this.#lost(socket);
     });
     if (!socket.active) socket.connect();
+    this.#enter({ name: 'connecting', asOf: this.#asOf });
   }
 
   /** The socket of a namespace that this page has not used yet. The client keeps it, and so `auth`, for as long as the
@@ -349,7 +351,7 @@ export class Feed {
     this.#forgetConnection();
     const problem = this.#problem;
     const isNews = this.state.name !== 'connecting' || this.state.problem?.message !== problem?.message;
-    if (isNews) this.#enter({ name: 'connecting', asOf: this.#asOf, ...(problem && { problem }) });
+    if (isNews && !this.#enter({ name: 'connecting', asOf: this.#asOf, ...(problem && { problem }) })) return;
     if (socket.active) return; // it reconnects by itself
     // The server refused or disconnected the socket; the official client gives up here, we do not.
     await pause((this.#retries += 1), this.#patience);
@@ -358,6 +360,7 @@ export class Feed {
 
   /** It cannot be had, now or later. @param {{ code: string, detail: string, field?: string }} why */
   #refused({ code, detail, field }) {
+    if (!this.#handOver()) return;
     this.#close();
     const problem = Object.assign(new Error(detail), { code, detail, ...(field !== undefined && { field }) });
     this.#enter({ name: 'refused', asOf: this.#asOf, problem });
@@ -387,8 +390,7 @@ export class Feed {
     this.#greetedAt = performance.now();
     this.#writtenAt = null;
     this.offset = offset;
-    this.#enter({ name: 'returning', asOf: this.#asOf });
-    this.#awaitQuiet();
+    if (this.#enter({ name: 'returning', asOf: this.#asOf })) this.#awaitQuiet();
   }
 
   /** @param {string[]} key */
@@ -419,8 +421,8 @@ export class Feed {
 
   /** @param {string} offset */
   #loaded(offset) {
-    this.#handOver(); // these changes were made to the rows that go now
     if (!this.#arriving) return;
+    if (!this.#handOver()) return; // these changes were made to the rows that go now
     const { key, rows } = this.#arriving;
     this.#arriving = null;
     this.#key = key;
@@ -429,8 +431,7 @@ export class Feed {
     this.offset = offset;
     this.#isLoaded = true;
     this.#asOf = null;
-    this.onload(this.items);
-    this.#goLive();
+    if (this.#call(() => this.onload(this.items))) this.#goLive();
   }
 
   /** @param {{ live: boolean, since: string, reason: string }} state */
@@ -476,11 +477,30 @@ export class Feed {
     this.#enter({ name: 'live', missed, reloaded });
   }
 
-  /** @param {State} state */
+  /** Return whether to go on, as #call does. @param {State} state */
   #enter(state) {
-    this.#handOver();
+    if (!this.#handOver()) return false;
     this.state = state;
-    this.onstate(state);
+    return this.#call(() => this.onstate(state));
+  }
+
+  /**
+   * Call a callback; return whether to go on: it may have stopped the Feed, or started it again. An error in it is
+   * reported as uncaught, and changes nothing here: socket.io-client would not note the offset of a change whose handler
+   * throws, and get it again.
+   *
+   * @param {() => void} callback
+   */
+  #call(callback) {
+    const socket = this.#socket;
+    try {
+      callback();
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error;
+      });
+    }
+    return this.#socket === socket;
   }
 
   // ---- folding -------------------------------------------------------------------------------------------------
@@ -535,15 +555,16 @@ export class Feed {
     if (this.state.name === 'returning') this.#awaitQuiet();
     if (!this.#batch.length) this.#handingOver = setTimeout(() => this.#handOver());
     this.#batch.push(change);
-    this.onchange(change);
+    this.#call(() => this.onchange(change));
   }
 
-  /** Call onbatch: when all messages that came together were taken, or something else is about to be said. */
+  /** Call onbatch: when all messages that came together were taken, or something else is about to be said. Return whether
+   * to go on, as #call does. */
   #handOver() {
     clearTimeout(this.#handingOver);
     const changes = this.#batch;
     this.#batch = [];
-    if (changes.length) this.onbatch(changes);
+    return !changes.length || this.#call(() => this.onbatch(changes));
   }
 }
 

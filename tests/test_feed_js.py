@@ -97,7 +97,7 @@ TABLES = [CUSTOMERS, SEATS, DOCUMENTS, THINGS]
 @dataclass(frozen=True)
 class Seen:
     """What a Feed has; the changes, and how many came in each batch, are those since it was last
-    asked. `attempts` to connect include those of all Feeds.
+    asked. What begins with `connections` is about all Feeds together.
     """
 
     state: str
@@ -109,7 +109,9 @@ class Seen:
     batches: list[int]
     loads: int
     connections: int
-    attempts: int
+    open: int  # of these
+    attempts: int  # to connect
+    reported: int  # errors of callbacks
 
 
 class Followers:
@@ -123,7 +125,7 @@ class Followers:
         """Return what every Feed has; before that, `start N` or `stop N` one of them."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{command}\n".encode())
-        answer = await self._process.stdout.readline()
+        answer = await asyncio.wait_for(self._process.stdout.readline(), WAIT_S)
         found = [Seen(**seen) for seen in json.loads(answer)]
         for number, seen in enumerate(found):
             self.changes[number] += seen.changes
@@ -182,7 +184,11 @@ async def feeds(server: RunningServer, *options: Row) -> AsyncIterator[Followers
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        await asyncio.wait_for(process.wait(), WAIT_S)
+        try:
+            await asyncio.wait_for(process.wait(), WAIT_S)
+        except TimeoutError:
+            process.kill()
+            raise
 
 
 @asynccontextmanager
@@ -480,6 +486,59 @@ async def test_a_feed_is_stopped_and_started(server: RunningServer, orders: Conn
         await asyncio.to_thread(server.start)
         await followers.until_state("live")
         await followers.until_they_show(orders, OPEN_ROWS, "orders")
+
+
+PLACES = [
+    "connecting 1", "loading 1", "onload 1", "live 1", "onchange 1", "onbatch 1",
+    "connecting 2", "returning 1", "live 2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("manager", [False, True])
+async def test_a_callback_stops_its_feed(
+    server: RunningServer, orders: Connection, manager: bool
+) -> None:
+    """Feeds are stopped within a callback, each within another one: none of their callbacks is
+    called afterwards, none says that it is live, and when all have stopped nothing is connected.
+    """
+    options = [{"topic": "order", "stopIn": place, "manager": manager} for place in PLACES]
+    async with feeds(server, *options) as followers:
+        until = {place: number for number, place in enumerate(PLACES)}
+        await followers.until(lambda seen: seen[until["live 2"]].state == "live")
+        await orders.execute("UPDATE orders SET note = 'x'")
+        await followers.until(lambda seen: seen[until["onbatch 1"]].batches)
+        server.kill()
+        await followers.until(lambda seen: seen[until["connecting 2"]].states[3:])
+        await asyncio.to_thread(server.start)
+        await followers.until(lambda seen: seen[until["live 2"]].states[5:])
+        seen = await followers.until(lambda seen: not seen[0].open)
+        assert {each.state for each in seen} == {"connecting"}
+        everything = ["connecting", "loading", "live", "connecting", "returning", "live"]
+        assert [len(each.states) for each in seen] == [1, 2, 2, 3, 3, 3, 4, 5, 6]
+        assert all(each.states == everything[: len(each.states)] for each in seen)
+
+
+async def test_callbacks_that_throw(server: RunningServer, orders: Connection) -> None:
+    """All callbacks of a Feed throw each time, through a `kill -9`: it has the rows, and has heard
+    of the changes that another Feed has, each once; and the errors are reported.
+    """
+    async with feeds(server, OPEN, OPEN | {"failing": True}) as followers:
+        await followers.until_state("live")
+        for change in range(20):
+            await orders.execute(f"UPDATE orders SET note = '{change}' WHERE id = {change} * 2")
+        await followers.until_they_show(orders, OPEN_ROWS, OPEN_ROWS)
+        server.kill()
+        await followers.until_state("connecting")
+        await orders.execute("UPDATE orders SET status = 'open' WHERE id > 90")
+        await asyncio.to_thread(server.start)
+        await followers.until_they_show(orders, OPEN_ROWS, OPEN_ROWS)
+        seen = await followers.until_state("live")
+        assert seen[0].states == seen[1].states
+        whole, failing = (
+            [(each["op"], each["key"], each["row"]) for each in followers.changes[number]]
+            for number in (0, 1)
+        )
+        assert failing == whole and seen[0].reported > len(whole)
 
 
 async def test_a_stopped_feed_takes_no_memory(server: RunningServer, orders: Connection) -> None:

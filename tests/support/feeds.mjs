@@ -1,11 +1,13 @@
 /**
  * Follows tables with static/feed.js, and answers every line on standard input with what it has: a JSON array of
- * {state, states, problem, keys, rows, changes, batches, loads, connections, attempts} for each Feed.
+ * {state, states, problem, keys, rows, changes, batches, loads, connections, open, attempts, reported} for each Feed.
  *
- * Argument: a JSON array of options for Feed; `manager: true` has it use a Manager that it shares. `states` are all so
- * far; `changes` and `batches` (how many changes each had) are those since the last line, `loads` counts the lists.
- * `connections` counts those that all Feeds together have opened, `attempts` how often they have tried to. A line
- * `stop N` stops the Feed of that number, `start N` starts it.
+ * Argument: a JSON array of options for Feed. `manager: true` has it use a Manager that it shares; `stopIn: 'onload 1'`
+ * has it stop in the first call of that callback, `'live 2'` when it is told for the second time that it is live;
+ * `failing: true` has all its callbacks throw. `states` are all so far; `changes` and `batches` (how many changes each
+ * had) are those since the last line, `loads` counts the lists. Of all Feeds together, `connections` counts those they
+ * have opened, `open` those that are open, `attempts` how often they have tried to connect, and `reported` the errors of
+ * callbacks. A line `stop N` stops the Feed of that number, `start N` starts it.
  */
 
 import { createInterface } from 'node:readline';
@@ -26,7 +28,14 @@ const counted = (url, options) => {
 };
 let shared;
 
-function follow({ manager, ...options }) {
+const FAILURE = new Error('a callback fails');
+let reported = 0;
+process.on('uncaughtException', (error) => {
+  if (error !== FAILURE) throw error;
+  reported += 1;
+});
+
+function follow({ manager, stopIn, failing, ...options }) {
   if (manager) count((shared ??= new Manager(options.server, { path: '/socket.io-client' })));
   const feed = new Feed({ io: manager ? shared : counted, ...options });
   const seen = { feed, states: [], changes: [], batches: [], loads: 0 };
@@ -40,28 +49,32 @@ function follow({ manager, ...options }) {
     isStopped = false;
     feed.start();
   };
-  const requireRunning = () => {
-    if (isStopped) throw new Error('a callback is called after stop()');
+  const calls = {}; // how often each callback was called, and each state told
+  const called = (name) => {
+    calls[name] = (calls[name] ?? 0) + 1;
+    if (stopIn === `${name} ${calls[name]}`) seen.stop();
   };
-  feed.onstate = ({ name }) => {
-    requireRunning();
-    seen.states.push(name);
+  /** A callback that does this, and after it what the options say. */
+  const callback = (name, act) => (argument) => {
+    if (isStopped) throw new Error(`${name} is called after stop()`);
+    act(argument);
+    called(name === 'onstate' ? argument.name : name);
+    if (failing) throw FAILURE;
   };
-  feed.onload = () => {
-    requireRunning();
+  feed.onstate = callback('onstate', ({ name }) => seen.states.push(name));
+  feed.onload = callback('onload', () => {
     if (untold) throw new Error('a batch comes after the list that replaces its rows');
     seen.loads += 1;
-  };
-  feed.onchange = (change) => {
-    requireRunning();
+  });
+  feed.onchange = callback('onchange', (change) => {
     untold += 1;
     seen.changes.push(change);
-  };
-  feed.onbatch = (changes) => {
+  });
+  feed.onbatch = callback('onbatch', (changes) => {
     if (changes.length !== untold) throw new Error('a batch is not the changes since the last one');
     untold = 0;
     seen.batches.push(changes.length);
-  };
+  });
   feed.start();
   return seen;
 }
@@ -84,7 +97,9 @@ createInterface({ input: process.stdin })
         batches: batches.splice(0),
         loads,
         connections: managers.size,
+        open: [...managers].filter(({ engine }) => engine.readyState !== 'closed').length,
         attempts,
+        reported,
       };
     });
     process.stdout.write(`${JSON.stringify(answer)}\n`);
