@@ -13,12 +13,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import socketio
 
 RETRY_S = 0.5
+PATIENCE_S = 5.0  # with a server that does not answer
 
 Row = dict[str, Any]
 
@@ -65,6 +65,11 @@ class Subscription:
             case "offset", (offset,):
                 self.offset = offset
 
+    def refused(self, reason: Any) -> None:
+        """Note why it gets nothing (more); without `data`, only the connection has failed."""
+        if isinstance(reason, dict):
+            self.refusal = reason.get("data")
+
     def _reached(self, offset: str) -> None:
         self.offset = offset
         self._on_change()
@@ -73,32 +78,28 @@ class Subscription:
         return tuple(row[column] for column in self._key)
 
 
-def refuse(subscription: Subscription, ended: asyncio.Event, reason: Any) -> None:
-    """A subscription gets nothing (more), and why; without `data`, the connection has failed."""
-    if isinstance(reason, dict) and "data" in reason:
-        subscription.refusal = reason["data"]
-    ended.set()
-
-
-def end(ended: asyncio.Event, *_: Any) -> None:
-    """The connection has ended."""
-    ended.set()
-
-
 async def follow(url: str, *subscriptions: Subscription) -> None:
     """Keep subscriptions up to date, by one connection, until one of them is refused."""
     while not any(each.refusal for each in subscriptions):
         client = socketio.AsyncClient(reconnection=False)  # connecting again is done here
-        ended = asyncio.Event()
         for each in subscriptions:
             client.on("*", each.received, namespace=each.namespace)
-            client.on("connect_error", partial(refuse, each, ended), namespace=each.namespace)
-            client.on("disconnect", partial(end, ended), namespace=each.namespace)
+            client.on("connect_error", each.refused, namespace=each.namespace)
         topics = {each.namespace[1:]: each.options for each in subscriptions}
         namespaces = [each.namespace for each in subscriptions]
-        with contextlib.suppress(socketio.exceptions.ConnectionError):
-            await client.connect(url, auth={"topics": topics}, namespaces=namespaces, wait=False)
-            await ended.wait()
+        with contextlib.suppress(TimeoutError, socketio.exceptions.ConnectionError):
+            async with asyncio.timeout(PATIENCE_S):
+                # By WebSocket alone: this client does not survive every break of a polled answer.
+                await client.connect(
+                    url,
+                    auth={"topics": topics},
+                    namespaces=namespaces,
+                    transports=["websocket"],
+                    wait=False,
+                )
+            # Not by 'disconnect' handlers: they are called only for namespaces that were joined.
+            while client.connected and not any(each.refusal for each in subscriptions):
+                await asyncio.sleep(0.1)
         await client.disconnect()
         await asyncio.sleep(RETRY_S)
 

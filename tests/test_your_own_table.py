@@ -1,5 +1,7 @@
 """docs/your-own-table.md, followed to the letter."""
 
+import asyncio
+import json
 import os
 import re
 import subprocess
@@ -12,9 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.database.connections import connect
+from app.database.connections import Connection, connect
 from tests.support.machine import require
 from tests.support.postgres import execute, run
+from tests.support.proxy import proxied
 from tests.support.server import RunningServer
 
 ROOT = Path(__file__).parent.parent
@@ -193,6 +196,38 @@ def test_the_python_example(place: Place) -> None:
         until(r'^\[\[\], \[\{"sku": "rice", "stock": 9\}\]\]$')
         place.sql("ALTER TABLE products DROP COLUMN stock")
         until("unknown_column")
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["cut", "silent"])
+async def test_the_python_example_on_a_bad_line(
+    start_server: Callable[..., RunningServer], connection: Connection, silent: bool
+) -> None:
+    """The line breaks, or falls silent, after the server has accepted the program's connection and
+    before it has answered for the subscriptions, and it takes some attempts until it is good.
+    """
+    for statement in (blocks("sql")[0], *WATCH):
+        await connection.execute(statement)
+    server = start_server(PING_INTERVAL=1, PING_TIMEOUT=1)
+    async with proxied(server.url) as (line, url), asyncio.timeout(LIMIT_S):
+        line.hold_after(b'"sid"')
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, str(FOLLOW), url, stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            while line.accepted < (3 if silent else 5):
+                if not silent:
+                    line.cut()
+                await asyncio.sleep(0.05)
+            line.pass_on()
+            assert program.stdout is not None
+            async for shown in program.stdout:
+                orders, products = json.loads(shown)
+                if orders and products:
+                    break
+        finally:
+            program.kill()
+            await program.wait()
+        assert [order["id"] for order in orders] == [2]
 
 
 def test_the_react_hook(place: Place) -> None:

@@ -24,6 +24,7 @@ class Proxy:
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
         self.port = 0
         self.accepted = 0  # connections so far
+        self._last = b""  # what to hold everything after
         self.pass_on()
 
     async def __aenter__(self) -> "Proxy":
@@ -59,6 +60,10 @@ class Proxy:
                 way.clear()
             else:
                 way.set()
+
+    def hold_after(self, text: bytes) -> None:
+        """Hold everything that follows the first piece with this text that comes back."""
+        self._last = text
 
     def cut(self) -> None:
         """Reset every open connection; new ones are carried as before."""
@@ -102,6 +107,9 @@ class Proxy:
             while piece := await reader.read(PIECE_BYTES):
                 await way.wait()
                 writer.write(piece)
+                if way is self._back and self._last and self._last in piece:
+                    self._last = b""
+                    self.hold()
                 await writer.drain()
         except OSError:
             pass  # when one side ends, so does the other
