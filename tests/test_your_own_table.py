@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -112,6 +114,13 @@ class Place:
         (self.directory / name).write_text(text, encoding="utf-8")
         return name
 
+    def until_ready_says(self, status: int) -> None:
+        """Wait until /readyz answers with this status."""
+        deadline = time.monotonic() + LIMIT_S
+        while (answer := httpx.get(f"{self.server.url}/readyz")).status_code != status:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.05)
+
     def sql(self, *statements: str) -> None:
         """Run statements as the reader does in psql."""
         run(execute(self.database_url, *statements))
@@ -154,6 +163,25 @@ def test_a_client_has_the_table(place: Place, title: str) -> None:
         until("Eve")
         place.sql("TRUNCATE orders", "TRUNCATE feed.change")
         until(r"^\[\]$")
+
+
+@pytest.mark.parametrize("title", ["// client.mjs", "# client.py"])
+def test_an_outage_of_the_database_is_no_change(place: Place, server_url: str, title: str) -> None:
+    """The database is away for a while: the reader's client, which hears of that, shows nothing new
+    until a row has changed.
+    """
+    name = urlsplit(place.database_url).path[1:]
+    end_all = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+    command = require("node") if title.startswith("//") else sys.executable
+    with running(command, place.file(title), cwd=place.directory) as until:
+        until(r"10.*20")
+        place.sql(blocks("sql")[1])
+        until(r"11.*20")
+        for allowed, status in (("false", 503), ("true", 200)):
+            run(execute(server_url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}", end_all))
+            place.until_ready_says(status)
+        place.sql("UPDATE orders SET customer = 'Zoe' WHERE id = 2")
+        assert "Zoe" in until("").string
 
 
 def test_the_list_and_its_offset_are_of_one_moment(place: Place) -> None:
