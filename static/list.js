@@ -13,7 +13,7 @@ import { Chunks } from './chunks.js';
 import { Deletions } from './deletions.js';
 import { Editor } from './editor.js';
 import { Hold } from './hold.js';
-import { read } from './rest.js';
+import { verify } from './rest.js';
 import { calm, complain, explain, fill, flash, makeRow } from './row.js';
 
 const PAINT_EVERY_MS = 100;
@@ -276,7 +276,7 @@ export class ThingList {
     let thing = this.#items.get(element.key);
     if (!thing || element.editor) return;
     try {
-      if (thing.too_large) thing = await read(thing.name);
+      if (thing.too_large) thing = await verify(thing.name, element.key);
     } catch (problem) {
       complain(element.firstElementChild, problem);
       return;

@@ -8,19 +8,20 @@ const LONGEST_NAME = 200;
 
 export const create = async (thing) => send('POST', THINGS, checked(thing));
 export const change = async (name, fields) => send('PATCH', addressOf(name), checked(fields));
-export const read = (name) => send('GET', addressOf(name));
+const read = (name) => send('GET', addressOf(name));
 /** `keepalive`, because it may be sent while the page is being left. */
 export const destroy = (name) => send('DELETE', addressOf(name), undefined, { keepalive: true });
 
 /**
- * Reject unless the thing with this name is the one with this id. A page that is not live knows things by old names,
- * and another thing may have such a name by now.
+ * Read the thing with this name; reject unless it is the one with this id. A page that is not live knows things by old
+ * names, and another thing may have such a name by now.
  */
 export async function verify(name, id) {
   const thing = await read(name).catch((problem) => {
     if (problem.status !== 404) throw problem;
   });
   if (thing?.id !== id) throw new Problem(404, `It is not called “${name}” any more; this page will show what it is.`);
+  return thing;
 }
 
 /** What this server is, or null if it does not say: { things, psql }. */

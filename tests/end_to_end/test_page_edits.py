@@ -85,6 +85,26 @@ async def test_a_page_that_is_behind_changes_no_other_thing(
     assert len(await table(connection)) == 10
 
 
+async def test_a_page_that_is_behind_edits_no_other_large_thing(
+    start_server: Callable[..., RunningServer],
+    open_page: OpenPage,
+    connection: Connection,
+    database_url: str,
+) -> None:
+    """A thing is too large to be sent, so that the page loads it to edit it; its name was passed on
+    and the page has not heard yet: it shows no form with the thing that has the name now.
+    """
+    page = await open_page(start_server(MAX_EVENT_BYTES="64KiB").url)
+    await expect_state(page, "Live")
+    await connection.execute("INSERT INTO things (name, info) VALUES ('n5', repeat('x', 100000))")
+    await expect(row(page, "n5")).to_contain_text("too large")
+    async with holding(database_url, "LOCK TABLE feed.state"):
+        await connection.execute(PASS_ON)
+        await row(page, "n5").get_by_role("button", name="Edit").click()
+        await expect(row(page, "n5").get_by_role("alert")).to_contain_text("called “n5” any more")
+        await expect(page.locator(".editor")).to_have_count(0)
+
+
 async def test_a_deleted_thing_that_was_put_back_is_shown(
     page: Page, connection: Connection, database_url: str
 ) -> None:
