@@ -66,6 +66,7 @@ export class ThingList {
   /** Any of `items` may have changed. */
   reload() {
     this.#deletions.check();
+    for (const map of [this.#due, this.#waiting]) map.clear(); // what there is becomes due again
     for (const key of this.#rows.keys()) this.#due.set(key, null);
     for (const key of [...this.#items.keys()].reverse()) this.#due.set(key, null);
     this.#schedule();
@@ -78,10 +79,17 @@ export class ThingList {
         this.reload();
       } else {
         this.#deletions.checkOne(key);
-        this.#due.set(key, op);
+        if (this.#items.has(key) || this.#rows.has(key)) this.#due.set(key, op);
+        else this.#forget(key);
       }
     }
     this.#schedule();
+  }
+
+  /** It has come and gone between two paints, and a hidden tab does not paint for hours. */
+  #forget(key) {
+    this.#due.delete(key);
+    this.#waiting.delete(key);
   }
 
   /** Show what waits, even if that moves rows. */

@@ -193,3 +193,44 @@ async def test_a_thing_too_large_to_be_sent_can_be_edited(
     await page.locator(".editor").get_by_role("button", name="Save").click()
     await expect(row(page, "large")).to_be_visible()
     assert await table(connection) == [["large", "x" * 100_000]]
+
+
+# A list of its own in a tab that paints nothing, under things that come and go: how many keys it
+# looks up when it paints again.
+COME_AND_GO = """async () => {
+  const { ThingList } = await import('./list.js');
+  const frames = [];
+  window.requestAnimationFrame = (frame) => frames.push(frame);
+  const asked = new Set();
+  const items = new (class extends Map {
+    get(key) {
+      asked.add(key);
+      return super.get(key);
+    }
+  })();
+  const list = new ThingList(document.createElement('ul'), items);
+  const thing = (id) => ({ id, name: `n${id}`, info: '' });
+  for (let key = 0; key < 10_000; key += 1) {
+    items.set(key, thing(key));
+    list.changed([{ op: 'create', key }]);
+    if (key % 100 === 0) {
+      items.clear();
+      list.changed([{ op: 'truncate' }]);
+    } else {
+      items.delete(key);
+      list.changed([{ op: 'destroy', key }]);
+    }
+  }
+  items.set(-1, thing(-1));
+  list.changed([{ op: 'create', key: -1 }]);
+  asked.clear();
+  while (frames.length) frames.shift()();
+  return [...asked];
+}"""
+
+
+async def test_a_hidden_page_forgets_what_has_come_and_gone(page: Page) -> None:
+    """Nothing is painted, as in a hidden tab, while ten thousand things come and go, one by one or
+    by TRUNCATE: the list holds none of them until it paints.
+    """
+    assert await page.evaluate(COME_AND_GO) == [-1]
