@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from app.database.connections import Connection, connect
+from app.live.subscriber import CloseReason
 from tests.support.machine import require
 from tests.support.postgres import execute, run
 from tests.support.proxy import proxied
@@ -131,7 +132,7 @@ def place(
     database_url: str, tmp_path: Path, start_server: Callable[..., RunningServer]
 ) -> Iterator[Place]:
     """The reader's table is watched, Tablecast runs, and so does the backend that lists it."""
-    place = Place(tmp_path, start_server(), database_url)
+    place = Place(tmp_path, start_server(LOG_LEVEL="debug"), database_url)
     place.sql(blocks("sql")[0], *WATCH)
     place.file("# orders.py")
     backend = [sys.executable, "-m", "uvicorn", "orders:app", "--port", "0"]
@@ -260,7 +261,7 @@ async def test_the_python_example_on_a_bad_line(
 
 def test_the_react_hook(place: Place) -> None:
     """The reader's component shows the rows of its filter, through a crash of the server; then of
-    another filter, and then why that one is refused.
+    another filter, of one that follows a slider, and then why one is refused.
     """
     url = place.server.url
     (place.directory / "feed.mjs").write_bytes(httpx.get(f"{url}/feed.js").content)
@@ -276,5 +277,10 @@ def test_the_react_hook(place: Place) -> None:
         until(r"^live: Sam: 15$")
         until.say("total=lt.15")
         until(r"^live: Sam: 1$")
+        for total in range(200, 0, -1):  # in a second
+            until.say(f"total=gte.{total}")
+            time.sleep(0.005)
+        until(r"^live: Sam: 15, Sam: 1$|^live: Sam: 1, Sam: 15$")
+        assert CloseReason.TOO_MANY_MESSAGES not in place.server.log
         until.say("colour=eq.red")
         until(r"^refused: .*colour.*$")

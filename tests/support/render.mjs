@@ -1,6 +1,7 @@
 /**
  * Shows the component Orders of a file of JSX without a browser, in React's strict mode, which mounts everything twice:
  * prints the class of its list and its items, or `refused:` and the text of its paragraph, whenever these have changed.
+ * Another one, of all orders, is on the same page and keeps the connection open.
  *
  * Argument: the file. Every line on standard input is another `where`.
  */
@@ -16,6 +17,8 @@ const { outputText } = ts.transpileModule(readFileSync(process.argv[2], 'utf8'),
 writeFileSync('Orders.mjs', outputText);
 const { Orders } = await import(`${process.cwd()}/Orders.mjs`);
 
+const show = (where) => createElement(StrictMode, null, createElement(Orders, { where }));
+create(show());
 const renderer = create(null);
 let printed;
 setInterval(() => {
@@ -28,5 +31,5 @@ setInterval(() => {
   printed = line;
 }, 20);
 createInterface({ input: process.stdin }).on('line', (where) => {
-  renderer.update(createElement(StrictMode, null, createElement(Orders, { where })));
+  renderer.update(show(where));
 });
