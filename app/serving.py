@@ -33,8 +33,8 @@ BACKLOG = 4096
 REQUESTS_S = 0.7
 CUT_S = 0.05  # for handlers to be told that their clients have gone
 GRACE_S = 1
-# Files the process opens besides connections: database connections of the feed and the replays,
-# listening sockets, logs, static files, Python's own.
+# Files the process opens besides connections: database connections of the feed, the replays and the
+# subscriptions, listening sockets, logs, static files, Python's own.
 OTHER_FILES = 64
 UNLIMITED_FILES = 1024 * 1024
 

@@ -223,7 +223,7 @@ class Settings:
     things: bool = setting(
         True, yes_or_no, "whether there is the sample table things, with its REST", "yes"
     )
-    pool_size: int = setting(10, number(1, 1000), "database connections for REST")
+    pool_size: int = setting(10, number(1, 1000), "database connections for things by REST")
     feed_retention: float = setting(
         24 * UNITS_S["h"], duration(1), "how long a change can be replayed", "24h"
     )

@@ -35,8 +35,8 @@
  *   `items` is keyed by the value of the table's key column; if the key has several columns, by the JSON of their
  *   values, in the key's order, as in '[7,"a"]'. Use `feed.items.get(feed.keyOf({ tenant: 7, number: 'a' }))`. Rows
  *   always have their key columns, also if `columns` does not name them.
- *   A row with `too_large: true` was too large to be sent. It has its key columns and nothing else; load it from REST
- *   if you need it whole.
+ *   A row with `too_large: true` was too large to be sent. It has its key columns and, if asked for, the one that the
+ *   topic's destroys carry (destroy_with), and nothing else: fetch it from your backend if you need it whole.
  *
  * @module
  */

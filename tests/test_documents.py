@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from app.application import BOUND_AT_ONCE, LISTS_AT_ONCE, SNAPSHOTS_AT_ONCE
+from app.live.replay import JUDGED_AT_ONCE, READS_AT_ONCE
 from app.settings import Settings, variable
 
 ROOT = Path(__file__).parent.parent
@@ -34,3 +36,13 @@ def test_links_lead_somewhere(document: Path) -> None:
     """When a file is moved, links in the documents have to follow."""
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8"))
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/operation.md"])
+def test_the_connections_that_a_node_makes(document: str) -> None:
+    """When a pool grows, what the documents say of a node's database connections has to follow."""
+    listener_and_reader = 2
+    replays = READS_AT_ONCE + JUDGED_AT_ONCE
+    subscriptions = SNAPSHOTS_AT_ONCE + BOUND_AT_ONCE + LISTS_AT_ONCE
+    beyond = listener_and_reader + replays + subscriptions
+    assert f"`POOL_SIZE` + {beyond}" in (ROOT / document).read_text(encoding="utf-8")
