@@ -186,6 +186,8 @@ export class Feed {
   #options;
   /** @type {string[]} */
   #key = []; // the columns
+  /** @type {object | null} */
+  #started = null; // another one each time
   /** @type {Socket | null} */
   #socket = null;
   #isWelcome = false; // by the hello of this connection
@@ -242,12 +244,20 @@ export class Feed {
 
   /** Load the rows and follow their changes until `stop()`. */
   start() {
-    if (!this.#socket) this.#connect();
+    if (this.#started) return;
+    const started = (this.#started = {});
+    // Not at once: if this is called while socket.io-client says that the connection is lost, by a callback, a new socket
+    // would keep it from ever connecting again.
+    queueMicrotask(() => {
+      if (this.#started === started) this.#connect();
+    });
+    this.#enter({ name: 'connecting', asOf: this.#asOf });
   }
 
   /** Stop; a callback may do so. None is called after this, unless the Feed is started again. */
   stop() {
-    if (!this.#socket) return;
+    if (!this.#started) return;
+    this.#started = null;
     this.#batch = [];
     clearTimeout(this.#handingOver);
     this.#close();
@@ -299,7 +309,6 @@ export class Feed {
       this.#lost(socket);
     });
     if (!socket.active) socket.connect();
-    this.#enter({ name: 'connecting', asOf: this.#asOf });
   }
 
   /** The socket of a namespace that this page has not used yet. The client keeps it, and so `auth`, for as long as the
@@ -361,6 +370,7 @@ export class Feed {
   /** It cannot be had, now or later. @param {{ code: string, detail: string, field?: string }} why */
   #refused({ code, detail, field }) {
     if (!this.#handOver()) return;
+    this.#started = null;
     this.#close();
     const problem = Object.assign(new Error(detail), { code, detail, ...(field !== undefined && { field }) });
     this.#enter({ name: 'refused', asOf: this.#asOf, problem });
@@ -492,7 +502,7 @@ export class Feed {
    * @param {() => void} callback
    */
   #call(callback) {
-    const socket = this.#socket;
+    const started = this.#started;
     try {
       callback();
     } catch (error) {
@@ -500,7 +510,7 @@ export class Feed {
         throw error;
       });
     }
-    return this.#socket === socket;
+    return this.#started === started;
   }
 
   // ---- folding -------------------------------------------------------------------------------------------------
@@ -538,6 +548,7 @@ export class Feed {
   #beginAgain() {
     this.#close();
     this.#connect();
+    this.#enter({ name: 'connecting', asOf: this.#asOf });
   }
 
   /** @param {string} offset */

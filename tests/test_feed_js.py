@@ -518,6 +518,20 @@ async def test_a_callback_stops_its_feed(
         assert all(each.states == everything[: len(each.states)] for each in seen)
 
 
+async def test_a_callback_starts_its_feed_again(server: RunningServer, orders: Connection) -> None:
+    """When the connection is lost, a callback stops its Feed and starts it again: this one and the
+    other on the connection come back, then and the next time.
+    """
+    async with feeds(server, OPEN | {"againIn": "connecting 2"}, OPEN) as followers:
+        for _ in range(2):
+            await followers.until_state("live")
+            server.kill()
+            await followers.until_state("connecting")
+            await orders.execute("UPDATE orders SET note = note || 'x'")
+            await asyncio.to_thread(server.start)
+            await followers.until_they_show(orders, OPEN_ROWS, OPEN_ROWS)
+
+
 async def test_callbacks_that_throw(server: RunningServer, orders: Connection) -> None:
     """All callbacks of a Feed throw each time, through a `kill -9`: it has the rows, and has heard
     of the changes that another Feed has, each once; and the errors are reported.

@@ -2,12 +2,13 @@
  * Follows tables with static/feed.js, and answers every line on standard input with what it has: a JSON array of
  * {state, states, problem, keys, rows, changes, batches, loads, connections, open, attempts, reported} for each Feed.
  *
- * Argument: a JSON array of options for Feed. `manager: true` has it use a Manager that it shares; `stopIn: 'onload 1'`
- * has it stop in the first call of that callback, `'live 2'` when it is told for the second time that it is live;
- * `failing: true` has all its callbacks throw. `states` are all so far; `changes` and `batches` (how many changes each
- * had) are those since the last line, `loads` counts the lists. Of all Feeds together, `connections` counts those they
- * have opened, `open` those that are open, `attempts` how often they have tried to connect, and `reported` the errors of
- * callbacks. A line `stop N` stops the Feed of that number, `start N` starts it.
+ * Argument: a JSON array of options for Feed. `manager: true` has it use a Manager that it shares; `stopIn: 'onload
+ * 1'` has it stop in the first call of that callback, `'live 2'` when it is told for the second time that it is live,
+ * and `againIn` start at once after that; `failing: true` has all its callbacks throw. `states` are all so far;
+ * `changes` and `batches` (how many changes each had) are those since the last line, `loads` counts the lists. Of all
+ * Feeds together, `connections` counts those they have opened, `open` those that are open, `attempts` how often they
+ * have tried to connect, and `reported` the errors of callbacks. A line `stop N` stops the Feed of that number, `start
+ * N` starts it.
  */
 
 import { createInterface } from 'node:readline';
@@ -35,7 +36,7 @@ process.on('uncaughtException', (error) => {
   reported += 1;
 });
 
-function follow({ manager, stopIn, failing, ...options }) {
+function follow({ manager, stopIn, againIn, failing, ...options }) {
   if (manager) count((shared ??= new Manager(options.server, { path: '/socket.io-client' })));
   const feed = new Feed({ io: manager ? shared : counted, ...options });
   const seen = { feed, states: [], changes: [], batches: [], loads: 0 };
@@ -52,7 +53,9 @@ function follow({ manager, stopIn, failing, ...options }) {
   const calls = {}; // how often each callback was called, and each state told
   const called = (name) => {
     calls[name] = (calls[name] ?? 0) + 1;
-    if (stopIn === `${name} ${calls[name]}`) seen.stop();
+    const place = `${name} ${calls[name]}`;
+    if (place === stopIn || place === againIn) seen.stop();
+    if (place === againIn) seen.start();
   };
   /** A callback that does this, and after it what the options say. */
   const callback = (name, act) => (argument) => {
