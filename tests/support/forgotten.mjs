@@ -28,7 +28,12 @@ const rows = [];
 for (let number = 0; number < FEEDS; number += 1) {
   rows.push(await comeAndGo(number % 2 ? io : shared, ['connecting', 'loading', 'live'][number % 3]));
 }
-await setTimeout(500); // nothing is freed that was looked at just now; and answers to CONNECT may be on their way
-global.gc();
-console.log(rows.filter((each) => each.deref()).length);
+// Nothing is freed that was looked at just now; and answers to CONNECT may be on their way.
+let held = FEEDS;
+for (let tries = 0; held && tries < 100; tries += 1) {
+  await setTimeout(100);
+  global.gc();
+  held = rows.filter((each) => each.deref()).length;
+}
+console.log(held);
 process.exit();
