@@ -21,7 +21,10 @@ from tests.support.proxy import proxied
 
 pytestmark = pytest.mark.database
 
-SLEEPS = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(20)'"
+SLEEPS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND query = 'SELECT pg_sleep(20)'
+"""
 
 
 @pytest.mark.parametrize("within", [nullcontext, one_moment], ids=["alone", "one moment"])
@@ -44,8 +47,9 @@ async def test_a_loan_that_is_cancelled_ends_soon_and_quietly(
                 await loan.execute("SELECT pg_sleep(20)")
 
         task = asyncio.create_task(work())
-        while not await connection.fetchval(SLEEPS):
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while not await connection.fetchval(SLEEPS):
+                await asyncio.sleep(0.01)
         proxy.hold()
         for _ in range(times):
             task.cancel()

@@ -268,8 +268,8 @@ async def _give_back(pool: Pool, connection: Connection) -> None:
 async def one_moment(connection: Connection) -> AsyncIterator[None]:
     """Read as of one moment, in a transaction that writes nothing.
 
-    Whoever cancels the block waits no longer for a silent server than with `borrowed`, unlike for
-    the ROLLBACK of an ordinary transaction: then the connection is closed.
+    Cancelling the block waits at most RELEASE_TIMEOUT_S for its ROLLBACK, and then closes the
+    connection: asyncpg's own transaction would wait as long as for any statement.
     """
     transaction = connection.transaction(isolation="repeatable_read", readonly=True)
     await transaction.__aenter__()
