@@ -18,7 +18,8 @@ from app.live.table import Table
 class Group:
     """Live subscribers with the same subscription in the same namespace.
 
-    `told`: the offset of the last message they were all sent. Subscribers are keyed by transport:
+    `told`: the offset of the last message they were all sent; None if that is one that the feed
+    never reaches. Subscribers are keyed by transport:
     reaching the transport through the subscriber would cost cache misses, a few percent of what
     the kernel takes to send.
     """
@@ -33,8 +34,8 @@ class Group:
 
 
 class ValueIndex:
-    """The groups whose filters ask for certain values of one column of a table: any number of
-    them, also none.
+    """The groups whose filters ask for certain values of one column of a table; possibly for none
+    (`in.()`).
     """
 
     def __init__(self, table: Table, column: str) -> None:

@@ -12,7 +12,8 @@ each learns at once that changes do not arrive, and when it is live again, that 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -324,6 +325,7 @@ class Broadcast:
         except SubscriptionRefused as refused:
             self._joining.discard(subscriber)
             subscriber.greeting.refuse(subscriber.transport, refused)
+            refused.with_traceback(None)  # others may share it
         except HistoryLost as error:
             logger.info("%s: %s", subscriber.transport, error)
             subscriber.transport.close(CloseReason.HISTORY_LOST)
@@ -432,7 +434,8 @@ class Broadcast:
         except Outdated as error:
             assert subscriber.subscription is not None
             refused = self.snapshots.give_up(subscriber.subscription, error)
-        raise refused  # not above, where it would hold the error, and that the rows read so far
+        # Not within the handler: as its context, the error would keep the rows that were read.
+        raise refused.with_traceback(None)
 
     async def _bind_again(self, subscriber: Subscriber) -> None:
         """Bind a subscriber whose table is not what it was."""
@@ -470,13 +473,34 @@ class Broadcast:
         """Wait until a subscriber has read what it was sent. Raises Stalled if it reads nothing."""
         while True:
             transport = subscriber.transport
-            progress = transport.progress()
             try:
-                async with asyncio.timeout(self._limits.stall_s):
-                    await transport.drained()
+                async with asyncio.timeout(None) as patience:
+                    with stalling(transport, self._limits.stall_s, patience):
+                        await transport.drained()
             except TimeoutError:
-                if transport.progress() <= progress:
-                    raise Stalled from None
-                continue
+                raise Stalled from None
             if transport is subscriber.transport:
                 return
+
+
+@contextmanager
+def stalling(transport: Transport, stall_s: float, patience: asyncio.Timeout) -> Iterator[None]:
+    """Let `patience` end as soon as a client has read nothing for `stall_s`. Until then the wait
+    goes on undisturbed: whoever began it anew would have lost its turn.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def look(before: int) -> None:
+        nonlocal timer
+        progress = transport.progress()
+        if progress > before:
+            timer = loop.call_later(stall_s, look, progress)
+        else:
+            patience.reschedule(loop.time())
+
+    timer = loop.call_later(stall_s, look, transport.progress())
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -195,8 +195,8 @@ class PageEvents:
         return offsets(self.page, self._epoch)
 
     def until(self, events: Sequence[Event]) -> Offset | None:
-        """Return the offset of clients that were sent these events, if it is the page's own. (One
-        that is within a batch is none that the feed ever reaches.)
+        """Return the offset of clients that were sent these events, if it is the page's own; the
+        feed never reaches one that is within a batch.
         """
         is_last = bool(events) and events[-1].place == len(self.page.changes) - 1
         return self.page.until if is_last and self.page.until.until is None else None

@@ -72,7 +72,7 @@ class SnapshotStats:
 class Snapshots:
     """Reads snapshots, using connections from `pool`.
 
-    `limit_bytes`: how long one may be. Not much more than three times as much is held at any time:
+    `limit_bytes`: how long one may be. Not much more than four times as much is held at any time:
     whoever needs one more waits until others have been sent theirs.
     """
 
@@ -80,7 +80,7 @@ class Snapshots:
         self._feed = feed
         self._pool = pool
         self._limit_bytes = limit_bytes
-        # One less of each topic: a table that is locked must not hold up those of others.
+        # One less of each topic: one table that is locked must not hold up all others.
         self._at_once = asyncio.Semaphore(at_once)
         self._of_topic: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(at_once - 1)

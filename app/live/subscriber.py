@@ -88,7 +88,7 @@ class Transport(Protocol):
 
     async def drained(self) -> None:
         """Wait until little is unsent, or until the transport is closed. Those who wait take turns:
-        whoever has written waits behind all others.
+        one that has written goes to the end of the queue.
         """
 
     def close(self, reason: CloseReason) -> None:

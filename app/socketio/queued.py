@@ -94,7 +94,6 @@ class QueuedSession(Session):
         self._unsent_bytes -= chars
         self._taken += len(packets)
         self.give_turns()
-        self._wake()
         return packets
 
     # Polls
@@ -195,11 +194,11 @@ class QueuedSession(Session):
 
     async def _send_queue(self, send: Send) -> None:
         while True:
-            for packet in self.take():
+            for packet in self.take(1):
                 await send({"type": "websocket.send", "text": packet})
-            if self.closed:
-                return
             if not self._queue:
+                if self.closed:
+                    return
                 await self._change()
 
     async def _receive_all(self, receive: Receive) -> None:
@@ -224,7 +223,6 @@ class QueuedSession(Session):
         """Yield to another session, and return the unsent packets."""
         packets = self.take()
         self.closed = self.upgraded = True
-        self.give_turns()
         self._wake()
         return packets
 
@@ -242,7 +240,7 @@ class QueuedSession(Session):
         self._waiters.clear()
 
     async def _change(self) -> None:
-        """Wait until anything has changed."""
+        """Wait until something was queued, or the session's state has changed."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter

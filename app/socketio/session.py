@@ -98,9 +98,7 @@ class Session(ABC):
         """Whether much is unsent."""
 
     async def drained(self) -> None:
-        """Wait until little is unsent, or until the session is closed. Those who wait take turns:
-        whoever has written waits behind all others.
-        """
+        """Wait until little is unsent, or until the session is closed; in turns."""
         while self.is_full() and not self.closed:
             turn = asyncio.get_running_loop().create_future()
             self._turns += (turn,)

@@ -1,6 +1,6 @@
 """A session that is its WebSocket: transport protocol, frame parser and session in one object.
 
-That is all an idle client costs. Nothing here is a coroutine but `drained`.
+That is all an idle client costs. Nothing here is a coroutine.
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class WebSocketSession(Session, asyncio.Protocol):
         try:
             own = self._transport.get_extra_info("socket")
             info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
-        except OSError:  # it is closed
+        except (OSError, ValueError):  # it is closed
             return 0
         return int.from_bytes(info[BYTES_ACKED], sys.byteorder)
 
