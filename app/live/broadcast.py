@@ -486,7 +486,7 @@ class Broadcast:
 @contextmanager
 def stalling(transport: Transport, stall_s: float, patience: asyncio.Timeout) -> Iterator[None]:
     """Let `patience` end as soon as a client has read nothing for `stall_s`. Until then the wait
-    goes on undisturbed: whoever began it anew would have lost its turn.
+    goes on undisturbed: one that is begun again has lost its turn.
     """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
