@@ -16,6 +16,7 @@ import pytest
 
 from app.database.connections import Connection
 from tests.support.machine import require
+from tests.support.scale import scaled
 from tests.support.server import RunningServer
 
 FOLLOW = Path(__file__).parent / "support" / "feeds.mjs"
@@ -309,7 +310,7 @@ async def test_a_row_too_large_to_be_sent(
         await followers.until_they_show(connection, "customers")
 
 
-@pytest.mark.parametrize("seed", [SEED, SEED + 1])
+@pytest.mark.parametrize("seed", scaled([SEED], [SEED, SEED + 1]))
 async def test_random_operations(server: RunningServer, connection: Connection, seed: int) -> None:
     """Whatever is done to tables of four kinds, by single statements and by transactions, feed.js
     shows their rows whenever it has caught up.

@@ -14,6 +14,7 @@ from app.live import room as room_module
 from app.socketio import server as server_module
 from tests.support.feeds import eventually
 from tests.support.postgres import execute
+from tests.support.scale import scaled
 from tests.support.sockets import serving_here
 from tests.support.subscribers import Subscriber, subscriber
 from tests.test_subscriptions import OPEN, ORDERS, mark
@@ -59,7 +60,7 @@ async def test_a_quiet_subscription_can_always_continue(
         assert stale.recovered is False
 
 
-@pytest.mark.parametrize("away", [False, True], ids=["live", "returning"])
+@pytest.mark.parametrize("away", scaled([False], [False, True]))
 async def test_silence_after_part_of_a_transaction(
     orders: Connection, database_url: str, away: bool
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from app.database.connections import Connection
 from app.socketio.server import MOST_NAMESPACES
+from tests.support.scale import scaled
 from tests.support.server import RunningServer
 from tests.support.sockets import App, PollingClient, serving_here
 from tests.support.subscribers import subscriber
@@ -33,10 +35,13 @@ async def orders(connection: Connection) -> Connection:
     return connection
 
 
-@pytest.fixture
-def app(orders: Connection, any_app: App) -> App:
+@pytest.fixture(params=scaled([False], [False, True]))
+async def app(
+    orders: Connection, database_url: str, request: pytest.FixtureRequest
+) -> AsyncIterator[App]:
     """The application on a database with orders."""
-    return any_app
+    async with serving_here(database_url, plain=request.param) as served:
+        yield served
 
 
 async def mark(connection: Connection, number: int = 1000) -> int:
@@ -45,11 +50,11 @@ async def mark(connection: Connection, number: int = 1000) -> int:
     return number
 
 
-async def test_rows_come_change_and_leave(app: App, orders: Connection) -> None:
+async def test_rows_come_change_and_leave(orders: Connection, any_app: App) -> None:
     """A client asks for open orders: it gets those there are, then each that becomes one, changes
     as one or ceases to be one; and nothing of others.
     """
-    async with subscriber(app.url) as client:
+    async with subscriber(any_app.url) as client:
         held = await client.loaded(await client.subscribe("/order", where=OPEN))
         assert held.ids == [1, 2]
         await orders.execute("UPDATE orders SET status = 'open' WHERE id = 3")
