@@ -25,7 +25,7 @@ from tests.support.floods import FINAL, TEXT, UPGRADE, Watch, client_frame
 from tests.support.proxy import proxied
 from tests.support.scale import scaled
 from tests.support.server import RunningServer
-from tests.support.sockets import App, PollingClient, serving_here, until_ready
+from tests.support.sockets import App, polling_client, serving_here, until_ready
 from tests.support.subscribers import Held, Subscriber, subscriber
 
 pytestmark = pytest.mark.database
@@ -169,10 +169,8 @@ async def test_a_client_that_polls_slowly_but_steadily(
     await items.execute("UPDATE items SET note = repeat(note, 5)")
     async with (
         serving_here(database_url, client_stall=0.5) as app,
-        httpx.AsyncClient(base_url=app.url) as http,
+        polling_client(app.url) as client,
     ):
-        client = PollingClient(http)
-        await client.open()
         await client.post("40/item,\x1e40/item/2,")
         seen: list[str] = []
         async with asyncio.timeout(60):
@@ -191,10 +189,8 @@ async def test_many_subscriptions_of_a_slow_client(items: Connection, database_u
     await items.execute("UPDATE items SET note = repeat(note, 5)")
     async with (
         serving_here(database_url, client_stall=0.3) as app,
-        httpx.AsyncClient(base_url=app.url) as http,
+        polling_client(app.url) as client,
     ):
-        client = PollingClient(http)
-        await client.open()
         await client.post("\x1e".join(f"40/item/{number}," for number in range(20)))
         served: Counter[str] = Counter()
         async with asyncio.timeout(60):
@@ -233,10 +229,8 @@ async def test_a_refusal_before_an_upgrade(items: Connection, database_url: str)
     """
     async with (
         serving_here(database_url, snapshot_bytes=200_000) as app,
-        httpx.AsyncClient(base_url=app.url) as http,
+        polling_client(app.url) as client,
     ):
-        client = PollingClient(http)
-        await client.open()
         await client.post("40/item,")
         packets: list[str] = []
         while not any(packet.startswith("44/item,") for packet in packets):
@@ -284,19 +278,17 @@ async def test_one_snapshot_in_many_namespaces(
     await items.execute("UPDATE items SET note = repeat('x', 1500) || '😀'")
     server = start_server()
     await until_ready(server.url)
-    async with subscriber(server.url) as client, httpx.AsyncClient(base_url=server.url) as http:
+    async with subscriber(server.url) as client, polling_client(server.url) as poller:
         await client.loaded(await client.subscribe("/item/few", where="id=lt.20"))
         with Watch(server).looking() as watch:
             for number in range(4):
                 held = await client.loaded(await client.subscribe(f"/item/{number}"))
                 assert len(held.rows) == 10_000 and held.rows["[1]"]["note"].endswith("x😀")
                 held.rows.clear()
-            polling = PollingClient(http)
-            await polling.open()
-            await polling.post("40/item/polling,")
+            await poller.post("40/item/polling,")
             packets: list[str] = []
             while not packets or '"feed:loaded"' not in packets[-1]:
-                packets += await polling.poll()
+                packets += await poller.poll()
             assert sum(packet.count("x😀") for packet in packets) == 10_000
     assert watch.grown_mib < 90
 

@@ -173,12 +173,21 @@ class PollingClient:
         return [packet for packet in packets if packet != "2"]
 
     async def subscribe(self, topic: str, count: int) -> None:
-        """Ask for a topic in so many namespaces, by one request; poll until all rows are here."""
+        """Ask for a topic in `count` namespaces, by one request; poll until all rows are here."""
         connects = [f"40/{topic}/{number}," for number in range(count)]
         assert (await self.post("\x1e".join(connects))).status_code == 200
         loaded = 0
         while loaded < count:
             loaded += sum('["feed:loaded"' in packet for packet in await self.poll())
+
+
+@asynccontextmanager
+async def polling_client(url: str) -> AsyncIterator[PollingClient]:
+    """Yield a client by long polling with an open session."""
+    async with httpx.AsyncClient(base_url=url) as http:
+        client = PollingClient(http)
+        await client.open()
+        yield client
 
 
 async def waiting_poll(polling: PollingClient) -> "asyncio.Task[httpx.Response]":
