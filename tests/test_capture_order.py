@@ -23,7 +23,7 @@ from tests.support.scale import scaled
 
 pytestmark = pytest.mark.database
 
-EXAMPLES = scaled(50, 20_000)
+EXAMPLES = scaled(80, 20_000)
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 # The values a key of each type may have, and SQL that turns one into the next. The numeric keys
