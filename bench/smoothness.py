@@ -13,6 +13,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 OBSERVE = """
     () => {
+      if (window.frames_) return;
       window.frames_ = [];
       window.tasks_ = [];
       new PerformanceObserver((list) => {

@@ -83,6 +83,6 @@ def test_what_is_taken_is_what_a_websocket_library_takes(line: bytes, headers: l
 def test_long_headers_take_linear_time(inside: bytes) -> None:
     """A header of the greatest length costs as little as any of that length, whatever is in it."""
     head = head_of(b"GET " + TARGET + b" HTTP/1.1", [*PLAIN, b"X: a" + inside * 5000 + b"b"])
-    began = time.perf_counter()
+    began = time.process_time()
     assert parse_upgrade(head, PATHS) is not None
-    assert time.perf_counter() - began < 0.05
+    assert time.process_time() - began < 0.05

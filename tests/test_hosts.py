@@ -62,7 +62,7 @@ def test_any_name() -> None:
 def test_long_hosts_are_judged_quickly() -> None:
     """A peer sends the longest Host there can be."""
     hosts = Hosts((), "127.0.0.1")
-    began = time.perf_counter()
+    began = time.process_time()
     for host in ("a" * 16_000, "[" * 16_000, "a." * 8_000, ":" * 16_000):
         assert not hosts.allow(host)
-    assert time.perf_counter() - began < 0.05
+    assert time.process_time() - began < 0.05
