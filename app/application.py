@@ -1,4 +1,4 @@
-"""Everything put together: routes, and the lifespan that nests every resource."""
+"""Puts everything together: the routes, and the lifespan that opens and closes every resource."""
 
 import asyncio
 import logging
@@ -45,13 +45,13 @@ logger = logging.getLogger("tablecast")
 ROOT = Path(__file__).parent.parent
 CLIENT_FILES = ROOT / "node_modules" / "socket.io-client" / "dist"
 CANCEL_AGAIN_S = 0.5
-# How many snapshots are read, how many subscriptions are bound to their tables, and how many lists
-# are read for REST, at once.
+# How many snapshots are read, subscriptions are bound to their tables, and lists are read for REST,
+# at once.
 SNAPSHOTS_AT_ONCE = 3
 BOUND_AT_ONCE = 2
 LISTS_AT_ONCE = 2
-# When a subscription that hears nothing is told its offset, at the latest, and of what the log
-# keeps, after which part.
+# A subscription that receives nothing is sent its offset after QUIET_S at the latest, and well
+# before the log has been replaced: after 1/QUIET_SHARE of the time and of the changes it keeps.
 QUIET_S = 30.0
 QUIET_SHARE = 4
 SOCKET_PATHS = ("/socket.io-client/", "/socket.io/")
@@ -66,12 +66,12 @@ PAGE_HEADERS = {
 
 
 def socket_paths(prefix: str) -> tuple[str, ...]:
-    """The paths of Socket.IO: as they are, and under a prefix that no proxy has taken away."""
+    """Return Socket.IO's paths: as they are, and under the prefix in case no proxy strips it."""
     return (*SOCKET_PATHS, *(prefix + path for path in SOCKET_PATHS if prefix))
 
 
 class State(TypedDict):
-    """What runs during the lifespan: every request has it, and so has the server."""
+    """What the lifespan opens: available to every request, and to the server."""
 
     pool: Pool
     feed: Feed
@@ -111,9 +111,7 @@ class SocketPath:
 
 
 class UnderPrefix:
-    """An application that clients find under a path prefix, whether or not the proxy takes the
-    prefix away before it passes a request on.
-    """
+    """Serves an application under a path prefix, whether or not the proxy strips it."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self._app = app
@@ -137,8 +135,8 @@ class UnderPrefix:
 
 
 def limits(settings: Settings) -> BroadcastLimits:
-    """What a client may leave unread, and when one that hears nothing is told its offset: long
-    before the changes after its last one are pruned.
+    """Return what a client may leave unread, and when one that receives nothing is sent its offset:
+    long before the changes after its last offset are pruned.
     """
     return BroadcastLimits(
         settings.client_buffer,
@@ -204,8 +202,8 @@ async def lifespan(
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended. One that has just got what it waited for, by
-    `asyncio.wait_for` of Python 3.11, misses a cancellation.
+    """Cancel tasks until they have ended. Once is not enough: in Python 3.11, `asyncio.wait_for`
+    swallows a cancellation that arrives together with its result.
     """
     pending = set(tasks)
     while pending:
@@ -227,10 +225,10 @@ def stop_process() -> None:
 
 
 def create_app(settings: Settings, failed: Callable[[], None] = stop_process) -> ASGIApp:
-    """The ASGI application. `settings.database_url` must name a migrated database.
+    """Return the ASGI application. `settings.database_url` must name a migrated database.
 
     `failed` is called when a task that must never end has failed. It must end the process, so that
-    a supervisor starts it again; clients continue where they were.
+    a supervisor restarts it; clients continue where they were.
     """
     if not CLIENT_FILES.is_dir():
         logger.warning("%s is not there: pages cannot load the Socket.IO client", CLIENT_FILES)

@@ -1,4 +1,4 @@
-"""The command: serve, migrate, psql, watch, unwatch, topics."""
+"""The command `tablecast`: serve, migrate, psql, watch, unwatch, topics."""
 
 import asyncio
 import contextlib
@@ -76,7 +76,7 @@ def options(*names: str) -> Callable[[Callable[..., None]], Callable[[], None]]:
 
 
 def in_utf_8(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Return an argument; Postgres takes no bytes that are not UTF-8. Raises BadParameter."""
+    """Return an argument as it is. Raises BadParameter unless it is UTF-8, as Postgres requires."""
     try:
         (value or "").encode()
     except UnicodeEncodeError:
@@ -114,7 +114,7 @@ def serve(settings: Settings, migrating: bool) -> None:
             migrate(url, settings.things)
         asyncio.run(check(url, settings.things))
         command = settings.psql_command or psql_command(settings)
-        # Elsewhere a command of this machine helps nobody, and its paths are nobody's business.
+        # On another machine this machine's command is useless, and its paths should not leak.
         shown = command if is_loopback(settings.host) else settings.psql_command
 
         def say(address: str) -> None:
@@ -128,9 +128,9 @@ def serve(settings: Settings, migrating: bool) -> None:
 
 
 def announce(address: str, command: str, settings: Settings) -> None:
-    """Say on the console where the server is, and how to write to its database."""
+    """Print where the server is, and how to write to its database."""
     for everywhere, here in (("//0.0.0.0:", "//127.0.0.1:"), ("//[::]:", "//[::1]:")):
-        address = address.replace(everywhere, here)  # which a browser can open
+        address = address.replace(everywhere, here)  # one that a browser can open
     click.echo(f"Tablecast is at {address}")
     if settings.things:
         click.echo(f'Change its table:  {command} -c "{EXAMPLE}"')
@@ -188,7 +188,7 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
     help="what a destroy carries: the value of this unique column [default: as now, else the key]",
 )
 def watch(settings: Settings, table: str, topic: str | None, destroy_with: str | None) -> None:
-    """Make a table live; TABLE is its name as in SQL. Again, for another topic or column."""
+    """Make a table live; TABLE is its name as in SQL. Repeat it to change the topic or column."""
     with migrated_database(settings, refuse_watching) as url:
         watched, before = asyncio.run(topics.watch(url, table, topic, destroy_with))
     name = watched.name
@@ -237,18 +237,18 @@ def topics_command(settings: Settings) -> None:
 def migrated_database(settings: Settings, rights: Rights = refuse_serving) -> Iterator[str]:
     """Yield the URL of the chosen database, which must exist and be up to date.
 
-    Raises Refusal, also if `rights` finds that the role may not do what is to be done.
+    Raises Refusal, also if `rights` finds that the role lacks a privilege.
     """
     with database(settings) as url:
-        asyncio.run(check(url, False, rights))  # the sample table is none of their business
+        asyncio.run(check(url, False, rights))  # these commands do not need the sample table
         yield url
 
 
 @contextlib.contextmanager
 def database(settings: Settings, create: bool = False) -> Iterator[str]:
-    """Yield the URL of the chosen database; an embedded one is migrated and runs in the block.
+    """Yield the URL of the chosen database; an embedded one is migrated, and runs during the block.
 
-    Raises Refusal, also if there is no embedded one and `create` does not say to make it.
+    Raises Refusal, also if there is no embedded one and `create` is false.
     """
     if settings.database_url is not None:
         yield settings.database_url
@@ -274,7 +274,7 @@ async def execute(url: str, statement: str) -> None:
 
 
 def listening_problem(settings: Settings, error: OSError) -> str:
-    """Say in a sentence why the server cannot listen on its address."""
+    """Return the sentence that says why the server cannot listen on its address."""
     if error.errno == errno.EADDRINUSE:
         return (
             f"Port {settings.port} on {settings.host} is in use: choose another with PORT or"
@@ -302,7 +302,7 @@ def psql_command(settings: Settings) -> str:
 
 
 def own_name() -> str:
-    """Return how a user here starts this program: by its name, or by the path to it."""
+    """Return how to run this program from here: its name if that is on PATH, else its path."""
     path = Path(sys.argv[0]).absolute()
     found = shutil.which(path.name)
     if found is not None and Path(found).absolute() == path:

@@ -1,7 +1,7 @@
-"""Answers with the headers that let pages of other origins read them (CORS).
+"""Adds the headers that let pages of other origins read the responses (CORS).
 
-`CrossOrigin` stands before everything else, so that every answer of the application has them:
-errors and Socket.IO's too.
+`CrossOrigin` wraps everything else, so that every response of the application has them, including
+errors and Socket.IO's.
 """
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,7 +20,7 @@ PREFLIGHT = {
 
 
 class CrossOrigin:
-    """Adds the headers to what an application answers."""
+    """Adds the headers to an application's responses."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
         self._app = app
@@ -40,7 +40,7 @@ class CrossOrigin:
         await self._app(scope, receive, send_with_headers)
 
     def _allowed(self, origin: str | None) -> str | None:
-        """Return what may read the answer, if anything besides the server's own pages."""
+        """Return who may read the response, or None for only the server's own pages."""
         if self._origins.any:
             return ANY
         return origin if origin is not None and self._origins.lists(origin) else None
@@ -54,7 +54,7 @@ class CrossOrigin:
 
 
 class Preflights:
-    """Answers the questions that browsers ask before pages of other origins may write."""
+    """Answers the preflight requests that browsers send before a page of another origin writes."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
         self._app = app

@@ -6,10 +6,10 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# Things due within a short time of each other are done together: fewer wake-ups of the process.
+# Things due at nearly the same time are handled together, so that the process wakes up less often.
 LARGEST_SLACK_S = 0.1
 SLACK_SHARE = 0.05
-# But not so many that everything else waits for them.
+# But no more than this many, so that nothing else waits for long.
 MOST_AT_ONCE = 200
 
 
@@ -21,7 +21,7 @@ class Deadlines(Generic[T]):
         self._slack = min(LARGEST_SLACK_S, SLACK_SHARE * seconds)
         self._due = due
         self._loop = asyncio.get_running_loop()
-        self._times: dict[T, float] = {}  # in the order of the times
+        self._times: dict[T, float] = {}  # earliest first
         self._timer: asyncio.TimerHandle | None = None
 
     def __contains__(self, thing: T) -> bool:
@@ -59,5 +59,5 @@ class Deadlines(Generic[T]):
                 break
             expired.append(thing)
         for thing in expired:
-            if self.remove(thing):  # what was due before it may have removed it
+            if self.remove(thing):  # an earlier one may have removed it
                 self._due(thing)

@@ -1,8 +1,8 @@
-"""Where a request was really sent, whatever proxies it came through, and which pages may send it.
-Values; no I/O.
+"""Where a client really sent a request, whatever proxies it came through, and which pages may send
+it. No I/O.
 
 A proxy says in X-Forwarded-Proto, -Host and -Port, or in Forwarded (RFC 7239), what the client
-asked it for. These headers are believed only from trusted addresses, because anybody can send them.
+asked for. These headers are believed only from trusted addresses, because anybody can send them.
 """
 
 import ipaddress
@@ -24,12 +24,12 @@ ORIGIN = re.compile(
 )
 LONGEST_ORIGIN = 300  # the longest name has 253 characters
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-# Some proxies name the scheme of a WebSocket.
+# Some proxies send the scheme of a WebSocket.
 SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 HAS_PORT = re.compile(r":[0-9]+$")
 PORT = re.compile(r"[0-9]{1,5}")
 # A parameter of Forwarded, and what separates it from the next one: `;`, or `,` between proxies.
-# Colons and brackets must be quoted, but not every proxy does it.
+# Colons and brackets must be quoted, but not every proxy does so.
 PARAMETER = re.compile(
     r"[\t ;,]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]*))[\t ]*(?=[;,]|$)"
 )
@@ -41,7 +41,7 @@ FORWARDED_HEADERS = (
 def normal_origin(origin: str) -> str | None:
     """Return an origin as it is compared: in lower case, without its scheme's default port.
 
-    None if it is none, such as `null` or a URL with a path.
+    None if the text is not an origin: `null`, say, or a URL with a path.
     """
     found = ORIGIN.fullmatch(origin.lower()) if len(origin) <= LONGEST_ORIGIN else None
     if found is None:
@@ -77,12 +77,12 @@ class Target:
 
     @property
     def origin(self) -> str | None:
-        """The origin of the pages that are found there; None if the host is malformed."""
+        """The origin of the pages served there; None if the host is malformed."""
         return normal_origin(f"{self.scheme}://{self.host}")
 
 
 def unmapped(network: Network) -> Network:
-    """Return the IPv4 network that an IPv6 one stands for, if it does."""
+    """Return the IPv4 network that an IPv4-mapped IPv6 one stands for; any other as it is."""
     if isinstance(network, ipaddress.IPv4Network) or not network.subnet_of(MAPPED):
         return network
     address = network.network_address.ipv4_mapped
@@ -96,7 +96,7 @@ class TrustedProxies:
         self._networks = tuple(map(unmapped, networks))
 
     def trust(self, peer: str | None) -> bool:
-        """Whether to believe what a peer says about its client. `peer`: its IP address."""
+        """Return whether to believe what the peer at this IP address says about its client."""
         try:
             address = ipaddress.ip_address((peer or "").partition("%")[0])
         except ValueError:
@@ -109,9 +109,9 @@ class TrustedProxies:
 
         `headers` by name in lower case; `scheme` is that of the connection with the peer.
 
-        This says which server the client meant only as far as the client is honest: a page whose
-        own name was made to resolve to this machine can send X-Forwarded-Host from a loopback
-        address. To tell such pages by their host, the Host header must be judged as well.
+        The result is only as honest as the client: a page whose own name was made to resolve to
+        this machine can send X-Forwarded-Host from a loopback address. To catch such a page, check
+        the Host header as well.
         """
         host = headers.get("host", "")
         if not self.trust(peer):
@@ -144,11 +144,11 @@ class Origins:
         self._proxies = proxies
 
     def lists(self, origin: str) -> bool:
-        """Whether an origin is among those that are listed."""
+        """Return whether an origin is listed."""
         return self.any or normal_origin(origin) in self._listed
 
     def refusal(self, headers: Mapping[str, str], scheme: str, peer: str | None) -> str | None:
-        """Return why the page that made a request may not; None if it may, or if it is no page.
+        """Return why the page that sent a request may not; None if it may, or no page sent it.
 
         The arguments are those of `TrustedProxies.target`.
         """

@@ -1,8 +1,8 @@
 """The host names a server answers to, as values. No I/O.
 
-A page of another site can have its own name resolve to this machine (DNS rebinding). The browser
-then takes this server for that site, and lets the page read and write here. What gives the page
-away is the Host header: it still holds the foreign name.
+A page of another site can make its own host name resolve to this machine (DNS rebinding). The
+browser then takes this server for that site, and lets the page read and write here. Only the Host
+header gives the page away: it still holds the other site's name.
 """
 
 import ipaddress
@@ -19,9 +19,9 @@ LONGEST_NAME = 255
 class Hosts:
     """The hosts that requests may name: loopback names always, and those that are listed.
 
-    Listed are names, such as `example.org`, `*.example.org` for all names below it, and `*` for
-    any. If nothing is listed, a server that listens on loopback only has loopback names, and any
-    other server has any name.
+    `listed` holds names such as `example.org`, `*.example.org` for every name below it, and `*` for
+    any name. If it is empty, a server that listens on loopback accepts only loopback names, and any
+    other server accepts every name.
     """
 
     def __init__(self, listed: Iterable[str], listening_on: str) -> None:
@@ -31,7 +31,7 @@ class Hosts:
         self._endings = tuple(normal(name[1:]) for name in given if name.startswith("*."))
 
     def allow(self, host: str | None) -> bool:
-        """Whether a request with this Host header, or whatever a proxy says it was, is for us."""
+        """Return whether a request with this Host header (None: without a valid one) is for us."""
         if self._any:
             return True
         name = name_in(host) if host is not None else None
@@ -59,7 +59,7 @@ def normal(name: str) -> str:
 
 @lru_cache(maxsize=100)
 def is_loopback(name: str) -> bool:
-    """Whether only this machine itself can be meant by a name."""
+    """Return whether a name can only mean this machine."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:

@@ -1,8 +1,7 @@
-"""Starts the command `tablecast`: makes the files importable under the names they have here.
+"""Starts the command `tablecast`, after making `app` and `migrations` importable by these names.
 
-An installed Tablecast is one directory, `tablecast`, which holds `app` and `migrations`. They are
-importable only in its own processes, so they hide nobody else's packages, and nobody else's hide
-them.
+An installed Tablecast is one directory, `tablecast`, which holds both. They are importable only in
+its own processes, so they shadow no other packages, and no others shadow them.
 """
 
 import sys

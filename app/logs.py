@@ -1,4 +1,4 @@
-"""Log lines: one for each message, whatever clients put into it."""
+"""Formats the log: one line for each message, whatever clients put into it."""
 
 import logging
 import textwrap

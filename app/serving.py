@@ -1,7 +1,7 @@
 """The HTTP server: uvicorn, behind our own doorway (app/doorway/).
 
-A WebSocket never reaches uvicorn: the connection itself becomes the session. Everything else takes
-the ordinary way, so the application works on any ASGI server.
+A WebSocket never reaches uvicorn: the connection itself becomes the session. Everything else goes
+through ASGI as usual, and the application also works on any other ASGI server.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from app.socketio import codec
 logger = logging.getLogger("tablecast")
 
 BACKLOG = 4096
-# How long a stopping server waits for pending requests, and uvicorn for what remains.
+# How long a stopping server waits for pending requests, and uvicorn for the rest.
 REQUESTS_S = 0.7
-CUT_S = 0.05  # for handlers to be told that their clients have gone
+CUT_S = 0.05  # for handlers to notice that their clients have disconnected
 GRACE_S = 1
 # Files the process opens besides connections: database connections of the feed, the replays and the
 # subscriptions, listening sockets, logs, static files, Python's own.
@@ -55,7 +55,7 @@ class HttpServer(uvicorn.Server):
             self._settling = asyncio.create_task(settle())
 
     def stop(self) -> None:
-        """Stop, within about a second; asking twice does not make it faster."""
+        """Stop within about a second; calling it twice does not make that faster."""
         self.should_exit = True
 
     def fail(self) -> None:
@@ -83,7 +83,7 @@ class HttpServer(uvicorn.Server):
         ending.cancel()
 
     async def _end_requests(self) -> None:
-        """End what is left of requests when the time is up, before uvicorn does and complains."""
+        """Cut off requests that are pending after REQUESTS_S, before uvicorn does and complains."""
         await asyncio.sleep(REQUESTS_S)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
@@ -93,7 +93,7 @@ class HttpServer(uvicorn.Server):
 
 
 class Cancellable:
-    """The application; a request that the stopping server cancels ends without a traceback."""
+    """Wraps the application: a request cancelled by the shutdown ends without a traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -108,7 +108,7 @@ class Cancellable:
 
 
 async def settle() -> None:
-    """Do the work the first responses need not wait for."""
+    """Do the work that the first responses need not wait for."""
     await asyncio.to_thread(codec.libraries)
     # Objects alive now live forever; freeze them, or each full collection pauses every client for
     # 50 ms.
@@ -117,14 +117,14 @@ async def settle() -> None:
 
 
 def configure(app: Any, settings: Settings) -> uvicorn.Config:
-    """How uvicorn serves the application."""
+    """Return uvicorn's configuration for the application."""
     hosts = Hosts(settings.allowed_hosts, settings.host)
     most = settings.max_clients or most_clients(settings)
     door = Doorway(hosts, most, socket_paths(settings.root_path))
     return uvicorn.Config(
         Cancellable(app),
-        http=cast(Any, door),  # it wants a class, and calls it
-        ws="none",  # upgrades are the doorway's
+        http=cast(Any, door),  # uvicorn expects a class, and calls it
+        ws="none",  # the doorway handles upgrades
         lifespan="on",
         proxy_headers=False,  # app/forwarded.py reads them
         access_log=False,
@@ -143,7 +143,7 @@ def allow_many_clients() -> None:
 
 
 def most_clients(settings: Settings) -> int:
-    """How many clients the limit on open files allows."""
+    """Return how many clients the limit on open files allows."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         files = UNLIMITED_FILES
@@ -152,7 +152,7 @@ def most_clients(settings: Settings) -> int:
 
 
 def with_limit(settings: Settings) -> Settings:
-    """Settle how many clients are served. Raises Refusal if that is more than can be."""
+    """Return the settings with `max_clients` filled in. Raises Refusal if it is too large."""
     most = most_clients(settings)
     if settings.max_clients is not None and settings.max_clients > most:
         raise Refusal(
@@ -163,14 +163,14 @@ def with_limit(settings: Settings) -> Settings:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError if the address is unavailable."""
+    """Return a listening socket. Raises OSError if the address is unavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 async def serve(settings: Settings, started: Callable[[str], None]) -> None:
-    """Serve until a signal says stop. `started` is called with the address once requests are
-    answered.
+    """Serve until a signal says to stop. `started` is called with the address once the server
+    accepts requests.
 
     Raises OSError if the address is unavailable, and Refusal if the server stopped because of an
     internal error.

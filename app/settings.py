@@ -129,7 +129,7 @@ def host(text: str) -> str:
 def directory(text: str) -> Path:
     """Parse the path of a directory, which need not exist yet."""
     path = Path(text).expanduser()
-    with suppress(PermissionError):  # it cannot be looked at; who opens it says so
+    with suppress(PermissionError):  # cannot be inspected; opening it will say so
         if path.exists() and not path.is_dir():
             raise ValueError("it must be a directory, not a file")
     return path
@@ -155,8 +155,8 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def root_path(text: str) -> str:
-    """Parse a path prefix. Nobody could tell whether a proxy has taken away one that begins like
-    paths of our own.
+    """Parse a path prefix. It must not begin like our own paths: we could not tell whether a proxy
+    has stripped it.
     """
     path = text.rstrip("/")
     segments = path.split("/")[1:]
@@ -318,7 +318,7 @@ class Settings:
 
 def misspelled(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return variables that look like misspelled settings, each with the setting it resembles."""
-    # Resemblance says nothing about short names: HOSTS is a variable of many programs.
+    # Short names resemble variables of other programs by chance: HOSTS, for one.
     names = [variable(option) for option in fields(Settings) if len(option.name) > 6]
     return [
         (name, similar)

@@ -6,20 +6,20 @@ from collections.abc import Callable
 
 
 class Turns:
-    """Gives work about `seconds` of each turn of the loop, so that everything else goes on.
+    """Spends about `seconds` of each turn of the loop on work, so that nothing else waits for long.
 
-    Work is done in the order in which it was given.
+    Work is done in the order in which it arrived.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Callable[[], None]] = deque()
-        self._ends: float | None = None  # the time for the current turn
+        self._ends: float | None = None  # when the current turn's time is up; None between turns
 
     def do(self, work: Callable[[], None]) -> bool:
-        """Do some work if this turn has time for it, else in a later one; return whether it was
-        done.
+        """Do `work` now if this turn has time for it, else in a later turn; return whether it has
+        been done.
         """
         if self._ends is None:
             self._begin()
@@ -30,7 +30,7 @@ class Turns:
         return True
 
     async def done(self, work: Callable[[], None]) -> None:
-        """Wait until some work is done. Raises what it raises."""
+        """Wait until `work` has been done. Raises whatever it raises."""
         result: asyncio.Future[None] = self._loop.create_future()
         if not self.do(lambda: settle(result, work)):
             await asyncio.shield(result)
@@ -53,7 +53,7 @@ class Turns:
 
 
 def settle(result: asyncio.Future[None], work: Callable[[], None]) -> None:
-    """Do some work; what it raises becomes the result."""
+    """Do `work`; whatever it raises becomes the result's exception."""
     try:
         work()
     except Exception as error:

@@ -1,8 +1,8 @@
-"""What a peer can do before a handler sees it, and around one, is bounded here: how many
-connections there are, how long a request may be and take, and for which host it may be.
+"""Bounds what a peer can do before a handler sees it, and around one: how many connections there
+are, how long a request may be and take, and which host it may be for.
 
-A connection begins as an `Arrival`. With the head of its first request it becomes a Socket.IO
-session, without uvicorn, or an `HttpConnection`: uvicorn's own protocol within limits. What is
-refused ends as a `Parting`. `bounds` has what they share. This room and app/serving.py are the ones
-that rely on what uvicorn does not document.
+A connection begins as an `Arrival`. Once the head of its first request has arrived, it becomes a
+Socket.IO session, without uvicorn, or an `HttpConnection`: uvicorn's own protocol, within limits. A
+refused connection ends as a `Parting`. `bounds` has what they share. Only this package and
+app/serving.py rely on undocumented parts of uvicorn.
 """

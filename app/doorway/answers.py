@@ -1,4 +1,4 @@
-"""What a peer is answered that reaches no handler: whole responses, as bytes."""
+"""The responses to requests that reach no handler, as bytes."""
 
 from http import HTTPStatus
 
@@ -10,7 +10,7 @@ from app.socketio.handshake import HEAD_END
 
 
 def answer_of(status: HTTPStatus, detail: str, *headers: str) -> bytes:
-    """A whole response with problem+json, after which the connection is closed."""
+    """Return a complete problem+json response, after which the connection is closed."""
     body = msgspec.json.encode(
         ProblemDetails(title=status.phrase, status=status.value, detail=detail)
     )

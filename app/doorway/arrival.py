@@ -1,4 +1,4 @@
-"""The beginning of a connection, and what makes it."""
+"""The beginning of a connection, and the factory that makes it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from app.socketio.handshake import HEAD_END, parse_upgrade
 class Doorway:
     """Called by uvicorn to make the protocol of a new connection.
 
-    `hosts`: those that requests may be for. `max_clients`: see `Bounds`. `paths`: Socket.IO's.
+    `hosts`: those that requests may name. `max_clients`: see `Bounds`. `paths`: Socket.IO's.
     """
 
     def __init__(self, hosts: Hosts, max_clients: int, paths: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ class Arrival(asyncio.Protocol):
     def __init__(self, bounds: Bounds, upgrades: Upgrades, arguments: dict[str, Any]) -> None:
         self._bounds = bounds
         self._upgrades = upgrades
-        self._arguments = arguments  # what uvicorn makes its own protocol with
+        self._arguments = arguments  # what uvicorn passes to its own protocol
         self._head: bytearray | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -63,7 +63,7 @@ class Arrival(asyncio.Protocol):
             self.refuse(TOO_LONG)
         elif end >= 0:
             self._open(bytes(head[:length]), bytes(head[length:]))
-        elif head.find(b"\n\n", max(0, seen - 1)) >= 0:  # not HTTP, but there is an answer to it
+        elif head.find(b"\n\n", max(0, seen - 1)) >= 0:  # not HTTP, but HttpConnection answers it
             self._pass_on(head)
         else:
             if self._head is None:
@@ -71,7 +71,7 @@ class Arrival(asyncio.Protocol):
             self._bounds.unfinished.hold(self, len(data))
 
     def _could_be_an_opening(self, head: bytes | bytearray) -> bool:
-        """Whether the bytes so far are, or may become, a request on a Socket.IO path."""
+        """Return whether the bytes so far are, or may become, a request on a Socket.IO path."""
         openings = self._upgrades.openings
         return head.startswith(openings) or any(path.startswith(head) for path in openings)
 
@@ -96,12 +96,12 @@ class Arrival(asyncio.Protocol):
         Parting(self._bounds, self.transport, self._arguments, answer)
 
     def turn_away(self, answer: bytes) -> None:
-        """There is no room to wait for the request, nor for the peer to take its answer."""
+        """Answer and close at once: there is no room to wait for the request or for the peer."""
         self.transport.write(answer)
         self.transport.close()
 
     def overdue(self) -> None:
-        """The head of the first request did not come in time."""
+        """The head of the first request did not arrive in time."""
         if self._head is None or self.transport.is_closing():
             self.transport.abort()
         else:

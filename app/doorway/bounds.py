@@ -1,4 +1,4 @@
-"""What the connections that are no sessions share: their number, deadlines and unfinished bytes."""
+"""What connections that are not sessions share: their number, deadlines and unfinished bytes."""
 
 import asyncio
 from typing import Any, Protocol, cast
@@ -11,33 +11,33 @@ from app.unfinished import Unfinished
 
 
 class Guest(Protocol):
-    """A connection that is no session."""
+    """A connection that is not a session."""
 
     def overdue(self) -> None:
-        """What it was to do has not been done in time."""
+        """It has missed its deadline."""
 
     def turn_away(self, answer: bytes) -> None:
         """There is no room for it: answer and close at once, without waiting for the peer."""
 
 
 class Sender(Guest, Protocol):
-    """A guest whose request's body comes in."""
+    """A guest that is sending the body of a request."""
 
     def body_overdue(self) -> None:
-        """The body has not come in time."""
+        """The body did not arrive in time."""
 
 
 class Bounds:
     """Counts guests and what they hold.
 
-    `max_clients`: how many connections are served; some more are accepted, but no client among
-    them.
+    `max_clients`: how many connections are served. Some more are accepted, but not for new
+    Socket.IO clients.
     """
 
     def __init__(self, max_clients: int) -> None:
         self._max_clients = max_clients
         self._most_extra = extra_connections(max_clients)
-        self._extra: dict[asyncio.Transport, None] = {}  # the oldest first
+        self._extra: dict[asyncio.Transport, None] = {}  # oldest first
         self.unfinished: Unfinished[Guest] = Unfinished(
             UNFINISHED_BYTES, lambda guest: guest.turn_away(BUSY)
         )
@@ -47,8 +47,8 @@ class Bounds:
         )
 
     def enter(self, transport: asyncio.Transport, arguments: dict[str, Any]) -> None:
-        """Take in a new connection. When there are too many, the one that has been among them for
-        longest makes room: whoever has a request to make has made it by then.
+        """Add a new connection. When there are too many, the oldest of the extra ones is closed: an
+        honest peer has sent its request by then.
         """
         sessions = arguments["app_state"]["socketio"].connections
         if len(arguments["server_state"].connections) + sessions <= self._max_clients:
@@ -60,7 +60,7 @@ class Bounds:
         self._extra[transport] = None
 
     def is_extra(self, transport: asyncio.Transport) -> bool:
-        """Whether a connection is one too many for a client."""
+        """Return whether a connection is beyond `max_clients`."""
         return transport in self._extra
 
     def leave(self, transport: asyncio.Transport) -> None:

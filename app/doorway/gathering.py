@@ -5,11 +5,11 @@ from typing import Any
 
 
 class Gathering:
-    """A transport that gathers what is written until the event loop turns.
+    """A transport that gathers what is written until the next turn of the event loop.
 
-    uvicorn writes head and body of a response separately, and a process that is killed in between
-    has sent a head alone. python-engineio's polling client takes that as the end for ever: unlike a
-    broken connection, it is not a failure that it expects.
+    uvicorn writes the head and the body of a response separately, so a process that is killed in
+    between has sent only the head. python-engineio's polling client never recovers from that:
+    unlike a broken connection, it is not a failure that it expects.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:

@@ -1,4 +1,4 @@
-"""Requests that are no Socket.IO sessions: uvicorn's protocol, within limits."""
+"""Connections that carry HTTP requests: uvicorn's protocol, within limits."""
 
 import asyncio
 from collections import deque
@@ -21,8 +21,8 @@ class HttpConnection(HttpToolsProtocol):
     """uvicorn's protocol, fed no more than a request may have, with deadlines that share timers.
 
     httptools keeps the part of a header that it has seen, and copies it with every part that
-    follows, so it must not be fed headers without end. It says when it has read something to the
-    end; bytes from which nothing comes are counted.
+    follows, so it must not be fed endless headers. It calls back when it has read something
+    complete; bytes that lead to no callback are counted.
     """
 
     def __init__(self, bounds: Bounds, upgrades: Upgrades, arguments: dict[str, Any]) -> None:
@@ -31,17 +31,17 @@ class HttpConnection(HttpToolsProtocol):
         self._upgrades = upgrades
         self._arguments = arguments
         self._extra = False
-        self._body = bytearray()  # read and not handed on yet
-        self._fruitless_bytes = 0  # fed since anything came of it
+        self._body = bytearray()  # read but not passed on yet
+        self._fruitless_bytes = 0  # fed since the last callback
         self._fruitful = False
         self._in_head = self._in_body = False
-        self._deaf = False  # the answers that are due are the last
+        self._deaf = False  # read nothing more; the pending answers are the last
         self._refusal = NOT_HTTP
         self._unsent_bytes = 0
         self._unanswered: deque[RequestResponseCycle] = deque()
         self._other_upgrade = False
 
-    # Coming in
+    # Incoming
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -70,7 +70,7 @@ class HttpConnection(HttpToolsProtocol):
                 self._count(len(piece))
 
     def _take_body(self) -> None:
-        """Hand on what has been read of a body: at once, because chunks may be of a byte each."""
+        """Pass on what has been read of a body: in one piece, as its chunks may be a byte each."""
         if self._body:
             self._fruitful = True
             super().on_body(bytes(self._body))
@@ -93,7 +93,7 @@ class HttpConnection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """A request has begun. Raises ValueError, which the parser turns into its own error."""
+        """The head is complete. Raises ValueError, which the parser turns into its own error."""
         if self.head_bytes() > HEAD_BYTES:
             self._refusal = TOO_LONG
             raise ValueError
@@ -113,23 +113,23 @@ class HttpConnection(HttpToolsProtocol):
             self.cycle.transport = cast(asyncio.Transport, self._answers)
             self._unanswered.append(self.cycle)
         self._fruitful, self._in_head, self._in_body = True, False, True
-        if not self.transport.get_write_buffer_size():  # else it is watched
+        if not self.transport.get_write_buffer_size():  # else the peer must go on reading
             self._bounds.waiting.remove(self)
         self._bounds.bodies.add(self)
         if self._extra and self.cycle is not None:
             self.cycle.keep_alive = False
 
     def head_bytes(self) -> int:
-        """The length of the URL and headers of a request, with what separates them."""
+        """Return the length of a request's URL and headers, including what separates them."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _is_new_client(self) -> bool:
-        """Whether this is a client that has no session yet; others may poll and post."""
+        """Return whether the request opens a session; clients that have one may poll and post."""
         path, _, query = self.url.partition(b"?")
         return unquote(path.decode("latin-1")) in self._upgrades.paths and b"sid=" not in query
 
     def _take_target(self) -> None:
-        """A target may be a whole URL. Its host counts then (RFC 9112, section 3.2.2)."""
+        """If the target is a whole URL, use the host in it (RFC 9112, section 3.2.2)."""
         if not self.url.startswith((b"/", b"*")):
             target = httptools.parse_url(self.url)
             host = (target.host or b"") + (b":%d" % target.port if target.port else b"")
@@ -137,9 +137,10 @@ class HttpConnection(HttpToolsProtocol):
             self.headers.append((b"host", host))
 
     def _without_upgrade(self) -> bytes:
-        """The head of a request that offers another protocol, such as HTTP/2, without the offer.
+        """Return the head of a request that offers another protocol, such as HTTP/2, without the
+        offer.
 
-        The parser reads no body after an offer: it would take what follows the head for the next
+        After an offer the parser reads no body: it would take what follows the head for the next
         request. A new parser reads this head, and then the body.
         """
         self._other_upgrade = False
@@ -167,7 +168,7 @@ class HttpConnection(HttpToolsProtocol):
         self._bounds.unfinished.release(self)
         super().on_message_complete()
 
-    # Upgrades other than the first request of a connection, or in an unusual form
+    # Upgrades that are not a connection's first request, or have an unusual form
 
     def _should_upgrade_to_ws(self) -> bool:
         return True
@@ -186,7 +187,7 @@ class HttpConnection(HttpToolsProtocol):
             self._detach()
             self._upgrades.open(self.transport, self._arguments, request, early)
 
-    # Going out
+    # Outgoing
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -195,11 +196,11 @@ class HttpConnection(HttpToolsProtocol):
         self._answers.flush()
         self._unanswered.popleft()
         super().on_response_complete()
-        self._unset_keepalive_if_required()  # `waiting` is one timer for all
+        self._unset_keepalive_if_required()  # `waiting` has one timer for all
         if self._answering():
             return
         if self._in_body and not self.transport.is_closing():
-            self._part(b"")  # the answer did not wait for the body
+            self._part(b"")  # answered without waiting for the body
         else:
             self._watch()
 
@@ -216,13 +217,13 @@ class HttpConnection(HttpToolsProtocol):
         self._unsent_bytes = self.transport.get_write_buffer_size()
         self._bounds.waiting.add(self)
 
-    # The end
+    # Closing
 
     def overdue(self) -> None:
-        """For a while the peer has read nothing of a response, or sent no request."""
+        """The peer has read nothing of a response, or sent no request, for too long."""
         unsent_bytes = self.transport.get_write_buffer_size()
         if 0 < unsent_bytes < self._unsent_bytes:
-            self._watch()  # it reads, slowly
+            self._watch()  # it is reading, if slowly
         elif unsent_bytes or self.transport.is_closing():
             self.transport.abort()
         elif self._in_head:
@@ -231,11 +232,13 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.close()
 
     def body_overdue(self) -> None:
-        """The body of a request did not come in time."""
+        """The body of a request did not arrive in time."""
         self.refuse(TOO_SLOW)
 
     def refuse(self, answer: bytes) -> None:
-        """Answer what cannot be a request, and close; but first the requests before it."""
+        """Answer something that is not a request, and close. While an earlier request is being
+        answered, close after that instead.
+        """
         self._deaf = True
         if self._may_answer() and not self.transport.is_closing():
             self._part(answer)
@@ -245,14 +248,14 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.abort()
 
     def turn_away(self, answer: bytes) -> None:
-        """There is no room to wait for the request, nor for the peer to take its answer."""
+        """Answer and close at once: there is no room to wait for the request or for the peer."""
         self._deaf = True
         if self._may_answer():
             self.transport.write(answer)
         self.transport.close()
 
     def _may_answer(self) -> bool:
-        """Whether an answer now would be one to the request that is coming in."""
+        """Return whether an answer sent now would be to the request that is coming in."""
         unanswered = self._in_body and not self.cycle.response_started and not self.pipeline
         return unanswered or not self._answering()
 
@@ -261,7 +264,7 @@ class HttpConnection(HttpToolsProtocol):
         Parting(self._bounds, self.transport, self._arguments, answer)
 
     def _detach(self) -> None:
-        """Give the connection away; whatever handler is left finds that its client has gone."""
+        """Give the connection away; a handler still running sees its client disconnect."""
         self.flow.resume_reading()
         self._answers.flush()
         self._forget()
@@ -273,14 +276,14 @@ class HttpConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """uvicorn is shutting down. A request that has not come in full is not waited for."""
+        """uvicorn is shutting down. Do not wait for the rest of a request."""
         if self._in_body:
             self.transport.abort()
         else:
             super().shutdown()
 
     def _forget(self) -> None:
-        for cycle in self._unanswered:  # uvicorn tells only the last of them
+        for cycle in self._unanswered:  # uvicorn notifies only the last of them
             cycle.disconnected = True
             cycle.message_event.set()
         self._bounds.unfinished.release(self)

@@ -8,8 +8,8 @@ from app.doorway.limits import LINGER_BYTES
 
 
 class Parting(asyncio.Protocol):
-    """Gives a peer its last answer, and time to read it: closing at once resets the connection of a
-    peer that still sends, and the answer may be lost.
+    """Sends a peer its last answer, and gives it time to read: closing at once would reset the
+    connection of a peer that is still sending, and the answer could be lost.
     """
 
     __slots__ = ("_arguments", "_bounds", "_received_bytes", "transport")
@@ -37,11 +37,11 @@ class Parting(asyncio.Protocol):
             self.transport.abort()
 
     def overdue(self) -> None:
-        """It has not closed."""
+        """The peer has not closed in time."""
         self.transport.abort()
 
     def turn_away(self, _: bytes) -> None:
-        """It has its answer, and no time is left to take it."""
+        """The peer has been answered; there is no room to wait until it has read that."""
         self.transport.abort()
 
     def connection_lost(self, _: Exception | None) -> None:

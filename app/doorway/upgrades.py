@@ -1,4 +1,4 @@
-"""Connections become Socket.IO sessions here."""
+"""Turns connections into Socket.IO sessions."""
 
 import asyncio
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Upgrades:
         request: EngineRequest,
         early: bytes,
     ) -> None:
-        """Make a connection a session. `early`: what the client sent without waiting for that."""
+        """Turn a connection into a session, or refuse it. `early`: what came after the request."""
         host = request.headers.get("host")
         if self._bounds.is_extra(transport):
             Parting(self._bounds, transport, arguments, FULL)
