@@ -1,8 +1,8 @@
-"""Engine.IO and Socket.IO packets as text, by the codecs of python-engineio and python-socketio.
+"""Engine.IO and Socket.IO packets as text, using python-engineio's and python-socketio's codecs.
 
 Importing either package imports its clients, and with them every HTTP library that is installed:
 half of the time a server takes to start. So `libraries` imports them when the first packet needs
-them, or when the server has started.
+them, or once the server has started.
 """
 
 import threading
@@ -28,11 +28,11 @@ IMPORTING = threading.Lock()
 
 
 class ProtocolError(Exception):
-    """The client sent what the protocol or this server does not allow."""
+    """The client sent something that the protocol or this server does not allow."""
 
 
 class Libraries(NamedTuple):
-    """What is taken from python-engineio and python-socketio."""
+    """What we use of python-engineio and python-socketio."""
 
     engine_packet: Any
     socket_packet: Any
@@ -49,13 +49,13 @@ def libraries() -> Libraries:
 
 
 def encode(packet_type: int, data: Any = None) -> str:
-    """The text of an Engine.IO packet."""
+    """Return the text of an Engine.IO packet."""
     text: str = libraries().engine_packet(packet_type, data).encode(b64=True)
     return text
 
 
 def decode(message: str | bytes) -> tuple[int, Any]:
-    """An Engine.IO packet's type and data. Raises ProtocolError."""
+    """Return an Engine.IO packet's type and data. Raises ProtocolError."""
     packet_class = libraries().engine_packet
     try:
         packet = packet_class(encoded_packet=message)
@@ -65,12 +65,12 @@ def decode(message: str | bytes) -> tuple[int, Any]:
 
 
 def encode_payload(packets: Iterable[str]) -> str:
-    """The body of an answer to a poll, of packets encoded before."""
+    """Return the body of an answer to a poll, given encoded packets."""
     return "\x1e".join(packets)
 
 
 def decode_payload(body: bytes) -> list[tuple[int, Any]]:
-    """The packets in the body of a POST. Raises ProtocolError."""
+    """Return the types and data of the packets in the body of a POST. Raises ProtocolError."""
     try:
         text = body.decode()
         if not text:
@@ -86,7 +86,7 @@ def decode_payload(body: bytes) -> list[tuple[int, Any]]:
 
 
 def decode_message(text: str) -> Any:
-    """A python-socketio `Packet`. Raises ProtocolError."""
+    """Return the python-socketio `Packet` in a message. Raises ProtocolError."""
     packet_class = libraries().socket_packet
     try:
         if not text:

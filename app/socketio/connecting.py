@@ -1,4 +1,4 @@
-"""What a client says with CONNECT, as a value. No I/O."""
+"""The payload of a client's CONNECT, as a value. No I/O."""
 
 import hashlib
 import re
@@ -23,12 +23,12 @@ FLAGS = {True: True, "true": True, False: False, "false": False}
 
 @dataclass(frozen=True, slots=True)
 class ConnectPayload:
-    """What a client says with CONNECT.
+    """What a client sends with CONNECT.
 
     `request`: the subscription it asks for, None for the namespace `/`. `pid` and `since`, an
-    offset, come from official clients that were connected before; `since` alone from those that
-    have a list. `outdated`: the offset of a client that was connected before, but asks for
-    something else now. `timing`: whether it wants `feed:timing`. `key`: whether `feed:hello` shall
+    offset, come from an official client that was connected before; `since` alone from one that has
+    fetched a list. `outdated`: the offset of a client that was connected before, but now asks for
+    something else. `timing`: whether it wants `feed:timing`. `key`: whether `feed:hello` should
     name the key columns.
     """
 
@@ -41,8 +41,10 @@ class ConnectPayload:
 
     @classmethod
     def read(cls, namespace: str, payload: Any) -> "ConnectPayload":
-        """Read the payload of a CONNECT packet. Raises SubscriptionRefused for a namespace that is
-        none, or options that are wrong; those of the namespace `/` never are.
+        """Read the payload of a CONNECT packet.
+
+        Raises SubscriptionRefused for an invalid namespace or option; for the namespace `/`,
+        invalid options are ignored.
         """
         given = payload if isinstance(payload, dict) else {}
         if namespace == "/":
@@ -83,23 +85,23 @@ def continued(
 
 
 def vouches(pid: str, request: Request, offset: str) -> bool:
-    """Return whether a `pid` says that its client has this offset of what it asks for."""
+    """Return whether a `pid` vouches that its client got this offset for the same request."""
     given, _, mark = pid.partition("~")
     return given.startswith(f"{request.fingerprint}.") and not (mark and mark == mark_of(offset))
 
 
 def except_for(pid: str, offset: str) -> str:
-    """Return a `pid` that does not vouch for one offset: that of another subscription, which the
-    client keeps until it gets one of this.
+    """Return a `pid` that does not vouch for one offset: that of the client's previous
+    subscription, which it keeps until it receives one of the new subscription.
 
-    If nothing was written in between, both are the same, and the client loads once more than needed
-    when it returns.
+    If nothing was written in between, both offsets are the same, and the client loads its rows once
+    more than needed when it returns.
     """
     return f"{pid}~{mark_of(offset)}"
 
 
 def mark_of(offset: str) -> str:
-    """Return what stands for an offset in a `pid`."""
+    """Return the short hash that represents an offset in a `pid`."""
     digest = hashlib.sha256(offset.encode("utf-8", "surrogatepass")).digest()
     return urlsafe_b64encode(digest[:MARK_BYTES]).decode()
 
@@ -107,6 +109,8 @@ def mark_of(offset: str) -> str:
 def options_of(given: Mapping[str, Any], topic: str, namespace: str) -> Mapping[str, Any]:
     """Return the options for a namespace. A client that sends one payload to all its namespaces
     gives them by topic, or by topic and label: `{topics: {order: {...}, 'order/open': {...}}}`.
+
+    Raises SubscriptionRefused.
     """
     topics = given.get("topics")
     if isinstance(topics, str):
@@ -123,7 +127,7 @@ def options_of(given: Mapping[str, Any], topic: str, namespace: str) -> Mapping[
 
 
 def text(options: Mapping[str, Any], name: str) -> str | None:
-    """Return an option that is a text. Raises SubscriptionRefused."""
+    """Return an option that is a string, or None if absent. Raises SubscriptionRefused."""
     value = options.get(name)
     if value is None or isinstance(value, str):
         return value
@@ -131,7 +135,7 @@ def text(options: Mapping[str, Any], name: str) -> str | None:
 
 
 def flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
-    """Return an option that is yes or no, perhaps as a string. Raises SubscriptionRefused."""
+    """Return an option that is a boolean, or a string for one. Raises SubscriptionRefused."""
     value = options.get(name)
     if value is None:
         return default
@@ -141,5 +145,5 @@ def flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def bad_option(name: str, expected: str) -> SubscriptionRefused:
-    """Return the refusal for an option that is something else than expected."""
+    """Return the refusal for an option that is not what was expected."""
     return SubscriptionRefused(RefusalCode.BAD_OPTION, f"{name} must be {expected}.", name)

@@ -1,7 +1,7 @@
 """Engine.IO 4: opens, finds and ends sessions, and answers their requests.
 
-Requests arrive over ASGI. Where the server can give up its connection (app/serving.py), a WebSocket
-takes a short cut: `accept` makes the connection itself the session.
+Requests arrive over ASGI. Where the server can hand over the connection (app/serving.py), a
+WebSocket takes a shortcut: `accept` makes the connection itself the session.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ logger = logging.getLogger("tablecast.socketio")
 # Time allowed to CONNECT, to complete an upgrade, or to read a close frame.
 PATIENCE_S = 10.0
 # How long clients' messages may keep everything else waiting: after a restart, thousands of
-# CONNECTs come at once.
+# CONNECTs arrive at once.
 TURN_S = 0.02
 SID_BYTES = 15
 MOST_REPORTED = 100
@@ -55,13 +55,13 @@ class Receiver(Protocol):
     """Receives the sessions' messages. All methods return at once."""
 
     def received(self, session: Session, data: Any) -> None:
-        """Take a message. Raises ProtocolError."""
+        """Handle a message. Raises ProtocolError."""
 
     def replaced(self, old: Session, new: Session) -> None:
         """A session was upgraded: write to the new one."""
 
     def ended(self, session: Session) -> None:
-        """Write no more to a session."""
+        """A session has ended: write to it no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class EngineStats:
 
 
 class Engine:
-    """All sessions. Heartbeats and deadlines of all of them share three timers.
+    """All sessions. Their heartbeats and deadlines share three timers.
 
-    `ping_interval`, `ping_timeout`: seconds. `max_sessions`: without it, any number.
+    `ping_interval`, `ping_timeout`: in seconds. `max_sessions`: None for no limit.
     """
 
     def __init__(
@@ -115,19 +115,19 @@ class Engine:
         return EngineStats(len(self._sessions), self._closed.copy())
 
     def close(self) -> None:
-        """Close every transport, without a DISCONNECT, so that clients reconnect, and open no more:
-        a proxy's connections may outlive the sessions by a moment.
+        """Close every transport, without a DISCONNECT so that clients reconnect, and open no new
+        sessions: a proxy's connections may outlive the old ones by a moment.
         """
         self._stopping = True
         for session in list(self._sessions.values()):
             session.close(CloseReason.SERVER_STOPS)
-        for session in list(self.waiting):  # about to upgrade, or parting
+        for session in list(self.waiting):  # upgrading, or closing
             session.overdue()
 
     # Sessions
 
     def window(self) -> int:
-        """The number of the current inbound window."""
+        """Return the number of the current inbound window."""
         return int(self._loop.time() / INBOUND_WINDOW_S)
 
     def received(self, session: Session, data: Any) -> None:
@@ -171,7 +171,7 @@ class Engine:
     # Requests
 
     def _judge(self, request: EngineRequest, websocket: bool, peer: str | None) -> Session | None:
-        """The session a request belongs to, None if it opens one. Raises RequestRefused."""
+        """Return the session of a request, None if it opens one. Raises RequestRefused."""
         if request.query.get("EIO") != VERSION:
             raise RequestRefused(EngineError.UNSUPPORTED_VERSION)
         if request.transport not in ("polling", "websocket"):
@@ -199,7 +199,7 @@ class Engine:
         return session
 
     def _report(self, refusal: str) -> None:
-        """Log why a page was refused, but not each time: it tries again for ever."""
+        """Log why a page was refused, but only once: the page keeps trying forever."""
         if refusal not in self._reported and len(self._reported) < MOST_REPORTED:
             self._reported.add(refusal)
             logger.warning("%s", refusal)
@@ -207,7 +207,7 @@ class Engine:
     def accept(self, transport: asyncio.Transport, request: EngineRequest) -> None:
         """Answer a plain, valid upgrade; from now on a session owns the connection.
 
-        Raises RequestRefused, with nothing done.
+        Raises RequestRefused, before anything has changed.
         """
         peer = transport.get_extra_info("peername")
         old = self._judge(request, True, peer[0] if isinstance(peer, tuple) else None)

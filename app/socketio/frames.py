@@ -1,4 +1,4 @@
-"""What goes out, encoded once: Socket.IO packets as text for polling, as bytes for WebSockets."""
+"""Outgoing messages, encoded once: Socket.IO packets as text for polling, bytes for WebSockets."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from app.live.refusal import RefusalCode, SubscriptionRefused
 from app.socketio.codec import CONNECT, CONNECT_ERROR, EVENT, MESSAGE
 from app.socketio.rfc6455 import text_frame, text_head
 
-# What Socket.IO's own server says of a namespace that it does not have.
+# What Socket.IO's own server says about a namespace that it does not have.
 INVALID_NAMESPACE = "Invalid namespace"
 END_OF_ROWS = b"]]"
 
@@ -44,7 +44,7 @@ class Frames:
 
 
 class RowsMessage:
-    """One packet with rows, for one client: made from what all clients share, and not kept."""
+    """One packet of rows, for one client: made from bytes that all clients share, and not kept."""
 
     __slots__ = ("_prefix", "_rows")
 
@@ -69,12 +69,12 @@ Outgoing: TypeAlias = Frames | RowsMessage
 
 
 def connected(namespace: str, sid: str, pid: str) -> Frames:
-    """The answer to CONNECT. A client that gets its own `pid` back considers itself recovered."""
+    """Return the answer to CONNECT. A client that gets its own `pid` back counts as recovered."""
     return Frames([f"{CONNECT}{within(namespace)}{_json({'sid': sid, 'pid': pid})}"])
 
 
 def hello(namespace: str, recovered: bool, offset: str, key: Sequence[str] | None = None) -> Frames:
-    """`feed:hello`: from here on the client has an offset. It names the key columns if given."""
+    """Return `feed:hello`, which gives the client an offset, and names the key columns if given."""
     content: dict[str, Any] = {"recovered": recovered}
     if key is not None:
         content["key"] = key
@@ -82,12 +82,12 @@ def hello(namespace: str, recovered: bool, offset: str, key: Sequence[str] | Non
 
 
 def within(namespace: str) -> str:
-    """What a packet's text has between its type and its content."""
+    """Return what comes between a packet's type and its content: the namespace, if not `/`."""
     return "" if namespace == "/" else f"{namespace},"
 
 
 def state(outage: Outage | None, namespace: str = "/") -> Frames:
-    """`feed:state`: whether changes arrive. It carries no offset: the client's stays as it is."""
+    """Return `feed:state`: whether changes arrive. It has no offset: the client keeps its own."""
     if outage is None:
         content: dict[str, Any] = {"live": True}
     else:
@@ -96,7 +96,7 @@ def state(outage: Outage | None, namespace: str = "/") -> Frames:
 
 
 def refuse(namespace: str, refused: SubscriptionRefused) -> Frames:
-    """CONNECT_ERROR: the client gets nothing, or nothing more, in a namespace."""
+    """Return CONNECT_ERROR: the client gets nothing, or nothing more, in a namespace."""
     data = {"code": refused.code, "detail": refused.detail}
     if refused.field is not None:
         data["field"] = refused.field
@@ -107,8 +107,8 @@ def refuse(namespace: str, refused: SubscriptionRefused) -> Frames:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceEncoder:
-    """Encodes what a subscription gets in its namespace. `timing`: with `feed:timing` before the
-    events of a page.
+    """Encodes the messages of a subscription in its namespace. `timing`: whether `feed:timing`
+    comes before the events of a page.
     """
 
     namespace: str
@@ -136,25 +136,25 @@ class NamespaceEncoder:
 
 
 def event_packet(prefix: str, event: Event, page: PageEvents) -> str:
-    """One event of a subscription. As below, nothing in it needs escaping."""
+    """Return one event of a subscription. As in `changes`, nothing in it needs escaping."""
     topic = page.page.changes[event.place].topic
     arguments = "".join(f"{each}," for each in (event.body, event.old) if each is not None)
     return f'{prefix}{topic}:{event.operation}",{arguments}"{page.offset_at(event.place)}"]'
 
 
 def timed_changes(page: Page, epoch: Epoch) -> Frames:
-    """The events of a page after `feed:timing`, which says when they were written and read (ms)."""
+    """Return the events of a page after `feed:timing`: when the last was written, and all read."""
     return Frames([f"{EVENT}{timing_content(page)}"]) + changes(page, epoch)
 
 
 def timing_content(page: Page) -> str:
-    """The content of `feed:timing`."""
+    """Return the content of `feed:timing`: times in milliseconds since 1970."""
     return _json(["feed:timing", {"at": page.written, "now": page.read}])
 
 
 def changes(page: Page, epoch: Epoch) -> Frames:
-    """The events of a page. Rows are passed on as Postgres wrote them, never parsed; topics and
-    offsets hold nothing that JSON would escape.
+    """Return the events of a page. Rows are passed on as Postgres wrote them, never parsed; topics
+    and offsets contain nothing that JSON would escape.
     """
     if not page.changes:
         return Frames([])
@@ -172,7 +172,7 @@ def changes(page: Page, epoch: Epoch) -> Frames:
 
 
 def without_body(change: Change, offset: str) -> str:
-    """A truncate; or `feed:hello` for one topic: the client must load its rows again."""
+    """Return a truncate, or for a reload `feed:hello` for one topic: the client must load again."""
     if change.op == "reload":
         hello = ["feed:hello", {"recovered": False, "topic": change.topic}, offset]
         return f"{EVENT}{_json(hello)}"

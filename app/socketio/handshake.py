@@ -23,7 +23,7 @@ REQUEST_LINE = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n")
 VALUE = rb"[\t -~\x80-\xff]*"
 HEADER = re.compile(rb"(%s):(%s)\r\n" % (TOKEN, VALUE))
 HEADERS = re.compile(rb"(?:%s:%s\r\n)*\r\n" % (TOKEN, VALUE))
-# A request with one of these has a body, or expects an answer to it.
+# A request with one of these has a body, or expects the response to deal with the header.
 NOT_PLAIN = frozenset({"content-length", "transfer-encoding", "expect", "sec-websocket-protocol"})
 MOST_HEADERS = 100
 
@@ -39,12 +39,12 @@ class EngineRequest:
 
     @property
     def sid(self) -> str | None:
-        """The session it belongs to; None to open one."""
+        """The id of the session it belongs to; None to open one."""
         return self.query.get("sid")
 
     @property
     def transport(self) -> str | None:
-        """`polling` or `websocket`, if it is well-formed."""
+        """`polling` or `websocket`, if the request is valid."""
         return self.query.get("transport")
 
 
@@ -62,7 +62,7 @@ class EngineError(Enum):
 
 
 class RequestRefused(Exception):
-    """The request is answered with one of Engine.IO's errors, if need be in words of its own."""
+    """The request is refused with one of Engine.IO's errors. `detail` replaces its message."""
 
     def __init__(self, error: EngineError, detail: str | None = None) -> None:
         self.status, code, message = error.value
@@ -74,7 +74,7 @@ class RequestRefused(Exception):
             self.headers["Retry-After"] = str(RETRY_AFTER_S)
 
     def as_http(self) -> bytes:
-        """The whole answer, after which the connection is closed."""
+        """Return the complete response, after which the connection is closed."""
         body = json.dumps(self.body, separators=(",", ":"))
         headers = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         return (
@@ -86,7 +86,7 @@ class RequestRefused(Exception):
 
 @lru_cache(maxsize=64)  # WebSocket clients all send the same
 def parse_query(query: bytes) -> Mapping[str, str]:
-    """The parameters of a query; of a repeated one, the last. Raises RequestRefused."""
+    """Return the parameters of a query; of a repeated one, the last. Raises RequestRefused."""
     try:
         found = parse_qsl(query.decode("ascii"), True, max_num_fields=MOST_PARAMETERS)
         return MappingProxyType(dict(found))
@@ -95,7 +95,7 @@ def parse_query(query: bytes) -> Mapping[str, str]:
 
 
 def headers_of(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Headers by name, in lower case; the values of a repeated one joined by commas."""
+    """Return headers by name in lower case; the values of a repeated one are joined by commas."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in raw_headers:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -104,7 +104,7 @@ def headers_of(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def request_of(scope: Mapping[str, Any]) -> EngineRequest:
-    """The request of an ASGI scope. Raises RequestRefused."""
+    """Return the request of an ASGI scope. Raises RequestRefused."""
     headers = headers_of(scope["headers"])
     scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
     query = parse_query(scope["query_string"])
@@ -112,10 +112,10 @@ def request_of(scope: Mapping[str, Any]) -> EngineRequest:
 
 
 def parse_upgrade(head: bytes, paths: Sequence[str]) -> EngineRequest | None:
-    """The request in `head` if it is a plain and good upgrade to a WebSocket on one of `paths`.
+    """Return the request in `head` if it is a plain, valid WebSocket upgrade on one of `paths`.
 
-    Plain: all of the request and nothing after it, no header twice, no body. For anything else the
-    result is None, and the HTTP server should look at it.
+    Plain: the whole request and nothing after it, no header twice, no body. For anything else
+    return None: the HTTP server should handle it.
     """
     line = REQUEST_LINE.match(head)
     if line is None:
@@ -142,7 +142,7 @@ def parse_upgrade(head: bytes, paths: Sequence[str]) -> EngineRequest | None:
 def upgrade_of(
     method: str, version: str, target: bytes, raw_headers: Iterable[tuple[bytes, bytes]]
 ) -> EngineRequest | None:
-    """The request that an HTTP parser has read, if it is a good upgrade, plain or not."""
+    """Return the request that an HTTP parser has read if it is a valid upgrade, plain or not."""
     headers = headers_of(raw_headers)
     has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
     if method != "GET" or version != "1.1" or has_body or not is_upgrade(headers):
@@ -154,7 +154,7 @@ def upgrade_of(
 
 
 def is_upgrade(headers: Mapping[str, str]) -> bool:
-    """Whether headers ask for a WebSocket as RFC 6455, section 4.2.1, wants it."""
+    """Return whether headers ask for a WebSocket as RFC 6455, section 4.2.1, requires."""
     connection = [token.strip() for token in headers.get("connection", "").lower().split(",")]
     return (
         "host" in headers

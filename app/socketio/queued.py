@@ -1,4 +1,4 @@
-"""A session whose packets wait in a queue: by HTTP long polling, and by WebSocket wherever the ASGI
+"""A session whose packets wait in a queue: for HTTP long polling, and for WebSockets where the ASGI
 server is not ours.
 """
 
@@ -28,8 +28,8 @@ from app.socketio.session import INBOUND_BYTES, Keeper, Session
 logger = logging.getLogger("tablecast.socketio")
 
 QUEUED_PACKETS = 10_000
-# An answer to a poll ends with the packet that makes it longer than this. That a client reads it
-# shows only when it polls again.
+# An answer to a poll ends with the packet that makes it longer than this. Only the next poll shows
+# that the client has read it.
 POLL_CHARS = 128 * 1024
 PROBE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 10.0
@@ -38,8 +38,8 @@ CLOSE_TIMEOUT_S = 10.0
 class QueuedSession(Session):
     """Packets wait until a poll, or the task that serves a WebSocket, takes them.
 
-    `upgraded`: a WebSocket takes them. `candidate`: one that may come to, and `prober` the same one
-    once the client has sent its probe.
+    `upgraded`: a WebSocket takes them. `candidate`: the WebSocket that may take over; `prober`: the
+    same one, once the client has sent its probe.
     """
 
     __slots__ = ("_last_poll", "_polling", "_queue", "_reason", "_taken", "_unsent_bytes",
@@ -58,7 +58,7 @@ class QueuedSession(Session):
         self.candidate: object | None = None
         self.prober: object | None = None
 
-    # Going out
+    # Outgoing
 
     def try_write(self, message: Outgoing, limit_bytes: int) -> bool:
         full = self._unsent_bytes > limit_bytes or len(self._queue) > QUEUED_PACKETS
@@ -78,14 +78,14 @@ class QueuedSession(Session):
         return self._unsent_bytes
 
     def progress(self) -> int:
-        """The packets that polls, or the task that serves a WebSocket, have taken."""
+        """Return how many packets polls, or the task that serves a WebSocket, have taken."""
         return self._taken
 
     def is_full(self) -> bool:
         return len(self._queue) > POLL_PACKETS
 
     def take(self, most: float = inf, most_chars: float = inf) -> list[str]:
-        """Take packets out of the queue, the oldest first: at least one, if there is any."""
+        """Take packets out of the queue, oldest first: at least one, if there is any."""
         packets: list[str] = []
         chars = 0
         while self._queue and len(packets) < most and chars < most_chars:
@@ -103,7 +103,7 @@ class QueuedSession(Session):
 
         A response that may have been lost ends the session, because its packets would be missing:
         when the connection closes first, or when the same poll is repeated. (HTTP clients,
-        including browsers, repeat a GET by themselves if a kept connection breaks.)
+        including browsers, repeat a GET by themselves if a kept-alive connection breaks.)
         """
         if self._polling or ("&t=" in address and address == self._last_poll):
             self.close(CloseReason.POLLED_TWICE)
@@ -130,10 +130,10 @@ class QueuedSession(Session):
             await self._change()
 
     def _last_answer(self) -> list[str]:
-        """What a waiting poll gets when the session closes.
+        """Return what a waiting poll gets when the session closes, or raise RequestRefused.
 
-        CLOSE only where the protocol's tests require it: python-engineio's client takes it as final
-        and never reconnects.
+        CLOSE is sent only where the protocol's tests require it: python-engineio's client takes it
+        as final and never reconnects.
         """
         if self._reason is CloseReason.CLIENT_CLOSED:
             return [str(NOOP)]
@@ -142,8 +142,8 @@ class QueuedSession(Session):
         raise RequestRefused(EngineError.UNKNOWN_SESSION)
 
     def begin_probe(self, prober: object) -> bool:
-        """Let a WebSocket be probed: from now on polls are answered at once. Return False if that
-        is not possible now.
+        """Let a WebSocket be probed: from now on polls are answered at once. Return whether that is
+        possible now.
         """
         if self.closed or self.upgraded or self.prober is not None:
             return False
@@ -159,7 +159,7 @@ class QueuedSession(Session):
     # A WebSocket of any ASGI server
 
     async def upgrade(self, receive: Receive, send: Send) -> None:
-        """Once the client has probed an accepted WebSocket and confirmed, switch to it."""
+        """Switch to an accepted WebSocket once the client has probed it and confirmed."""
         if self.candidate is not None:
             return
         self.candidate = receive
@@ -213,14 +213,14 @@ class QueuedSession(Session):
             else:
                 await self.keeper.turns.done(partial(self.receive, message))
 
-    # The end
+    # Closing
 
     def closed_by_fault(self) -> bool:
-        """Whether it was closed for any reason but the client's own CLOSE."""
+        """Return whether it was closed for any reason but the client's own CLOSE."""
         return self.closed and self._reason is not CloseReason.CLIENT_CLOSED
 
     def hand_over(self) -> list[str]:
-        """Yield to another session, and return the unsent packets."""
+        """Make way for another session; return the unsent packets."""
         packets = self.take()
         self.closed = self.upgraded = True
         self._wake()
@@ -240,20 +240,20 @@ class QueuedSession(Session):
         self._waiters.clear()
 
     async def _change(self) -> None:
-        """Wait until something was queued, or the session's state has changed."""
+        """Wait until a packet is queued or the session's state changes."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
 
 
 async def disconnected(receive: Receive) -> None:
-    """Wait until the client of an HTTP request has gone."""
+    """Wait until the client of an HTTP request has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def received_text(receive: Receive) -> str | None:
-    """The next message on a WebSocket, None if it is no text."""
+    """Return the next message on a WebSocket, None if it is not text."""
     event = await receive()
     text: str | None = event.get("text")
     return text

@@ -43,7 +43,7 @@ KNOWN_OPCODES = frozenset(Opcode)
 
 
 class Violation(Exception):
-    """The peer broke the protocol; the connection is to be closed with this code."""
+    """The peer broke the protocol; the connection must be closed with `code`."""
 
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(reason)
@@ -60,12 +60,12 @@ class ClientFrame(NamedTuple):
 
 
 def accept(key: str) -> str:
-    """The Sec-WebSocket-Accept for a client's Sec-WebSocket-Key (section 4.2.2)."""
+    """Return the Sec-WebSocket-Accept for a client's Sec-WebSocket-Key (section 4.2.2)."""
     return b64encode(sha1(key.encode() + GUID, usedforsecurity=False).digest()).decode()
 
 
 def parse_frame(data: bytes | bytearray, start: int, limit_bytes: int) -> ClientFrame | None:
-    """The client's frame that begins at `start`; None if there is more to come.
+    """Return the client's frame that begins at `start`; None if it is incomplete.
 
     Raises Violation for what a client may not send, and for a payload above `limit_bytes`.
     """
@@ -97,7 +97,7 @@ def parse_frame(data: bytes | bytearray, start: int, limit_bytes: int) -> Client
 
 
 def unmask(payload: bytes | bytearray, mask: bytes | bytearray) -> bytes:
-    """The payload without its mask: both as one large number each (section 5.3)."""
+    """Return the payload without its mask, by XOR of two large integers (section 5.3)."""
     length = len(payload)
     if not length:
         return b""
@@ -107,27 +107,27 @@ def unmask(payload: bytes | bytearray, mask: bytes | bytearray) -> bytes:
 
 
 def text_frame(payload: bytes) -> bytes:
-    """An unfragmented text frame."""
+    """Return an unfragmented text frame."""
     return frame(Opcode.TEXT, payload)
 
 
 def text_head(length: int) -> bytes:
-    """Return what an unfragmented text frame has before a payload of this length."""
+    """Return the head of an unfragmented text frame with a payload of this length."""
     return frame_head(Opcode.TEXT, length)
 
 
 def close_frame(code: int) -> bytes:
-    """A close frame with a code; without one for NO_CODE."""
+    """Return a close frame with a code; an empty one for NO_CODE."""
     return frame(Opcode.CLOSE, b"" if code == CloseCode.NO_CODE else code.to_bytes(2))
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """An unmasked, unfragmented frame."""
+    """Return an unmasked, unfragmented frame."""
     return frame_head(opcode, len(payload)) + payload
 
 
 def frame_head(opcode: int, length: int) -> bytes:
-    """What an unmasked, unfragmented frame has before a payload of this length."""
+    """Return the head of an unmasked, unfragmented frame with a payload of this length."""
     first = (FIN | opcode).to_bytes(1)
     if length < LENGTH_16:
         return first + length.to_bytes(1)
@@ -137,7 +137,7 @@ def frame_head(opcode: int, length: int) -> bytes:
 
 
 def read_close(payload: bytes) -> int:
-    """The code in a client's close frame. Raises Violation if it may not send that."""
+    """Return the code in a client's close frame. Raises Violation for one it may not send."""
     if not payload:
         return CloseCode.NO_CODE
     code = int.from_bytes(payload[:2])

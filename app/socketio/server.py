@@ -1,4 +1,4 @@
-"""Socket.IO 5: namespaces, CONNECT and its answer; a client sends nothing else.
+"""Socket.IO 5: namespaces, CONNECT and its answer, DISCONNECT. A client's events are ignored.
 
 python-socketio's server is not used: joining, writing and leaving happen here, in an order that
 leaves no gap.
@@ -65,7 +65,7 @@ class SocketIO:
 
     @property
     def connections(self) -> int:
-        """How many connections were taken over."""
+        """How many connections were taken over and are still open."""
         return self._engine.connections
 
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +73,7 @@ class SocketIO:
         await self._engine.handle_request(scope, receive, send)
 
     def accept(self, transport: asyncio.Transport, request: EngineRequest) -> None:
-        """Take over the connection of a plain, good upgrade. Raises RequestRefused."""
+        """Take over the connection of a plain, valid upgrade. Raises RequestRefused."""
         self._engine.accept(transport, request)
 
     def close(self) -> None:
@@ -85,17 +85,17 @@ class SocketIO:
     # The engine's side
 
     def received(self, session: Session, data: Any) -> None:
-        """Take one Socket.IO packet. Raises ProtocolError for what a client may not send."""
+        """Handle one Socket.IO packet. Raises ProtocolError for what a client may not send."""
         if not isinstance(data, str):
             raise ProtocolError("binary messages are refused")
         if HALF_SURROGATE.search(data):
             raise ProtocolError("a text that is not Unicode")
         if data.startswith(str(codec.EVENT)) and len(data) > LONGEST_EVENT and session.subscribers:
-            return  # ignored like shorter ones, without the time it takes to decode it
+            return  # ignored like shorter ones, but without decoding it, which takes long
         packet = codec.decode_message(data)
         namespace = packet.namespace or "/"
         if namespace in session.ended and packet.packet_type != codec.CONNECT:
-            return  # the client may not have heard that it was refused
+            return  # the client may not know yet that it was refused
         if packet.packet_type == codec.CONNECT and session.unsent_bytes() > UNREAD_BYTES:
             session.close(CloseReason.STALLED)
         elif packet.packet_type == codec.CONNECT:
@@ -112,13 +112,13 @@ class SocketIO:
             raise ProtocolError("binary packets and acknowledgements are refused")
 
     def replaced(self, old: Session, new: Session) -> None:
-        """Continue on the new session."""
+        """Move the subscribers to the new session."""
         old.subscribers = {}
         for subscriber in new.subscribers.values():
             self._broadcast.move(subscriber, new)
 
     def ended(self, session: Session) -> None:
-        """Forget what a session has joined."""
+        """Leave everything that a session has joined."""
         for subscriber in session.subscribers.values():
             self._broadcast.leave(subscriber)
         session.subscribers = {}
@@ -131,7 +131,7 @@ class SocketIO:
         self._forget(session, namespace)
 
     def _forget(self, session: Session, namespace: str) -> None:
-        """Forget that a session has joined a namespace; no error if it has not."""
+        """Leave a namespace; no error if the session has not joined it."""
         subscriber = session.subscribers.pop(namespace, None)
         if subscriber is not None:
             self._broadcast.leave(subscriber)
@@ -171,7 +171,7 @@ class ConnectAnswer:
         namespace: str,
         payload: ConnectPayload,
     ) -> None:
-        # Not the session's own id: anyone who knows that one can poll for the session.
+        # Not the session's own id: anyone who knows that can poll in its place.
         self._sid = secrets.token_urlsafe(ID_BYTES)
         self._refuse = refuse
         self._namespace = namespace
@@ -180,9 +180,9 @@ class ConnectAnswer:
 
     @property
     def _new_pid(self) -> str:
-        """An id by which the client is known when it returns, and what it asked for. It does not
-        vouch for an offset that the client has kept from another subscription: the answer may be
-        all that the client gets, and not the hello.
+        """An id that shows, when the client returns, what it had asked for. It does not vouch for
+        an offset that the client has kept from another subscription: the client may receive this
+        answer without the hello.
         """
         if self._payload.request is None:
             return self._sid
@@ -192,8 +192,8 @@ class ConnectAnswer:
         return pid
 
     def hold(self, session: Session) -> None:
-        """Answer CONNECT before it is known whether the client can continue: some give up after a
-        second. Its `pid` would say that it can, so it gets another one.
+        """Answer CONNECT before it is known whether the client can continue: some clients give up
+        after a second. Its own `pid` would tell it that it can, so it gets a new one.
         """
         self._is_connected = True
         session.write(frames.connected(self._namespace, self._sid, self._new_pid))
@@ -201,7 +201,7 @@ class ConnectAnswer:
     def welcome(
         self, session: Session, recovered: bool, offset: str, key: Sequence[str] | None = None
     ) -> None:
-        """Say where the client continues; if it does, it gets back the `pid` it came with."""
+        """Tell the client where it continues. If it is recovered, it gets back its own `pid`."""
         hello = frames.hello(self._namespace, recovered, offset, key if self._payload.key else None)
         if not self._is_connected:
             self._is_connected = True
@@ -210,7 +210,7 @@ class ConnectAnswer:
         session.write(hello)
 
     def refuse(self, session: Session, refused: SubscriptionRefused) -> None:
-        """Say why the client gets nothing, or nothing more."""
+        """Tell the client why it gets nothing, or nothing more."""
         self._refuse(session, self._namespace, refused)
 
 
@@ -233,8 +233,9 @@ def too_long(namespace: str) -> SubscriptionRefused:
 
 
 def ignore_event(data: Any) -> None:
-    """Clients have no events to send; they write through REST or SQL. Events are ignored, but
-    reserved names are an error.
+    """Ignore an event: clients write through REST or SQL.
+
+    Raises ProtocolError for an event without a name, or with a reserved one.
     """
     if not isinstance(data, list) or not data or not isinstance(data[0], str):
         raise ProtocolError("an event without a name")

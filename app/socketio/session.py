@@ -1,4 +1,4 @@
-"""One Engine.IO session, whatever carries it: what a client may send, heartbeats, the end."""
+"""One Engine.IO session, whatever carries it: what a client may send, heartbeats, closing."""
 
 import asyncio
 import logging
@@ -15,16 +15,16 @@ from app.unfinished import Unfinished
 
 logger = logging.getLogger("tablecast.socketio")
 
-# Messages a client may send in a window: heartbeats, and a CONNECT for each subscription (when it
-# returns, all of them at once), which may be as long as two.
+# Messages a client may send per window: heartbeats, and a CONNECT for each subscription (all at
+# once when it returns), which may be long enough to count as two.
 INBOUND_MESSAGES = 150
 INBOUND_WINDOW_S = 10.0
 # The longest message is a CONNECT with an offset. A long one counts as several.
 INBOUND_BYTES = 100_000
 COUNTED_BYTES = 4_000
-# What messages that have not come in full may hold, of all sessions together.
+# What the incomplete messages of all sessions may hold together.
 UNFINISHED_BYTES = 8 * 1024 * 1024
-# How much a client may have left unread when it asks for another answer.
+# How much may be unsent to a client that sends another CONNECT.
 UNREAD_BYTES = 2 * 1024 * 1024
 
 
@@ -38,13 +38,13 @@ class Keeper(Protocol):
     unfinished: Unfinished["Session"]
 
     def window(self) -> int:
-        """The number of the current inbound window."""
+        """Return the number of the current inbound window."""
 
     def received(self, session: "Session", data: Any) -> None:
-        """Take an Engine.IO message. Raises ProtocolError."""
+        """Handle an Engine.IO message. Raises ProtocolError."""
 
     def replace(self, old: "Session", new: "Session") -> None:
-        """Put a session in the place of the one it was upgraded from."""
+        """Put a session in place of the one it was upgraded from."""
 
     def ended(self, session: "Session", reason: CloseReason) -> None:
         """Forget a session."""
@@ -54,7 +54,7 @@ class Keeper(Protocol):
 
 
 class Session(ABC):
-    """What all transports have in common. The methods that write are the transports' own."""
+    """What all transports have in common. Each brings its own methods that write."""
 
     __slots__ = ("_inbound", "_turns", "_window", "closed", "ended", "keeper", "sid",
                  "subscribers")  # fmt: skip
@@ -67,18 +67,18 @@ class Session(ABC):
         self.ended: frozenset[str] = frozenset()  # namespaces that were joined and then refused
         self._inbound = 0
         self._window = 0
-        self._turns: tuple[asyncio.Future[None], ...] = ()  # of those who wait until it is drained
+        self._turns: tuple[asyncio.Future[None], ...] = ()  # of the tasks that wait in `drained`
 
     def __str__(self) -> str:
         return self.sid
 
-    # Going out
+    # Outgoing
 
     @abstractmethod
     def try_write(self, message: Outgoing, limit_bytes: int) -> bool:
         """Write unless more than `limit_bytes` are unsent; return whether the client kept up.
 
-        Once closed, nothing is written and the result is True.
+        Once closed, nothing is written.
         """
 
     @abstractmethod
@@ -87,29 +87,29 @@ class Session(ABC):
 
     @abstractmethod
     def unsent_bytes(self) -> int:
-        """How much has been written that the client has not read."""
+        """Return how many bytes have been written but not sent."""
 
     @abstractmethod
     def progress(self) -> int:
-        """A number that grows whenever the client reads, whatever is written meanwhile."""
+        """Return a number that grows whenever the client reads, whatever is written meanwhile."""
 
     @abstractmethod
     def is_full(self) -> bool:
-        """Whether much is unsent."""
+        """Return whether much is unsent."""
 
     async def drained(self) -> None:
-        """Wait until little is unsent, or until the session is closed; in turns."""
+        """Wait until little is unsent or the session is closed. Waiting tasks take turns."""
         while self.is_full() and not self.closed:
             turn = asyncio.get_running_loop().create_future()
             self._turns += (turn,)
             await turn
 
     def give_turns(self) -> None:
-        """Let those who wait until little is unsent write, one after the other, until much is."""
+        """Let the tasks that wait in `drained` write, one after the other, until much is unsent."""
         if self._turns and (self.closed or not self.is_full()):
             turn, *others = self._turns
             self._turns = tuple(others)
-            if not turn.done():  # nobody waits any more
+            if not turn.done():  # else its task was cancelled
                 turn.set_result(None)
             asyncio.get_running_loop().call_soon(self.give_turns)
 
@@ -118,14 +118,14 @@ class Session(ABC):
         self.try_write(message, UNLIMITED)
 
     def ping(self) -> None:
-        """Send a heartbeat; the answer is due."""
+        """Send a heartbeat, and expect an answer."""
         self.write_packet(str(PING))
         self.keeper.pongs.add(self)
 
-    # Coming in
+    # Incoming
 
     def receive(self, message: str | bytes) -> None:
-        """Take an encoded packet; disconnects a client that breaks the protocol."""
+        """Handle an encoded packet; disconnect a client that breaks the protocol."""
         try:
             packet_type, data = decode(message)
         except ProtocolError as error:
@@ -134,12 +134,12 @@ class Session(ABC):
             self.receive_packet(packet_type, data)
 
     def receive_packets(self, packets: Iterable[tuple[int, Any]]) -> None:
-        """Take packets, each with its type; disconnects a client that breaks the protocol."""
+        """Handle packets, given types and data; disconnect a client that breaks the protocol."""
         for packet_type, data in packets:
             self.receive_packet(packet_type, data)
 
     def receive_packet(self, packet_type: int, data: Any) -> None:
-        """Take a packet; disconnects a client that breaks the protocol."""
+        """Handle a packet; disconnect a client that breaks the protocol."""
         if self.closed:
             return
         if packet_type == PONG and self.keeper.pongs.remove(self):
@@ -162,7 +162,7 @@ class Session(ABC):
             self.close(CloseReason.INTERNAL_ERROR)
 
     def count_inbound(self, length: int = 0) -> bool:
-        """Count an inbound message; disconnect a client that sends too many and return False."""
+        """Count an inbound message. If a client sends too many, disconnect it and return False."""
         window = self.keeper.window()
         if window != self._window:
             self._inbound, self._window = 0, window
@@ -177,10 +177,10 @@ class Session(ABC):
         logger.info("%s: %s", self.sid, error)
         self.close(CloseReason.PROTOCOL_ERROR)
 
-    # The end
+    # Closing
 
     def await_connect(self, awaited: bool) -> None:
-        """Expect CONNECT within a while, or no longer."""
+        """Start the deadline for a CONNECT, or cancel it."""
         if awaited:
             self.keeper.waiting.add(self)
         else:
@@ -192,4 +192,4 @@ class Session(ABC):
 
     @abstractmethod
     def close(self, reason: CloseReason) -> None:
-        """Disconnect the client. If it lives, it comes back and continues."""
+        """Disconnect the client. If it is alive, it reconnects and continues."""

@@ -1,6 +1,6 @@
-"""A session that is its WebSocket: transport protocol, frame parser and session in one object.
+"""A session that is its own WebSocket: asyncio protocol, frame parser and session in one object.
 
-That is all an idle client costs. Nothing here is a coroutine.
+An idle client costs nothing more. Nothing here is a coroutine.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from app.socketio.rfc6455 import (
 )
 from app.socketio.session import INBOUND_BYTES, Keeper, Session
 
-# A client that closes, or is told why, usually has little unsent; otherwise the connection is
-# aborted.
+# With more than this unsent, a connection is aborted instead of closed with a close frame. Usually
+# there is little.
 PARTING_BYTES = 64 * 1024
 # `tcpi_bytes_acked` in `struct tcp_info` (linux/tcp.h).
 BYTES_ACKED = slice(120, 128)
@@ -39,8 +39,8 @@ PARTING_CODES = {
 class WebSocketSession(Session, asyncio.Protocol):
     """A session on a connection that has been upgraded to a WebSocket.
 
-    With `upgraded_from` it is a candidate: when the client has probed it, it takes the place of
-    that session.
+    With `upgraded_from` it is a candidate: once the client has probed it and confirmed, it takes
+    the place of that session.
     """
 
     __slots__ = ("_fragments", "_is_text", "_paused", "_transport", "_unparsed",
@@ -61,7 +61,7 @@ class WebSocketSession(Session, asyncio.Protocol):
         self._is_text = False
         self._paused = False
 
-    # Going out
+    # Outgoing
 
     def try_write(self, message: Outgoing, limit_bytes: int) -> bool:
         transport = self._transport
@@ -79,9 +79,10 @@ class WebSocketSession(Session, asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     def progress(self) -> int:
-        """The bytes that the client's machine has acknowledged, where the system tells. What is
-        unsent says less: others write meanwhile, and the kernel, which holds megabytes for a slow
-        client, makes room in large steps.
+        """Return the bytes that the client's machine has acknowledged, where the system tells us.
+
+        The unsent bytes say less: others write meanwhile, and the kernel, which buffers megabytes
+        for a slow client, makes room in large steps.
         """
         return self._acknowledged_bytes() or -self.unsent_bytes()
 
@@ -105,7 +106,7 @@ class WebSocketSession(Session, asyncio.Protocol):
         self._paused = False
         self.give_turns()
 
-    # Coming in
+    # Incoming
 
     def data_received(self, data: bytes) -> None:
         if not self.closed and not self.keeper.turns.do(partial(self._receive, data)):
@@ -132,7 +133,7 @@ class WebSocketSession(Session, asyncio.Protocol):
             return
         if at == len(given):
             self._unparsed = None
-        elif at or self._unparsed is None:  # else it is all there already
+        elif at or self._unparsed is None:  # else `given` is `_unparsed`, unchanged
             self._unparsed = bytearray(given[at:])
         if was_unfinished:
             self.keeper.unfinished.release(self)
@@ -157,8 +158,8 @@ class WebSocketSession(Session, asyncio.Protocol):
             case Opcode.CONTINUATION:
                 self._continue(fin, payload)
             case Opcode.PING:
-                # Not every ping has to be answered (RFC 6455, section 5.5.3), and none of a client
-                # that does not read the answers.
+                # Not every ping has to be answered (RFC 6455, section 5.5.3): skip those of a
+                # client that does not read the answers.
                 if self.count_inbound() and not self._paused:
                     self._transport.write(frame(Opcode.PONG, payload))
             case Opcode.PONG:
@@ -192,8 +193,8 @@ class WebSocketSession(Session, asyncio.Protocol):
             self.receive(text)
 
     def _probe(self, old: QueuedSession, text: str) -> None:
-        """Take a step of the upgrade: the probe is answered, then the client says that it goes
-        through with it (Engine.IO protocol, section "Upgrade").
+        """Take a step of the upgrade: answer the probe, then switch over when the client confirms
+        (Engine.IO protocol, section "Upgrade").
         """
         if text == PROBE and old.begin_probe(self):
             self.write_packet(PROBE_ANSWER)
@@ -206,7 +207,7 @@ class WebSocketSession(Session, asyncio.Protocol):
         else:
             self.close(CloseReason.PROTOCOL_ERROR)
 
-    # The end
+    # Closing
 
     def close(self, reason: CloseReason) -> None:
         if self.closed:
@@ -219,7 +220,7 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._part(code, reason)
 
     def _part(self, code: int, reason: CloseReason) -> None:
-        """Send a close frame and close; abort if the client takes too long."""
+        """Send a close frame and close; abort if much is unsent, or the client takes too long."""
         transport = self._transport
         if transport.get_write_buffer_size() > PARTING_BYTES:
             self._end(reason)
