@@ -1,4 +1,4 @@
-"""What a page may want to know of this server: its version, and how to write to its database."""
+"""What a page may want to know about this server: its version, how to write to its database."""
 
 from importlib.metadata import version
 
@@ -12,7 +12,7 @@ from app.settings import Settings
 
 
 def routes(settings: Settings) -> list[Route]:
-    """Return the endpoint's routes. `psql` is None where no command would help those who ask."""
+    """Return the endpoint's routes. Its `psql` is null where no command would help the client."""
     shown = {
         "version": version("tablecast"),
         "things": settings.things,

@@ -1,6 +1,6 @@
 """Compresses responses where it pays: text of some length, for clients that accept gzip.
 
-What is streamed, and Socket.IO's own answers, is of no type that is compressed here.
+Streams and Socket.IO's own answers have none of the types that are compressed here.
 """
 
 import asyncio
@@ -22,8 +22,9 @@ TYPES = frozenset(
     }
 )
 SHORTEST_BYTES = 1024
-# More is compressed in a thread, two at a time, so that the event loop goes on. If more lists wait
-# for that than this, they are sent as they are: waiting, they would only take up memory.
+# Longer bodies are compressed in a thread, two at a time, so that the event loop goes on. While
+# MOST_WAITING are under way, further lists are sent as they are: waiting, they would only take up
+# memory.
 AT_ONCE_BYTES = 32 * 1024
 THREADS = 2
 MOST_WAITING = 4
@@ -48,7 +49,7 @@ class Compression:
         await self._app(scope, receive, send)
 
     async def list(self, body: bytes) -> bytes | None:
-        """Return a list, compressed; None if there is too much else to compress."""
+        """Return a list, compressed; None if too much else is being compressed."""
         if self._waiting >= MOST_WAITING:
             return None
         return await self._compress(body, LIST_LEVEL)
@@ -75,7 +76,7 @@ class Compression:
 
 
 class CompressedSend:
-    """Sends one response: it is held back until it is complete, if it is to be compressed."""
+    """Sends one response. One that will be compressed is held back until it is complete."""
 
     def __init__(self, compression: Compression, scope: Scope, send: Send) -> None:
         self._compression = compression
@@ -95,7 +96,7 @@ class CompressedSend:
                 await self._end(self._start)
 
     def _begin(self, start: Message) -> bool:
-        """Say in a response that it depends on what is accepted; return whether to compress it."""
+        """Add `Vary` if a response depends on Accept-Encoding; return whether to compress it."""
         status = start["status"]
         if status != 304 and length(start) < SHORTEST_BYTES:
             return False
@@ -122,17 +123,17 @@ class CompressedSend:
             headers["content-encoding"] = "gzip"
             headers["content-length"] = str(len(body))
             if etag is not None:
-                # The same file, but not the same bytes. A request for a range of the whole file
-                # must not be continued with these, which is what a weak tag says.
+                # The same file, but not the same bytes. Ranges of the two must not be combined,
+                # which is what a weak tag says.
                 headers["etag"] = f"W/{etag.removeprefix('W/')}"
-            if not body:  # of a file, asked for by HEAD
+            if not body:  # a HEAD request for a file
                 del headers["content-length"]
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})
 
 
 def length(start: Message) -> int:
-    """Return the length that a response states; 0 if it does not."""
+    """Return the Content-Length of a response; 0 if it has none."""
     return next((int(value) for name, value in start["headers"] if name == b"content-length"), 0)
 
 
@@ -146,6 +147,6 @@ def accepts_gzip(asked: Headers) -> bool:
 
 
 def gzip(body: bytes, level: int) -> bytes:
-    """Compress. Releases the GIL."""
+    """Compress a body. Releases the GIL."""
     compressor = zlib.compressobj(level, wbits=GZIP_WINDOW_BITS)
     return compressor.compress(body) + compressor.flush()

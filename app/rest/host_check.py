@@ -1,4 +1,4 @@
-"""Refuses requests for hosts that this server does not have, whatever they ask for."""
+"""Refuses requests for hosts that this server does not serve, whatever they ask for."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 

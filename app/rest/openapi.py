@@ -287,7 +287,7 @@ def without_things(document: Json) -> Json:
 
 
 def referred_to(components: Json, kind: str, within: object) -> Json:
-    """Return the components of a kind that something refers to."""
+    """Return the components of one kind that `within` refers to."""
     text = msgspec.json.encode(within).decode()
     return {
         name: component

@@ -24,8 +24,8 @@ class ProblemDetails(msgspec.Struct, kw_only=True):
 
 
 class Problem(HTTPException):
-    """An error response: its status, a sentence, and if there are any the field it is about, and
-    the code by which programs tell what is wrong.
+    """An error response: its status and a sentence; optionally the field that it is about, and a
+    code that tells programs what is wrong.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ def problem_response(error: HTTPException) -> Response:
 
 
 def wrong_host(host: str | None) -> tuple[HTTPStatus, str]:
-    """Return the 421 for a Host header that names another server, or none: status and sentence."""
+    """Return the status and sentence for a Host header that is missing, or names another server."""
     named = "a request without a host" if host is None else f"the host {host[:100]!r}"
     detail = (
         f"This server does not serve {named}; if it should, add the host, without a port, to"
@@ -95,7 +95,7 @@ async def client_gone(_: Request, __: ClientDisconnect) -> Response:
 
 
 async def unforeseen(_: Request, __: Exception) -> Response:
-    """A bug of ours. Starlette raises it again after this response, and the server logs it."""
+    """Answer a bug of ours. Starlette raises it again afterwards, and the server logs it."""
     return problem_response(Problem(500, "Internal error; the server's log has the details."))
 
 

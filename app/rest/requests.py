@@ -28,7 +28,7 @@ BODY_LIMIT_BYTES = 1024 * 1024
 POOL_TIMEOUT_S = 2.0
 PAGE_LIMIT = 10_000
 READING = ("GET", "HEAD")
-# What the server needs on each kind of object that Postgres may deny it.
+# What the server needs on each kind of object to which Postgres may deny it access.
 PRIVILEGES = {
     "table": "SELECT, INSERT, UPDATE, DELETE ON {}",
     "view": "SELECT, INSERT, UPDATE, DELETE ON {}",
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class RestState(State):
-    """What the lifespan gives to every request, as far as resources use it."""
+    """The part of the lifespan's state that resources use."""
 
     pool: Pool
     feed: Feed
@@ -67,9 +67,9 @@ register_url_convertor("rest", RestOfPath())
 
 
 def text_of(request: RestRequest, parameter: str) -> str | None:
-    """Return what the path, or else the query, gives for a parameter.
+    """Return a parameter from the path, or else from the query.
 
-    Raises ValueError if that cannot be Postgres text.
+    Raises ValueError if it cannot be Postgres text.
     """
     text: str = request.path_params.get(parameter) or single(request, parameter) or ""
     if "\ufffd" in text:
@@ -82,7 +82,7 @@ def text_of(request: RestRequest, parameter: str) -> str | None:
 
 
 def prefix_of(request: RestRequest) -> str:
-    """Return what stands before every path that a client asks for (ROOT_PATH)."""
+    """Return the prefix of every path that a client asks for (ROOT_PATH)."""
     prefix: str = request.scope.get("root_path", "")
     return prefix
 
@@ -164,12 +164,12 @@ async def fetch_row(
 def using_the_database(request: RestRequest) -> Iterator[None]:
     """Turn errors of the database into problems.
 
-    Raises `Unavailable` if the database is down, busy or too slow; another Problem if it refuses
-    what a statement does, but UniqueViolationError if a key is taken, and
-    ProgramLimitExceededError if a value is too long.
+    Raises `Unavailable` if the database is down, busy or too slow, and another Problem if it
+    refuses a statement; but lets UniqueViolationError (a key is taken) and
+    ProgramLimitExceededError (a value is too long) pass.
     """
     if request.state.feed.trouble() == SHARED:
-        raise Unavailable(SHARED)  # rows would look as another client's session settings say
+        raise Unavailable(SHARED)  # another client's settings could change how rows look
     try:
         yield
     except SHARED_SESSION as error:
@@ -178,7 +178,7 @@ def using_the_database(request: RestRequest) -> Iterator[None]:
         logger.error("the database holds text that is not UTF-8: %s", error)
         raise Unavailable("The database holds text that is not UTF-8.") from error
     except ValueError:
-        raise  # an argument of the wrong type: our mistake, though an InterfaceError of asyncpg
+        raise  # an argument of the wrong type: our bug, although asyncpg's is an InterfaceError
     except UNAVAILABLE as error:
         logger.info("the database does not answer: %s", reason(error))  # the feed warns, once
         raise Unavailable(absence(error)) from error
@@ -216,8 +216,8 @@ def report_privilege(role: str, error: asyncpg.InsufficientPrivilegeError) -> No
 
 
 def refused(request: RestRequest, error: Exception) -> Problem:
-    """Return the problem for an error that the database raises about a statement."""
-    # Without the error's DETAIL, which may hold the whole row and others.
+    """Return the problem for an error that the database raises for a statement."""
+    # Without the error's DETAIL, which may contain this row and others.
     message = str(error.args[0]).rstrip(".")
     match error:
         case asyncpg.InsufficientPrivilegeError() if "row-level security" in str(error):

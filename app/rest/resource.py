@@ -52,5 +52,5 @@ class Absent:
 
 
 def resource(path: str, **handlers: Handler) -> Route:
-    """Return a route that answers every method on `path`, `get=`, `post=`, ... with a handler."""
+    """Return a route that answers every method on `path`; `get=`, `post=`, ... are handlers."""
     return Route(path, Resource(**handlers))

@@ -138,8 +138,8 @@ async def delete_thing(request: RestRequest) -> Response:
 def address_of(name: str) -> str:
     """Return the path of the thing with this name, percent-encoded, without any prefix.
 
-    URL parsers remove `.` and `..` from a path, even if they are encoded, so these two names go
-    into the query.
+    URL parsers remove `.` and `..` from a path, even when encoded, so these two names go into the
+    query.
     """
     if name in (".", ".."):
         return f"{COLLECTION}/?name={name}"

@@ -1,5 +1,5 @@
 """The REST resource `/topics`: what is watched, and the rows of each topic, as a subscription to it
-would begin.
+would load them.
 """
 
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ COLLECTION = "/topics"
 ONE_TOPIC = COLLECTION + "/{topic}"
 OPTIONS = ("columns", "limit", "after")
 STATUSES = {RefusalCode.UNKNOWN_TOPIC: 404, RefusalCode.NO_RIGHT: 403}
-# Servers and proxies take addresses of 8 kB, as a rule.
+# Servers and proxies usually accept URLs of 8 kB.
 LONGEST_AFTER_CHARS = 6_000
-# What a URL within a Link header may contain: not `>`, which would end it, nor what no URL has.
+# What a URL in a Link header may contain: not `>`, which would end it, nor what no URL contains.
 IN_LINK = "%!$&'()*+,;=:@/?-._~"
 
 
@@ -54,7 +54,7 @@ class ListedTopic(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The query string of a list. `kept`: its parts for the next page, as they were sent."""
+    """The query string of a list. `kept`: the parts that the next page needs, as they were sent."""
 
     comparisons: list[tuple[str, str]]
     options: dict[str, str]
@@ -77,7 +77,7 @@ class Query:
         return query
 
     def request(self, topic: str) -> Request:
-        """Return what is asked of a topic. Raises SubscriptionRefused."""
+        """Return the request for a topic's rows. Raises SubscriptionRefused."""
         columns = self.options.get("columns")
         names = parse_names(columns) if columns else None
         return Request(topic, filter_of(self.comparisons), names)
@@ -116,8 +116,9 @@ async def list_rows(request: RestRequest) -> Response:
 
 
 def headers(request: RestRequest, query: Query, rows: Rows) -> dict[str, str]:
-    """Return the headers of a list: its offset, and where its next page is if there is one. Raises
-    Problem if no address can say that.
+    """Return the headers of a list: its offset, and a link to the next page if there is one.
+
+    Raises Problem if that link would be too long.
     """
     if rows.more_after is None:
         return {"Feed-Offset": rows.offset}
@@ -139,7 +140,7 @@ def headers(request: RestRequest, query: Query, rows: Rows) -> dict[str, str]:
 
 
 def described(table: Table) -> ListedTopic:
-    """Return what clients may know of a topic."""
+    """Return what clients may know about a topic."""
     columns = [
         TopicColumn(
             column.name,
