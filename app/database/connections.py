@@ -1,4 +1,6 @@
-"""Connections to Postgres, with the same session settings, and the errors of an unavailable one."""
+"""Connections to Postgres, all with the same session settings, and the errors that mean it is
+unavailable.
+"""
 
 import asyncio
 import os
@@ -24,8 +26,8 @@ RELEASE_TIMEOUT_S = 1.0
 # The only setting that is sent while connecting: poolers refuse parameters they do not know.
 STARTUP = {"application_name": "tablecast"}
 
-# Parameters of URLs that concern only Postgres's own clients. The driver would pass them on to the
-# server, which refuses what it does not know.
+# URL parameters that concern only Postgres's own clients. The driver would pass them on to the
+# server, which refuses those it does not know.
 LIBPQ_ONLY = frozenset(
     {
         "channel_binding", "connect_timeout", "fallback_application_name", "gssencmode",
@@ -54,7 +56,8 @@ SESSION = {
     "default_transaction_isolation": "read committed",
 }
 
-# Roles that may create objects in a schema must not get us to use their functions and operators.
+# Roles that may create objects in a schema must not be able to make us call their functions and
+# operators.
 OWN_NAMES = {"search_path": "pg_catalog"}
 
 # Reading the log means the same few index searches each time: planning them again would take
@@ -67,8 +70,9 @@ READER = OWN_NAMES | {
     "plan_cache_mode": "force_generic_plan",
 }
 
-# Reading the rows of a subscription. A row that a policy hides would come with its next change, so
-# Postgres must say that there is a policy; a locked table must not keep others waiting for long.
+# Reading the rows of a subscription. A row that a policy hides would turn up with its next change,
+# so Postgres must raise an error if there is a policy; a locked table must not keep others waiting
+# for long.
 ALL_ROWS = {"row_security": "off", "lock_timeout": "2s"}
 
 # Commits an empty message and waits until it, and so all WAL before it, is on disk.
@@ -77,7 +81,7 @@ FLUSH = """
            pg_logical_emit_message(true, 'tablecast', '')
 """
 
-# Raised when the database is down, shutting down, starting, full or too slow: no bug of ours.
+# Raised when the database is down, shutting down, starting, full or too slow: not a bug of ours.
 UNAVAILABLE: tuple[type[BaseException], ...] = (
     OSError,  # refused, reset, unreachable, TimeoutError
     asyncpg.PostgresConnectionError,
@@ -134,7 +138,7 @@ class SharedSession(ConnectionError):
     """A pooler gives the session to others between transactions, so nothing set in it lasts."""
 
 
-# What happens to prepared statements in such a session, when they are used or made.
+# What using or preparing a statement in such a session raises.
 SHARED_SESSION: tuple[type[BaseException], ...] = (
     SharedSession,
     asyncpg.InvalidSQLStatementNameError,
@@ -143,7 +147,7 @@ SHARED_SESSION: tuple[type[BaseException], ...] = (
 
 
 def absence(error: BaseException) -> str:
-    """Say in a sentence, for anybody to read, why the database cannot be reached or used."""
+    """Return a sentence, for anybody to read, on why the database cannot be reached or used."""
     for sentences, trouble in ((UNREACHABLE, "reached"), (UNUSABLE, "used")):
         for types, reason in sentences:
             if isinstance(error, types):
@@ -152,8 +156,8 @@ def absence(error: BaseException) -> str:
 
 
 def reason(error: BaseException | None) -> str:
-    """Say what went wrong, as the end of a sentence, to the one who runs Tablecast."""
-    if isinstance(error, OSError) and (error.errno or not str(error)):  # numbers help nobody
+    """Return what went wrong, as the end of a sentence, for whoever runs Tablecast."""
+    if isinstance(error, OSError) and (error.errno or not str(error)):  # say more than a number
         for types, sentence in UNREACHABLE:
             if isinstance(error, types) and OSError not in types:
                 return sentence
@@ -162,10 +166,10 @@ def reason(error: BaseException | None) -> str:
 
 
 def ignore_unreadable_home() -> None:
-    """Have the driver do without the home directory if it may not read what it looks for there.
+    """Make the driver do without the home directory if it may not read what it looks for there.
 
-    HOME may be another user's (`sudo` can leave it so), or hidden by a service manager; the driver
-    would fail to connect.
+    HOME may be another user's (`sudo` can leave it like that), or hidden by a service manager; the
+    driver would then fail to connect.
     """
     try:
         files = [Path.home() / name for name in HOME_FILES]
@@ -181,7 +185,7 @@ async def connect(
 ) -> Connection:
     """Open a connection to the database at `url`. Raises one of UNAVAILABLE.
 
-    Of several hosts, the first that can be used is taken. `session` is added to the usual session
+    Of several hosts, the first usable one is chosen. `session` is added to the usual session
     settings. `options` are passed to `asyncpg.connect`.
     """
     options = {"timeout": CONNECT_TIMEOUT_S, "server_settings": STARTUP} | options
@@ -237,7 +241,7 @@ async def flush(connection: Connection) -> None:
 
 
 async def keep_session(_: Connection) -> None:
-    """Return a connection to the pool as it is: nothing here changes the session.
+    """Return a connection to the pool as it is: nothing we do changes the session.
 
     asyncpg would reset it, which costs an extra round trip for every statement, and undoes what
     `connect` has set.
@@ -248,14 +252,14 @@ async def keep_session(_: Connection) -> None:
 async def borrowed(pool: Pool, timeout: float | None = None) -> AsyncIterator[Connection]:
     """Borrow a connection from a pool; wait at most `timeout` seconds for a free one.
 
-    If the block is cancelled, so is its statement. Where the server does not confirm that soon, the
-    connection is given up: the one who cancels must not wait for a silent server.
+    If the block is cancelled, so is its statement. If the server does not confirm that soon, the
+    connection is discarded: a cancellation must not wait for a silent server.
     """
     connection = await pool.acquire(timeout=timeout)
     try:
         yield connection
     finally:
-        # In a task of its own: if this wait is cancelled, too, somebody must still hear of errors.
+        # In a task of its own, which handles errors even if this wait is cancelled, too.
         await asyncio.shield(asyncio.create_task(_give_back(pool, connection)))
 
 
@@ -266,7 +270,7 @@ async def _give_back(pool: Pool, connection: Connection) -> None:
 
 @asynccontextmanager
 async def one_moment(connection: Connection) -> AsyncIterator[None]:
-    """Read as of one moment, in a transaction that writes nothing.
+    """Read as of one moment, in a read-only transaction.
 
     Cancelling the block waits at most RELEASE_TIMEOUT_S for its ROLLBACK, and then closes the
     connection: asyncpg's own transaction would wait as long as for any statement.
@@ -299,7 +303,7 @@ async def create_subscription_pool(settings: Settings, size: int) -> Pool:
     """Create a pool for reading the catalog and the rows of subscriptions, which may take longer
     than other statements.
     """
-    # Hardly a statement comes twice, and an altered table would make a kept one invalid.
+    # Statements are rarely repeated, and altering a table would invalidate a cached one.
     return await _pool(settings, size, ALL_ROWS, SNAPSHOT_TIMEOUT_S, statement_cache_size=0)
 
 

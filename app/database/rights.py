@@ -1,4 +1,4 @@
-"""Which rights a role lacks to migrate a database or to serve it, and the grants that help."""
+"""Which privileges a role lacks to migrate a database or to serve it, and the grants that help."""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,7 +6,7 @@ from app.database.connections import Connection, Refusal
 
 Rights = Callable[[Connection], Awaitable[None]]  # raises Refusal if the role lacks any
 
-# Revisions make temporary tables. Whoever owns the schema `feed` owns what is in it.
+# Revisions create temporary tables. Whoever owns the schema `feed` owns what is in it.
 MIGRATING = """
     SELECT quote_ident(current_user) AS role, quote_ident(current_database()) AS database,
            pg_is_in_recovery() AS is_standby,
@@ -19,7 +19,7 @@ MIGRATING = """
     FROM (SELECT) AS one LEFT JOIN pg_namespace ON nspname = 'feed'
 """
 
-# The schema, and one of the objects in it, that the role may not use.
+# A row if the role may not use the schema, or one of the objects in it.
 SERVING = """
     SELECT quote_ident(current_user) AS role, quote_ident(pg_get_userbyid(nspowner)) AS owner
     FROM pg_namespace

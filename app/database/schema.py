@@ -133,8 +133,8 @@ checkpoint = Table(
     schema="feed",
 )
 
-# Which file of migrations/sql holds the text of which functions in the schema `feed`: of each, the
-# newest. The capture functions of watched tables are not among them; feed.watch makes those.
+# The functions in the schema `feed`, by the file in migrations/sql that holds their newest text.
+# The capture functions of watched tables are not among them; feed.watch makes those.
 FUNCTIONS = {
     "log.sql": ("disown", "offset", "rewrite_history"),
     "0003_log.sql": (
@@ -197,7 +197,7 @@ TRIGGERS = """
     SELECT feed.watch('things', 'thing', 'name')
 """
 
-# Of the functions, as far as it is not in their texts.
+# What is not in the texts of the functions themselves.
 RIGHTS = """
     REVOKE ALL ON ALL FUNCTIONS IN SCHEMA feed FROM PUBLIC;
     ALTER FUNCTION feed.check_topics() SECURITY DEFINER;

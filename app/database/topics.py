@@ -9,7 +9,7 @@ import asyncpg
 from app.database.connections import UNAVAILABLE, Connection, Refusal, connect, reason
 from app.database.locking import lock_table
 
-# The table as the role's own search path finds it.
+# The table that a name means under the role's own search path.
 RESOLVE = """
 SELECT pg_class.oid, relname, pg_class.oid::regclass::text AS shown,
        relkind = 'r' AND pg_has_role(relowner, 'USAGE') AS may_be_locked
@@ -42,7 +42,7 @@ async def watch(
 ) -> tuple[Topic, str | None]:
     """Watch a table, named as in SQL, under a topic (None: the one it has, else its own name).
 
-    Returns also the topic it had before, if any. Raises Refusal.
+    Returns the watched table, and the topic it had before, if any. Raises Refusal.
     """
     async with _connected(url) as connection:
         found = await _resolve(connection, table)
@@ -101,7 +101,7 @@ async def _resolve(connection: Connection, table: str) -> asyncpg.Record:
 
 @asynccontextmanager
 async def _locked(connection: Connection, found: asyncpg.Record) -> AsyncIterator[None]:
-    """A transaction with the lock that changing a table's triggers takes, if the role may."""
+    """Open a transaction with the lock that changing a table's triggers takes, if the role may."""
     async with connection.transaction():
         if found["may_be_locked"]:
             await lock_table(connection, found["shown"])
@@ -118,5 +118,5 @@ async def _connected(url: str) -> AsyncIterator[Connection]:
             connection.terminate()
     except UNAVAILABLE as error:
         raise Refusal(f"The database cannot be reached: {reason(error)}.") from error
-    except asyncpg.PostgresError as error:  # the sentences of feed.watch among them
+    except asyncpg.PostgresError as error:  # including the sentences of feed.watch
         raise Refusal(f"{str(error).rstrip('.')}.") from error

@@ -1,9 +1,11 @@
-"""What root may not do: run Postgres, or get in the way of the users whose directories it works in.
+"""Chooses the user as whom root runs Postgres: Postgres refuses to run as root, and root's files
+would get in the way of the users whose directories it works in.
 
-Started by root, the embedded Postgres runs as the user who owns the place of its data, so that this
-user can use everything afterwards. Where that is root itself, it runs as nobody: from a directory
-and with programs that nobody can reach. If those given are out of reach, others take their place in
-/var/lib/tablecast. No mode or owner of anything that was there before is changed.
+Started by root, the embedded Postgres runs as the user who owns the directory of its data, so that
+this user can use everything afterwards. If that is root itself, it runs as the user `nobody`, from
+a directory and with programs that this user can reach. Where the given ones are out of its reach,
+others in /var/lib/tablecast take their place. The mode and owner of anything that existed before
+are never changed.
 """
 
 import functools
@@ -47,13 +49,13 @@ class Account:
         return {"user": self.uid, "group": self.gid, "extra_groups": self._groups()}
 
     def may(self, test: str, path: Path) -> bool:
-        """Return whether test(1), run as this user, says yes: `-x` enters, `-r` reads `path`."""
-        shell = ["/bin/sh", "-c", '[ "$0" "$1" ]']  # there whatever the PATH is
+        """Return whether test(1) succeeds as this user: `-x` to enter `path`, `-r` to read it."""
+        shell = ["/bin/sh", "-c", '[ "$0" "$1" ]']  # whatever the PATH is
         done = subprocess.run([*shell, test, str(path)], cwd="/", **self.identity())
         return done.returncode == 0
 
     def become(self) -> None:
-        """Turn this process into one of this user's, for good."""
+        """Make this process run as this user, for good."""
         os.setgroups(self._groups())
         os.setgid(self.gid)
         os.setuid(self.uid)
@@ -63,16 +65,16 @@ class Account:
 
 
 def nobody() -> Account | None:
-    """Return whom root runs Postgres as; None unless this process is root's."""
+    """Return the user `nobody`, as whom root runs Postgres; None unless this process is root's."""
     return Account.of(UNPRIVILEGED) if os.geteuid() == ROOT_UID else None
 
 
 def owner(directory: Path) -> Account | None:
-    """Return the ordinary user whose place this is, for root to work as; None for root's own.
+    """Return the ordinary user who owns a directory, for root to work as; None if it is root's own.
 
-    A directory that does not exist yet belongs to the owner of the one it will be in. Users unknown
-    to this machine (as in a container's mounted directory) or locked out of their own directory
-    cannot be worked as.
+    A directory that does not exist yet belongs to the owner of the one it will be in. None also for
+    users as whom root cannot work: those unknown to this machine (as in a container's mounted
+    directory), or locked out of their own directory.
     """
     unprivileged, place = nobody(), nearest(directory)
     uid = place.stat().st_uid
@@ -127,7 +129,7 @@ def programs(account: Account | None) -> Path:
 
 @functools.cache
 def can_run(account: Account, package: Path) -> bool:
-    """Return whether this user reaches the programs, and was not shut out by a strict umask."""
+    """Return whether this user can reach and read the programs: a strict umask may prevent it."""
     installation = package / INSTALLATION
     return account.may("-x", installation / "bin" / "postgres") and account.may(
         "-r", installation / "share" / "postgresql" / "postgres.bki"
