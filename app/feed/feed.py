@@ -44,10 +44,10 @@ class Publisher(Protocol):
         """A history begins at this offset: every earlier offset is void."""
 
     def publish(self, page: Page) -> None:
-        """The next page; it begins where the last one ended."""
+        """Publish the next page, which begins where the last one ended."""
 
     def state_changed(self, outage: Outage | None) -> None:
-        """Changes do not arrive; or (None) they do, and everything up to now was published."""
+        """Changes do not arrive; or (None) they do, and everything up to now has been published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Feed:
 
     `epoch` is the history being followed, None until the first connection. `reached` is the offset
     up to which it has been published; it may lie within a batch. `event_bytes`: the longest row
-    that an event carries. `outage` says whether changes arrive, as the publisher was last told.
+    that an event carries. `outage` is what the publisher was last told: None if changes arrive.
     """
 
     def __init__(self, url: str, event_bytes: int = log.ANY_SIZE) -> None:
@@ -87,7 +87,7 @@ class Feed:
         self._unreadable = 0
 
     def stats(self) -> FeedStats:
-        """The state of the feed and what it has counted."""
+        """Return the state of the feed and its counters."""
         return FeedStats(self.leading, self._looks, self._unreadable)
 
     @property
@@ -108,7 +108,7 @@ class Feed:
             try:
                 await self._follow_once(publisher)
             except ValueError:
-                raise  # an argument of the wrong type, say: our mistake, not the database's absence
+                raise  # an argument of the wrong type, say: our bug, not the database's absence
             except SHARED_SESSION as error:
                 self._failed(SHARED, str(error))
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
@@ -130,7 +130,7 @@ class Feed:
             self._listener = listener
             await self._follow(listener, reader, publisher)
 
-    # FeedHealth
+    # Health
 
     async def _watch(self, publisher: Publisher) -> None:
         """Tell the publisher about outages."""
@@ -164,13 +164,13 @@ class Feed:
         self._noted = trouble
 
     def trouble(self) -> str | None:
-        """Why the feed is not listening and caught up, in one sentence; None when it is."""
+        """Return a sentence on why the feed is not listening and caught up; None when it is."""
         if self.outage is not None:
             return self.outage.reason
         return None if self._looks else NOT_YET
 
     async def look(self) -> bool:
-        """Have the log read up to now; False if it cannot be within a few seconds."""
+        """Wait until the log has been read up to now; return False if that takes too long."""
         try:
             async with asyncio.timeout(BEHIND_S):
                 await self.look_patiently()
@@ -179,7 +179,7 @@ class Feed:
         return True
 
     async def look_patiently(self) -> None:
-        """Have the log read up to now, however long the database is away."""
+        """Wait until the log has been read up to now, however long the database is away."""
         wanted = self._looks + 2  # the read under way may have begun before the call
         async with self._looked:
             while self._looks < wanted:
@@ -199,7 +199,7 @@ class Feed:
             self._settled.clear()
 
     async def begin(self, reader: asyncpg.Connection, publisher: Publisher) -> None:
-        """Continue the history where it was left, or start at now."""
+        """Continue the history where we left off, or start from now."""
         await log.adopt(reader)
         if self.reached is None or await log.current_epoch(reader) != self.epoch:
             await self._restart(reader, publisher)
@@ -209,7 +209,7 @@ class Feed:
             logger.error("the log does not continue from where it was read: clients load again")
             await log.disown(reader, self.reached.position)
         epoch, reached = await log.current_epoch(reader), await log.current_position(reader)
-        await flush(reader)  # the position may have seen commits that a crash would take back
+        await flush(reader)  # the position may have seen commits that a crash would undo
         # Not earlier: a failure up to here is retried, and the publisher must still be called.
         self.epoch = epoch
         self._reach(Offset(reached))
@@ -272,8 +272,8 @@ class Feed:
         return changes
 
     async def _read_page(self, listener: Listener, reader: asyncpg.Connection) -> Page:
-        """Read the next page. While that takes long, ask on the other connection whether the
-        database is there at all.
+        """Read the next page. If that takes long, keep asking on the other connection whether the
+        database answers at all.
         """
         assert self.reached is not None
         reading = asyncio.create_task(

@@ -1,6 +1,6 @@
-"""Whether changes arrive: decisions, given what happened and when.
+"""Decides whether changes arrive, given what happened and when.
 
-Times are seconds of one monotonic clock, unless they say otherwise. Nothing here waits.
+Times are seconds on one monotonic clock, unless stated otherwise. Nothing here waits.
 """
 
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 # A connection that is lost and replaced within this time is not worth mentioning.
 GRACE_S = 0.5
-# A feed reads at least every LOOK_S (pacing.py): 1 second. Together with the time a client may
-# take to receive it, an outage is known within two seconds.
+# A feed reads at least once every LOOK_S (pacing.py): 1 second. With the time the news takes to
+# reach a client, an outage is known within two seconds.
 SILENT_S = 1.75
-# Answers come, but the end of the log has not been reached for this long.
+# The database answers, but the end of the log has not been reached for this long.
 BEHIND_S = 5.0
 
 SILENT = "The database cannot be reached: it does not answer."
@@ -44,7 +44,7 @@ class FeedHealth:
     """Decides when trouble becomes an outage. An outage ends only when the log has been read to its
     end.
 
-    `as_of`: when that was last the case, in milliseconds since 1970.
+    `as_of`: when it had last been read to its end, in milliseconds since 1970.
     """
 
     def __init__(self, now: float, as_of: int) -> None:
@@ -65,12 +65,12 @@ class FeedHealth:
         self._answered_at = now
 
     def paused(self, seconds: float) -> None:
-        """Note that this process did nothing for a while, so it could not have taken an answer."""
+        """Note that this process was stalled for a while, and could not receive any answer."""
         self._answered_at += seconds
         self._completed_at += seconds
 
     def completed(self, now: float, as_of: int, flaw: str | None = None) -> None:
-        """Note that the log was read to its end. `flaw` is what is wrong all the same."""
+        """Note that the log was read to its end. `flaw`: what is wrong nevertheless."""
         self._answered_at = self._completed_at = now
         self.as_of = as_of
         if flaw is not None:
@@ -86,15 +86,15 @@ class FeedHealth:
         return self.outage
 
     def until_next(self, now: float) -> float:
-        """How long it takes until judging may come to another result, unless a failure is noted.
+        """Return how long it takes until `judge` may return something else, if no failure is noted.
 
-        At most SILENT_S: what is answered meanwhile ends every reason, and the first may begin
-        again that long after it.
+        At most SILENT_S: an answer in the meantime may end a reason, and none can begin again
+        sooner than that after it.
         """
         return min([SILENT_S, *(begins - now for _, begins in self._reasons() if begins > now)])
 
     def _reasons(self) -> list[tuple[str, float]]:
-        """Why there is an outage, and from when on; the most precise reason first."""
+        """Return the reasons for an outage, and from when on each holds; the most precise first."""
         found = [
             (SILENT, self._answered_at + SILENT_S),
             (BEHIND, self._completed_at + BEHIND_S),

@@ -30,7 +30,7 @@ class Inspection:
         self._reloads = 0
 
     def stats(self) -> InspectionStats:
-        """What has been counted."""
+        """Return the counters."""
         return InspectionStats(self._reloads)
 
     async def run(self) -> None:

@@ -27,7 +27,7 @@ SLEEPING = 1
 LEADING = 2
 PRESENT = 3  # held shared by every node
 
-# This many bells within this many seconds: polling is cheaper than being rung.
+# With this many bells within this many seconds, polling is cheaper than being rung.
 BUSY_BELLS = 8
 BUSY_WITHIN_S = 0.020
 
@@ -63,7 +63,7 @@ class Listener:
         listener = cls(connection)
         try:
             connection.add_termination_listener(lambda _: listener._bell.set())
-            # Not get_server_pid(): poolers send a number of their own while connecting.
+            # Not get_server_pid(): poolers send a number of their own on connecting.
             listener._own_pid = await connection.fetchval(OWN_PID)
             await connection.add_listener(CHANNEL, listener._heard)
             await listener._hear_itself()
@@ -76,7 +76,7 @@ class Listener:
         return listener
 
     async def settle_in(self, reader: asyncpg.Connection) -> None:
-        """Let other nodes know of this one. `reader` is another connection of this node.
+        """Announce this node to the others. `reader` is another connection of this node.
 
         Raises SharedSession.
         """
@@ -147,7 +147,7 @@ class Listener:
         self.deaf = not self._echo.is_set()
 
     async def ask(self) -> None:
-        """Return if the database answers. Raises one of UNAVAILABLE."""
+        """Return once the database answers. Raises one of UNAVAILABLE."""
         await self._connection.execute("SELECT")
 
     @property
@@ -165,7 +165,7 @@ class Listener:
     async def fall_asleep(self) -> bool:
         """Try to fall asleep; return whether the feed is asleep.
 
-        Not possible while a transaction that has written changes is open.
+        That is impossible while a transaction that has written changes is open.
         """
         if not self.asleep and self.bell_works:
             self.asleep = await self._try_lock(SLEEPING)
@@ -181,7 +181,7 @@ class Listener:
     async def take_part(self) -> None:
         """Lead if no other node does; if leading, check whether there are other nodes."""
         if self.deaf and not self.leading:
-            return  # through such a pooler, the lock would stay with somebody else's session
+            return  # through such a pooler, the lock would stay in somebody else's session
         if not self.leading:
             self.leading = await self._try_lock(LEADING)
         if self.leading:

@@ -16,11 +16,11 @@ logger = logging.getLogger("tablecast.feed")
 PAGE_ROWS = 5_000
 # Compressed values count tenfold; usually the factor is about three, rarely ninety.
 PAGE_BYTES = 1024 * 1024
-# Of a row that is too large, members up to this length are read, which filters may ask for.
+# Of a row that is too large, members up to this length are still read: filters may ask for them.
 SHORT_MEMBER_BYTES = 4_000
-# How what an event carries of a row that is too large ends.
+# The end of what an event carries of a row that is too large.
 TOO_LARGE = ', "too_large": true}'
-# Without a limit on the size of an event.
+# No limit on the size of an event.
 ANY_SIZE = 2**40
 # More than a feed that keeps up finds in one read.
 FEW_ROWS = 1_000
@@ -34,9 +34,9 @@ UNREADABLE = (asyncpg.PostgresError, UnicodeDecodeError)
 # `unread` holds the changes, up to one more than the limit, which shows that there are more. The
 # first row, without an id, is the header: when and up to which snapshot the log was read, whether
 # the log continues from $1, how many changes are in `unread`, the newest transaction among them,
-# and whether any was committed without waiting for the disk. Then comes the page, at most $4 rows
-# and about $5 bytes; without $6 it has no rows. Of a row longer than $7 bytes it has only the
-# members that identify it and those of at most $8 bytes, so that the rest never leaves the
+# and whether any was committed without waiting for the disk. Then comes the page, at most $4
+# changes and about $5 bytes; unless $6, without their rows. Of a row longer than $7 bytes it has
+# only the members that identify it and those of at most $8 bytes, so that the rest never leaves the
 # database. (Compression saves at most a factor of 255, so nearly all rows are known to be shorter
 # without being read.)
 #
@@ -191,19 +191,18 @@ WHERE lock.relation = 'feed.change'::regclass AND lock.mode = 'RowExclusiveLock'
 
 
 class HistoryLost(Exception):
-    """The log does not continue from this position: it was pruned, rewound or begun again."""
+    """The log does not continue from this position: it was pruned, rewound or restarted."""
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One row of the log. `body` is what the event carries, as JSON text: the row, or of a row that
-    is too large what identifies it; of a destroyed one its key, or the value of the column that the
-    topic's destroys carry.
+    """One row of the log.
 
-    `new` and `old`: the row after and before, as JSON text, None where there is none. Where they
-    are too large, they have only the short members.
+    `body`: what the event carries, as JSON text: the row, or what identifies a row that is too
+    large; for a destroy, the key, or the value of the column that the topic's destroys carry. A
+    truncate and a reload have none; a reload means that clients must load the topic again.
 
-    The operations truncate and reload have no body; reload means that clients must load the topic
-    again.
+    `new` and `old`: the row after and before, as JSON text, None where there is none. One that is
+    too large has only the members that identify it, and short ones.
     """
 
     id: int
@@ -235,8 +234,8 @@ class Page:
 
 
 async def current_epoch(connection: asyncpg.Connection) -> Epoch:
-    """Return the epoch of the database. Raises one of UNAVAILABLE, also while a dump is restored
-    that has not filled the table yet.
+    """Return the epoch of the database. Raises one of UNAVAILABLE, also while a dump is being
+    restored and has not filled the table yet.
     """
     row = await connection.fetchrow("SELECT feed.epoch(), secret::text FROM feed.state")
     if row is None:
@@ -400,7 +399,7 @@ def _change(
     old_is_too_large: bool,
 ) -> Change:
     if op == "destroy":
-        # Nothing is known of a destroyed row whose value need not be its own.
+        # Nothing says which row was destroyed if its value need not be unique any more.
         body = None if old is None or ambiguous else _destroyed(old, key, destroy_with)
     elif new_is_too_large and new is not None:
         body = too_large(new, key or (), destroy_with)
@@ -414,8 +413,8 @@ def _change(
 
 
 def too_large(outline: str, key: Sequence[str], destroy_with: str | None) -> str | None:
-    """What an event carries of a row that is too large, given its outline. None if a column that
-    identifies it has the name `too_large`: the row could not be told from one that is not.
+    """Return what an event carries of a row that is too large, given its outline. None if a column
+    that identifies it is called `too_large`: the row could not be told from a complete one.
     """
     extra = () if destroy_with is None or destroy_with in key else (destroy_with,)
     if "too_large" in (*key, *extra):
@@ -425,8 +424,8 @@ def too_large(outline: str, key: Sequence[str], destroy_with: str | None) -> str
 
 
 def _destroyed(row: str, key: list[str] | None, destroy_with: str | None) -> str | None:
-    """What a destroy carries of a row; None if the row does not have it (its column was renamed or
-    dropped), or the topic is not watched any more.
+    """Return what a destroy carries of a row; None if the row lacks it (the column was renamed or
+    dropped), or the topic is no longer watched.
     """
     if destroy_with is not None:
         found = members(row, (destroy_with,))
@@ -457,7 +456,7 @@ async def prune(
     reader: Position | None = None,
 ) -> int:
     """Delete at most `step` changes that are older than `retention` seconds or more than `keep`
-    changes back, and none without which `reader` could not continue. Returns how many were deleted.
+    changes back, but none that `reader` needs to continue. Returns how many were deleted.
     """
     deleted: int = await connection.fetchval(
         "SELECT feed.prune(make_interval(secs => $1), $2, $3, $4::text::pg_snapshot)",

@@ -15,10 +15,10 @@ Work = Callable[[Connection], Awaitable[float]]
 
 
 async def repeat(feed: Feed, pool: asyncpg.Pool, task: str, work: Work, pause: float) -> None:
-    """Do `work` forever, whenever this node leads.
+    """Repeat `work` forever, whenever this node leads.
 
-    It returns the seconds until the next time; if it fails, it is done again after `pause`. The log
-    says why, once for as long as the reason stays the same, and calls the work `task`.
+    It returns the seconds until the next time; if it fails, it is repeated after `pause`. A failure
+    is logged, with `task` as the name of the work, once for as long as the reason stays the same.
     """
     noted = None
     while True:

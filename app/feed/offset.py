@@ -125,7 +125,7 @@ class Epoch:
         raise InvalidOffset("not an offset")
 
     def sign(self, body: bytes) -> str:
-        """Add the signature, which makes an offset of what it says."""
+        """Return the offset that consists of a body and its signature."""
         signer = self._signer.copy()
         signer.update(body)
         return f"{body.decode()}.{signature(signer.digest())}"

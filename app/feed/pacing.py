@@ -1,6 +1,7 @@
-"""When to read the log again, look around, probe and ring: decisions, given what happened and when.
+"""Decides when to read the log again, look for other nodes, probe and ring, given what happened and
+when.
 
-Times are seconds of one monotonic clock. Nothing here waits.
+Times are seconds on one monotonic clock. Nothing here waits.
 """
 
 # While awake the feed polls; the longer nothing arrives, the longer it waits. Up to a few thousand
@@ -8,14 +9,14 @@ Times are seconds of one monotonic clock. Nothing here waits.
 SHORTEST_REST_S = 0.001
 LONGEST_REST_S = 0.020
 REST_PER_CHANGE_S = 0.00015
-# While an open transaction keeps the feed awake, and where there is no bell to sleep by.
+# The longest rests while an open transaction keeps the feed awake, and where no bell works.
 KEPT_AWAKE_REST_S = 0.030
 NO_BELL_REST_S = 0.010
 # Nothing found for this long: try to sleep.
 TIRED_AFTER_S = 0.030
 # A busy feed rings for the other nodes no more often than this.
 RING_S = 0.010
-# Every node looks without any bell.
+# Every node looks at least this often, even without a bell.
 LOOK_S = 1.0
 PROBE_S = 5.0
 
@@ -41,7 +42,7 @@ class Pacing:
         self._others_know = rung_by_writer
 
     def stay_awake(self, now: float) -> None:
-        """Bells come so often that polling is cheaper."""
+        """Note that bells come so often that polling is cheaper."""
         self._last_found = now
 
     def should_ring(self, asleep: bool, now: float) -> bool:
@@ -70,11 +71,11 @@ class Pacing:
         return now - self._last_found >= TIRED_AFTER_S
 
     def until_look(self, now: float) -> float:
-        """How long a wait for the bell may last."""
+        """Return how long a wait for the bell may last."""
         return max(0.0, self._next_look - now)
 
     def rest(self, bell_works: bool, now: float) -> float:
-        """How long to rest, awake, before the next read."""
+        """Return how long to rest, awake, before the next read."""
         if self._found:
             rest = min(self._found * REST_PER_CHANGE_S, LONGEST_REST_S)
         else:

@@ -13,9 +13,10 @@ from app.feed.offset import Position
 
 STEP_ROWS = 2_000
 PAUSE_S = 1.0
-# After a full step there may be more to prune; the pause leaves the database to others.
+# After a full step there may be more to prune; the pause gives others their turn.
 SHORT_PAUSE_S = 0.05
-# All nodes look at the log once a second, so by then the others have read what the leading one has.
+# All nodes look at the log once a second, so within this time the others have read what the leading
+# one has.
 OTHERS_READ_S = 3.0
 
 
@@ -39,7 +40,7 @@ class Retention:
         self._pruned = 0
 
     def stats(self) -> RetentionStats:
-        """What has been counted."""
+        """Return the counters."""
         return RetentionStats(self._pruned)
 
     async def run(self) -> None:
@@ -63,8 +64,8 @@ class Retention:
         return SHORT_PAUSE_S if deleted == step else PAUSE_S
 
     def _read_by_all(self, now: float) -> Position | None:
-        """Return how far this node was when the others still had time to get there; None before
-        anybody can know.
+        """Return the position that this node reached long enough ago for the others to have reached
+        it, too; None if it has not been running for that long.
         """
         reached = self._reached
         if self._feed.reached is not None:

@@ -16,7 +16,7 @@ TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}:,]')
 
 @lru_cache(maxsize=1000)
 def decoder(columns: tuple[str, ...]) -> msgspec.json.Decoder[Any] | None:
-    """A decoder that reads only these members; None if msgspec cannot name them."""
+    """Return a decoder that reads only these members; None if msgspec cannot name them."""
     fields = [(f"member{place}", msgspec.Raw) for place in range(len(columns))]
     names = {field: column for (field, _), column in zip(fields, columns, strict=True)}
     try:
@@ -50,13 +50,13 @@ def excerpt(row: str, columns: tuple[str, ...]) -> str | None:
 
 @lru_cache(maxsize=1000)
 def encoded(name: str) -> str:
-    """A name as a JSON string."""
+    """Return a name as a JSON string."""
     return msgspec.json.encode(name).decode()
 
 
 def scan(row: str, key: str) -> str | None:
-    """Return the JSON text of one member of any row, or None if there is none: in time
-    proportional to its length, at any depth of nesting.
+    """Return the JSON text of one member of any row, or None if it has none. This takes time
+    proportional to the row's length, at any depth of nesting.
     """
     wanted = encoded(key)
     depth, last, begins = 0, "", None
