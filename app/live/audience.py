@@ -18,10 +18,9 @@ from app.live.table import Table
 class Group:
     """Live subscribers with the same subscription in the same namespace.
 
-    `told`: the offset of the last message they were all sent; None if that is one that the feed
-    never reaches. Subscribers are keyed by transport:
-    reaching the transport through the subscriber would cost cache misses, a few percent of what
-    the kernel takes to send.
+    `told`: the offset of the last message they were all sent; None if the feed never reaches that
+    one. Members are keyed by transport: reaching the transport through the subscriber would cost
+    cache misses, a few percent of what the kernel takes to send.
     """
 
     __slots__ = ("encode", "members", "subscription", "told")
@@ -64,7 +63,7 @@ class ValueIndex:
         return iter(self._all)
 
     def concerned(self, changes: TopicChanges) -> dict[Group, list[int]]:
-        """Return which changes each group must look at. Raises Unjudgeable."""
+        """Return the numbers of the changes that each group must look at. Raises Unjudgeable."""
         found: dict[Group, list[int]] = {}
         for number, values in enumerate(changes.values(self._table, self._column)):
             for group in {group for value in values for group in self._groups.get(value, ())}:
@@ -73,7 +72,7 @@ class ValueIndex:
 
 
 class TopicIndex:
-    """The groups of one topic: by the values their filters ask for; the others are scanned."""
+    """The groups of one topic: indexed by the values that their filters ask for, or scanned."""
 
     def __init__(self) -> None:
         self._scanned: dict[Group, None] = {}
@@ -88,7 +87,7 @@ class TopicIndex:
             yield from index
 
     def add(self, group: Group) -> None:
-        """Begin to look for changes that concern a group."""
+        """Start looking for changes that concern a group."""
         table, equality = group.subscription.table, group.subscription.condition.equality
         if equality is None:
             self._scanned[group] = None
@@ -100,7 +99,7 @@ class TopicIndex:
         self._indexes[place].add(group, values)
 
     def discard(self, group: Group) -> None:
-        """Stop looking for a group that is in here."""
+        """Stop looking for changes that concern a group, which must be in here."""
         table, equality = group.subscription.table, group.subscription.condition.equality
         if equality is None:
             del self._scanned[group]
@@ -121,14 +120,14 @@ class TopicIndex:
         for index in self._indexes.values():
             try:
                 yield from index.concerned(changes).items()
-            except Unjudgeable:  # for each of them
+            except Unjudgeable:  # each group finds out for itself
                 yield from ((group, everything) for group in index)
 
 
 @dataclass(slots=True)
 class Sent:
-    """What came of sending a page: the groups it went to, the subscribers that were too slow for
-    it, and those that have to load their rows again. Neither of these are live any more.
+    """The result of sending a page: the groups it went to, the subscribers that were too slow for
+    it, and those that have to load their rows again. The latter two must not stay live.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -160,7 +159,7 @@ class Audience:
         return self._groups.values()
 
     def add(self, subscriber: Subscriber) -> Group | None:
-        """From now on the subscriber gets every page. Returns the group that begins with it."""
+        """Send every page to a subscriber from now on. Return the group that begins with it."""
         if subscriber.subscription is None:
             self._whole.setdefault(subscriber.encode, {})[subscriber.transport] = subscriber
             return None
@@ -175,7 +174,7 @@ class Audience:
         return group if begins else None
 
     def discard(self, subscriber: Subscriber) -> Group | None:
-        """Stop sending to a subscriber; no error if it was not in here. Returns the group that ends
+        """Stop sending to a subscriber; no error if it is not in here. Return the group that ends
         with it.
         """
         if subscriber.subscription is None:

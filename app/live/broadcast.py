@@ -7,7 +7,7 @@ cannot keep up goes back to catching up; one that reads nothing at all is discon
 continues when it returns.
 
 While the database is away, subscribers stay connected and are told so, in order with the pages:
-each learns at once that changes do not arrive, and when it is live again, that they do.
+each learns at once that changes do not arrive, and once it is live again, that they do.
 """
 
 import asyncio
@@ -51,8 +51,8 @@ HOLD_AFTER_S = 0.4
 MOST_SUBSCRIPTIONS = 200_000
 # How often a subscriber's reads may fail in a row although the feed's own succeed.
 ATTEMPTS = 3
-# After how long rows are read again if the table is not what it was. The feed looks for altered
-# tables every two seconds.
+# The pauses before rows are read again if the table has changed. The feed looks for altered tables
+# every two seconds.
 PAUSES_S = (0.0, 0.2, 1.0, 2.0)
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class BroadcastStats:
 class BroadcastLimits:
     """`buffer_bytes`: how much may be unsent to a live subscriber. `stall_s`: how long one may read
     nothing, in seconds. `quiet_s`, `quiet_changes`: after how long, and after how many changes to
-    anything, a subscription that nothing was sent to is told its offset.
+    anything, a subscription that was sent nothing is sent its offset.
     """
 
     buffer_bytes: int
@@ -117,8 +117,8 @@ class Broadcast:
     # The feed's side
 
     def started(self, _: Epoch, __: Offset) -> None:
-        """A history begins. Subscribers of another one are disconnected; when they return, they
-        learn that they must load again.
+        """A history begins. Subscribers of the previous one are disconnected; when they return,
+        they learn that they must load again.
         """
         if self._has_started:  # else they wait for this one
             self.close_all(CloseReason.NEW_HISTORY)
@@ -159,20 +159,20 @@ class Broadcast:
             self._tell(subscriber)
 
     def _tell(self, subscriber: Subscriber) -> None:
-        """Say whether changes arrive, unless the subscriber knows."""
+        """Tell a subscriber whether changes arrive, unless it knows."""
         self._hold(subscriber)
         if subscriber.told is not self._state.outage:
             subscriber.told = self._state.outage
             subscriber.transport.try_write(self._state.message(subscriber.encode), UNLIMITED)
 
     def _hold(self, subscriber: Subscriber) -> None:
-        """Have a subscriber wait whose offset is still being judged."""
+        """Hold a subscriber if its offset is still being judged."""
         if subscriber in self._joining:
             self._joining.remove(subscriber)
             subscriber.greeting.hold(subscriber.transport)
 
     def close_all(self, reason: CloseReason) -> None:
-        """Disconnect every subscriber; by their offsets they continue elsewhere or later."""
+        """Disconnect every subscriber; their offsets let them continue elsewhere or later."""
         for subscriber in list(self._subscribers):
             subscriber.transport.close(reason)
 
@@ -189,9 +189,9 @@ class Broadcast:
         """Add a subscriber: welcome it, send what it missed, then every new page.
 
         `since` is the offset it says it has, and `request` what it asks for: None for all changes
-        of all topics, and then `encode` is an Encoder. If judging these takes a look at the
+        of all topics, and then `encode` is an Encoder. If judging these requires a look at the
         database, all of this happens later, in a task; while the database is away, the subscriber
-        is held.
+        is held. Raises SubscriptionRefused.
         """
         if request is not None and len(self._subscribers) >= MOST_SUBSCRIPTIONS:
             raise SubscriptionRefused(
@@ -217,8 +217,8 @@ class Broadcast:
         return subscriber
 
     def _is_bound(self, subscriber: Subscriber, offset: Offset | None) -> bool:
-        """Bind a subscriber to the table it asks for, if that takes no look at the database; return
-        whether it is bound and may have what it asks for.
+        """Bind a subscriber to the table it asks for, if that requires no look at the database;
+        return whether it is bound and may have what it asks for.
         """
         if subscriber.request is None:
             return True
@@ -229,7 +229,7 @@ class Broadcast:
         return True
 
     def _bind_to(self, subscriber: Subscriber, subscription: Subscription | None) -> None:
-        """Have a subscriber that is not live ask for something. Raises SubscriptionRefused."""
+        """Set what a subscriber that is not live asks for. Raises SubscriptionRefused."""
         before = subscriber.subscription
         if subscription is not None:
             self._room.take(subscription)
@@ -238,7 +238,7 @@ class Broadcast:
         subscriber.subscription = subscription
 
     def move(self, subscriber: Subscriber, transport: Transport) -> None:
-        """Write to a subscriber by another transport from now on."""
+        """Write to a subscriber through another transport from now on."""
         is_live = subscriber.task is None
         if is_live:
             self._remove(subscriber)
@@ -268,7 +268,7 @@ class Broadcast:
             self._quiet.end(ended)
 
     def _admit(self, subscriber: Subscriber, offset: Offset | None) -> bool:
-        """Welcome a subscriber with its offset; return whether it is live with that."""
+        """Welcome a subscriber, given its offset; return whether it is live now."""
         epoch, reached = self.feed.epoch, self.feed.reached
         assert epoch is not None and reached is not None
         self._joining.discard(subscriber)
@@ -289,24 +289,24 @@ class Broadcast:
         key = None if subscription is None else subscription.table.key
         subscriber.greeting.welcome(subscriber.transport, recovered, offset, key)
         if self._state.outage is not None:
-            subscriber.told = None  # clients may take a welcome for good news
+            subscriber.told = None  # clients may take a welcome as news that changes arrive
             self._tell(subscriber)
 
     def _format(self, epoch: Epoch, reached: Offset) -> str:
-        """Format the offset of the live subscribers, once for all who join meanwhile."""
+        """Format the offset of the live subscribers, once for all that join at it."""
         if self._formatted[0] is not reached:
             self._formatted = (reached, epoch.format(reached))
         return self._formatted[1]
 
     def go_live(self, subscriber: Subscriber) -> None:
-        """From now on a subscriber gets every page."""
+        """Send a subscriber every page from now on."""
         subscriber.task = None
         if subscriber in self._subscribers:
             self._add(subscriber)
             self._tell(subscriber)
 
     def _is_current(self, subscriber: Subscriber) -> bool:
-        """Whether a subscriber's table is as it was when it subscribed."""
+        """Return whether a subscriber's table is as it was when it subscribed."""
         subscription = subscriber.subscription
         return subscription is None or self.catalogue.is_current(subscription)
 
@@ -317,7 +317,7 @@ class Broadcast:
         )
 
     async def _supervise(self, subscriber: Subscriber, work: Work, *arguments: Any) -> None:
-        """Do one subscriber's work; whatever ends it early closes the transport with a reason."""
+        """Do one subscriber's work; an error refuses it, or closes the transport with a reason."""
         try:
             await work(subscriber, *arguments)
         except Stalled:
@@ -364,8 +364,8 @@ class Broadcast:
             return await self.catalogue.bind(request)
 
     async def catch_up(self, subscriber: Subscriber, offset: Offset | None) -> None:
-        """Write the pages after an offset, and go live where the live ones are. Without an offset,
-        the rows come first.
+        """Write the pages after an offset, and go live once it is that of the live subscribers.
+        Without an offset, write the rows first.
         """
         if offset is None:
             offset = await self._load(subscriber)
@@ -380,11 +380,11 @@ class Broadcast:
                 offset = await self._replay(subscriber, offset)
 
     async def load_again(self, subscriber: Subscriber, since: Offset) -> None:
-        """Begin again: what the subscriber holds cannot be derived from changes before `since`."""
+        """Start over: a subscriber's rows cannot be derived from the changes before `since`."""
         await self.catch_up(subscriber, await self._begin_again(subscriber, since))
 
     async def _replay(self, subscriber: Subscriber, offset: Offset) -> Offset:
-        """Write the next pages after an offset; return the one where they end."""
+        """Write the next pages after an offset; return the offset where they end."""
         subscription, encode = subscriber.subscription, subscriber.encode
         is_told = True
         for page in await self._patiently(self.replay.pages_after, offset):
@@ -407,8 +407,8 @@ class Broadcast:
         return offset
 
     async def _begin_again(self, subscriber: Subscriber, since: Offset) -> Offset:
-        """Have a subscriber drop its rows, and load what it asked for as of `since` or later, if it
-        still can.
+        """Have a subscriber drop its rows, and load what it asked for, as of `since` or later, if
+        that is still possible.
         """
         await self._bind(subscriber)
         epoch, reached = self.feed.epoch, self.feed.reached
@@ -425,7 +425,7 @@ class Broadcast:
         for pause_s in PAUSES_S:
             try:
                 return await self._patiently(write, subscriber)
-            except Outdated as error:  # the feed has not heard of it yet
+            except Outdated as error:  # the feed has not noticed yet
                 logger.info("%s: %s", subscriber.transport, error)
             await asyncio.sleep(pause_s)
             await self._bind_again(subscriber)
@@ -434,16 +434,16 @@ class Broadcast:
         except Outdated as error:
             assert subscriber.subscription is not None
             refused = self.snapshots.give_up(subscriber.subscription, error)
-        # Not within the handler: as its context, the error would keep the rows that were read.
+        # Not within the handler: the error would be its context, and keep the rows that were read.
         raise refused.with_traceback(None)
 
     async def _bind_again(self, subscriber: Subscriber) -> None:
-        """Bind a subscriber whose table is not what it was."""
+        """Bind a subscriber again whose table has changed."""
         if self._is_current(subscriber):  # else another subscriber was faster
             assert subscriber.request is not None
             self.catalogue.forget(subscriber.request.topic)
         await self._bind(subscriber)
-        self._welcome(subscriber, False, LOADING)  # the key may be another one
+        self._welcome(subscriber, False, LOADING)  # the key may have changed
 
     async def _write_snapshot(self, since: Offset | None, subscriber: Subscriber) -> Offset:
         assert subscriber.subscription is not None and self.feed.epoch is not None
@@ -459,7 +459,7 @@ class Broadcast:
     async def _patiently(self, read: Callable[[Any], Awaitable[T]], argument: Any) -> T:
         """Read what a subscriber needs; while the database is away, wait.
 
-        Raises one of UNAVAILABLE if that fails although the feed can read.
+        Raises one of UNAVAILABLE if reading fails although the feed's own reads succeed.
         """
         for _ in range(ATTEMPTS - 1):
             try:
@@ -485,8 +485,8 @@ class Broadcast:
 
 @contextmanager
 def stalling(transport: Transport, stall_s: float, patience: asyncio.Timeout) -> Iterator[None]:
-    """Let `patience` end as soon as a client has read nothing for `stall_s`. Until then the wait
-    goes on undisturbed: one that is begun again has lost its turn.
+    """Let `patience` expire as soon as a client has read nothing for `stall_s`. Until then the wait
+    is not interrupted: one that is restarted loses its turn.
     """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle

@@ -11,8 +11,8 @@ from app.live.events import PageEvents
 from app.live.subscriber import Encoder, Message, SubscriptionEncoder
 
 BUFFER_BYTES = 12 * 1024 * 1024
-# What a page takes besides its changes, and a change besides its row, which is kept as it was read
-# and in two encodings.
+# What a page takes in addition to its changes, and a change in addition to its row, which is kept
+# as it was read and in two encodings.
 PAGE_OVERHEAD_BYTES = 1_500
 CHANGE_OVERHEAD_BYTES = 500
 COPIES = 3
@@ -34,15 +34,15 @@ class EncodedPage:
         self._messages: dict[Encoder, Message] = {}
 
     def message(self, encode: Encoder) -> Message:
-        """The page as this encoder writes it."""
+        """Return the page as this encoder writes it."""
         message = self._messages.get(encode)
         if message is None:
             message = self._messages[encode] = encode.page(self._page, self._epoch)
         return message
 
     def events(self) -> PageEvents:
-        """What the page means to subscriptions. It is not kept: it may take more memory than the
-        page.
+        """Return what the page means to subscriptions. It is not kept: it may take more memory than
+        the page.
         """
         return PageEvents(self._page, self._epoch)
 
@@ -57,7 +57,7 @@ class EncodedState:
         self._messages: dict[Any, Message] = {}
 
     def message(self, encode: Encoder | SubscriptionEncoder) -> Message:
-        """The state as this encoder writes it."""
+        """Return the state as this encoder writes it."""
         message = self._messages.get(encode)
         if message is None:
             message = self._messages[encode] = encode.state(self.outage)
@@ -65,7 +65,7 @@ class EncodedState:
 
 
 class ReplayBuffer:
-    """Most returning clients find here what they missed. New pages push out the oldest."""
+    """The latest pages: most returning clients find here what they missed."""
 
     def __init__(self) -> None:
         self._pages: dict[Offset, EncodedPage] = {}

@@ -1,4 +1,4 @@
-"""Binds requests to the tables of their topics, and keeps what it has found until they change."""
+"""Binds requests to the tables of their topics, and caches the results until a table changes."""
 
 import asyncio
 from collections import OrderedDict
@@ -15,32 +15,32 @@ from app.live.sharing import Sharing
 from app.live.subscription import Request, Subscription, columns_of
 from app.live.table import Table, describe
 
-# What is known of requests is kept up to this size; a number may have 131,072 digits.
+# Results are cached up to this size; a number may have 131,072 digits.
 KEPT_CHARS = 32 * 1024 * 1024
 OVERHEAD_CHARS = 1_000
 
 
 def weight(subscription: Subscription) -> int:
-    """Return about how much a subscription takes."""
+    """Return roughly how much memory a subscription takes."""
     return OVERHEAD_CHARS + 3 * len(subscription.condition.text)
 
 
 class Catalogue:
-    """Knows the tables of topics, as far as somebody asks for them."""
+    """The tables of those topics that somebody asks for."""
 
     def __init__(self, pool: asyncpg.Pool, at_once: int) -> None:
         self._pool = pool
         self._at_once = asyncio.Semaphore(at_once)
         self._tables: dict[str, Table] = {}
-        self._forgotten = 0  # how often anything was: what was looked up before may be outdated
+        self._forgotten = 0  # how often: what was looked up before that may be outdated
         self._bound: OrderedDict[str, Subscription] = OrderedDict()  # by fingerprint
         self._weight = 0  # of these
         self._shared: WeakValueDictionary[Hashable, Subscription] = WeakValueDictionary()
         self._binding: Sharing[str, Subscription] = Sharing()
 
     def known(self, request: Request) -> Subscription | None:
-        """Return the subscription that a request stands for, if that takes no look at the
-        database. (A refusal does: the table may have been altered, and the feed not know it yet.)
+        """Return the subscription that a request stands for, or None if that requires a look at the
+        database. (So does a refusal: the table may have been altered without the feed noticing.)
         """
         found = self._bound.get(request.fingerprint)
         if found is not None:
@@ -56,11 +56,11 @@ class Catalogue:
             return None
 
     def is_current(self, subscription: Subscription) -> bool:
-        """Whether a subscription is bound to its table as it is now, as far as is known."""
+        """Return whether a subscription is bound to its table as it is now, as far as we know."""
         return self._tables.get(subscription.table.topic) is subscription.table
 
     def forget(self, topic: str) -> None:
-        """The table of a topic has changed, or the topic has another one."""
+        """Forget the table of a topic: it has changed, or the topic has another one."""
         self._forgotten += 1
         if self._tables.pop(topic, None) is not None:
             for fingerprint, subscription in list(self._bound.items()):
@@ -77,8 +77,8 @@ class Catalogue:
     async def bind(self, request: Request) -> Subscription:
         """Return the subscription that a request stands for.
 
-        Requests that are equal share one look, and the result. Raises SubscriptionRefused, or one
-        of UNAVAILABLE.
+        Equal requests share one look at the database, and the result. Raises SubscriptionRefused,
+        or one of UNAVAILABLE.
         """
         found = self.known(request)
         if found is not None:
@@ -87,7 +87,7 @@ class Catalogue:
 
     async def _bind(self, request: Request) -> Subscription:
         async with self._at_once:
-            found = self.known(request)  # others have looked up the table meanwhile
+            found = self.known(request)  # others may have looked up the table meanwhile
             if found is not None:
                 return found
             async with borrowed(self._pool) as connection:
@@ -104,7 +104,7 @@ class Catalogue:
                             self.forget(request.topic)
 
     def _keep(self, request: Request, table: Table, condition: Condition) -> Subscription:
-        """Keep what a request stands for; equal ones for the same table share a subscription."""
+        """Keep what a request stands for; equal requests for one table share a subscription."""
         place = (
             id(table), condition, columns_of(table, request.columns), request.old, request.identity
         )  # fmt: skip
@@ -125,8 +125,8 @@ class Catalogue:
             self._weight -= weight(found)
 
     async def _table(self, connection: Connection, topic: str) -> Table:
-        """Return the table of a topic, the same for all who look it up at the same time: a
-        subscription to another one would never be current. Raises SubscriptionRefused.
+        """Return the table of a topic: the same object for all who look it up at the same time,
+        because a subscription to another one would never be current. Raises SubscriptionRefused.
         """
         while topic not in self._tables:
             forgotten = self._forgotten

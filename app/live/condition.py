@@ -25,15 +25,15 @@ NEGATIONS = {"eq": "neq", "neq": "eq", "lt": "gte", "gte": "lt", "gt": "lte", "l
 ORDERINGS: dict[str, Callable[[Value, Value], bool]] = {"lt": lt, "lte": le, "gt": gt, "gte": ge}
 IN_SQL = {"eq": "=", "neq": "<>", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 
-# The values that constants of one type stand for, as JSON. `type` is one of Postgres's own, so no
-# code but Postgres's is run; and Postgres has written its name.
+# The values that constants of one type stand for, as JSON. `type` is one of Postgres's own, so only
+# Postgres's code is run; and Postgres has written its name.
 CANONICAL = """
 (SELECT array_agg(to_json(constant::{type})::text ORDER BY place)
  FROM unnest(${number}::text[]) WITH ORDINALITY AS given (constant, place))
 """
 
-# Constants that are their own canonical text, by type: Postgres need not read them, which would be
-# a round trip for each of the clients that return together with a filter for an id.
+# Constants that are their own canonical text, by type: Postgres need not read them, which would
+# take a round trip for every client that returns with a filter for an id, all at the same time.
 PLAIN_TEXT = re.compile(r"[ !#-\[\]-~]*")
 PLAIN = {
     "smallint": re.compile(r"0|-?[1-9][0-9]{0,3}"),
@@ -53,7 +53,7 @@ Texts: TypeAlias = dict[tuple[str, str], str]
 
 
 LONG: Value = object()
-"""A value that is not NULL and takes more than SHORT_MEMBER_BYTES, so none that filters name."""
+"""A value that is not NULL and takes more than SHORT_MEMBER_BYTES, so no filter can name it."""
 
 
 class Unjudgeable(Exception):
@@ -66,8 +66,8 @@ class Unjudgeable(Exception):
 class RowValues(dict[str, Value]):
     """The values of a row, given as JSON text, by column; each is read when first asked for.
 
-    Of an outline, values that are left out are LONG. Raises Unjudgeable for those that are missing
-    otherwise, or not of their column's kind.
+    In an outline, values that are left out because they are long are LONG. Raises Unjudgeable for
+    any other missing value, and for one that is not of its column's kind.
     """
 
     __slots__ = ("_is_outline", "_table", "_text")
@@ -114,7 +114,7 @@ class Condition:
     __slots__ = ("_filter", "_table", "columns", "equality", "matches", "text")
 
     def __init__(self, table: Table, filter: Filter) -> None:
-        """`filter` has canonical JSON texts in the place of constants."""
+        """`filter` has canonical JSON texts in place of constants."""
         self._table = table
         self._filter = filter
         self.text = canonical(filter)
@@ -289,7 +289,7 @@ def _label(column: Column, value: str) -> str:
 
 def _misread(constants: Iterable[Constant], sentence: str) -> SubscriptionRefused:
     """Return the refusal of a constant that Postgres cannot read: the one that its sentence quotes,
-    if it does.
+    if it quotes one.
     """
     for column, value in constants:
         if f'"{value}"' in sentence:
@@ -306,8 +306,8 @@ def _bad_value(sentence: str) -> SubscriptionRefused:
 
 
 def _resolved(table: Table, filter: Filter, texts: Texts) -> Filter:
-    """Return a filter of canonical constants, in a canonical form: clients that write the same in
-    another order or otherwise share what is made for them.
+    """Return a filter with canonical constants, in a canonical form: clients that write the same
+    filter differently share what is made for them.
     """
     if isinstance(filter, Junction):
         parts = sorted({_resolved(table, part, texts) for part in filter.parts}, key=canonical)
@@ -322,9 +322,9 @@ def _resolved(table: Table, filter: Filter, texts: Texts) -> Filter:
 
 
 def _simplified(filter: Filter) -> Filter:
-    """Return a comparison without `not` where another operator says it, and `in` one value as `eq`.
+    """Return a comparison without `not` if another operator can say it, and `in` one value as `eq`.
 
-    Of NULL, both say NULL.
+    For NULL, either form is NULL.
     """
     if isinstance(filter, Junction):
         return filter
@@ -342,7 +342,7 @@ def _values(table: Table, comparison: Comparison) -> tuple[Value, ...]:
 
 
 def _best_equality(table: Table, filter: Filter) -> tuple[str, tuple[Value, ...]] | None:
-    """Return the equality that fewest rows are expected to satisfy."""
+    """Return the equality that the fewest rows are expected to satisfy."""
     found = [(table.column(column).kind.is_coarse, len(values), column, values)
              for column, values in _equalities(table, filter)]  # fmt: skip
     if not found:
@@ -352,7 +352,7 @@ def _best_equality(table: Table, filter: Filter) -> tuple[str, tuple[Value, ...]
 
 
 def _equalities(table: Table, filter: Filter) -> Iterator[tuple[str, tuple[Value, ...]]]:
-    """Iterate over the columns that must have certain values for a row to match."""
+    """Iterate over the columns that must have certain values for a row to match, with these."""
     if isinstance(filter, Junction):
         if filter.connective == "and" and not filter.negated:
             for part in filter.parts:
@@ -366,8 +366,8 @@ def _equalities(table: Table, filter: Filter) -> Iterator[tuple[str, tuple[Value
 
 
 def _test(table: Table, filter: Filter, outcome: bool) -> Test:
-    """Return a function that returns whether a filter is true of a row (with `outcome` False:
-    whether it is false). Of NULL it is neither, and no `not` makes it so.
+    """Return a function that returns whether a filter is true for a row (with `outcome` False:
+    whether it is false). For NULL it is neither, and `not` does not change that.
     """
     wanted = outcome != filter.negated
     if isinstance(filter, Comparison):
@@ -419,7 +419,7 @@ def _comparison_test(comparison: Comparison, values: tuple[Value, ...], outcome:
 
 
 def _in_test(column: str, values: frozenset[Value], outcome: bool) -> Test:
-    if not values:  # false, even of NULL
+    if not values:  # false, even for NULL
         return lambda _: not outcome
     if outcome:
         return lambda row: row[column] in values

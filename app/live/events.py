@@ -1,4 +1,4 @@
-"""What a page of changes means to subscriptions: which of its changes are events, and which."""
+"""What a page of changes means to subscriptions: which of its changes are events for them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -43,7 +43,7 @@ class TopicChanges:
         return len(self.changes)
 
     def add(self, place: int, change: Change) -> None:
-        """Add the next change, which is at a place of the page."""
+        """Add the next change, which is at `place` in the page."""
         if change.op == "truncate":
             self._emptied.append(len(self.changes))
         elif change.op == "reload" or (change.op == "update" and change.old is None):
@@ -53,11 +53,11 @@ class TopicChanges:
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether all changes are creates, updates and destroys."""
+        """Whether all changes are creates, updates and destroys that can be judged."""
         return not (self._emptied or self.must_load)
 
     def rows(self, number: int, table: Table) -> Pair:
-        """The old and the new row of a change, read as rows of a table."""
+        """Return the old and the new row of a change, read as rows of a table."""
         change = self.changes[number]
         return (
             _values(change.old, table, change.old_is_too_large),
@@ -65,7 +65,7 @@ class TopicChanges:
         )
 
     def pairs(self, table: Table) -> list[Pair]:
-        """The rows of every change; what is read of them is kept."""
+        """Return the rows of every change; the values read from them are kept."""
         found = self._pairs.get(id(table))
         if found is None:
             found = [self.rows(number, table) for number in range(len(self.changes))]
@@ -78,7 +78,7 @@ class TopicChanges:
             yield {row[column] for row in pair if row is not None}
 
     def _index(self, table: Table, column: str) -> dict[Value, list[int]]:
-        """Which changes concern rows with a value in a column. Raises Unjudgeable."""
+        """Return the changes that concern rows with each value of a column. Raises Unjudgeable."""
         index = self._indexes.get((id(table), column))
         if index is None:
             index = {}
@@ -113,7 +113,7 @@ class TopicChanges:
             return None
 
     def _events(self, subscription: Subscription, numbers: Iterable[int]) -> Iterator[Event]:
-        """Judge changes: the loop that filters without an equality run for every change."""
+        """Judge changes. Filters without an equality run this loop for every change."""
         matches = subscription.condition.matches
         pairs = self.pairs(subscription.table)
         for number in numbers:
@@ -129,7 +129,7 @@ class TopicChanges:
                 yield Event("truncate", self.places[number])
 
     def _gone(self, subscription: Subscription, number: int) -> Event:
-        """The event of a row that matched before, and does no longer."""
+        """Return the event of a row that matched before and no longer does."""
         change = self.changes[number]
         assert change.old is not None
         before = None
@@ -138,7 +138,7 @@ class TopicChanges:
         return Event("destroy", self.places[number], subscription.key_of(change.old), before)
 
     def _present(self, subscription: Subscription, number: int, was_in: bool) -> Event | None:
-        """The event of a row that matches now."""
+        """Return the event of a row that matches now; None if nothing selected has changed."""
         change, place = self.changes[number], self.places[number]
         assert change.new is not None
         after = subscription.shown(change.new, change.new_is_too_large)
@@ -195,8 +195,8 @@ class PageEvents:
         return offsets(self.page, self._epoch)
 
     def until(self, events: Sequence[Event]) -> Offset | None:
-        """Return the offset of clients that were sent these events, if it is the page's own; the
-        feed never reaches one that is within a batch.
+        """Return the offset of clients that were sent these events if it is the end of the page and
+        of a batch, else None: the feed never reaches an offset within a batch.
         """
         is_last = bool(events) and events[-1].place == len(self.page.changes) - 1
         return self.page.until if is_last and self.page.until.until is None else None

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, cast
 
 from app.live.refusal import RefusalCode, SubscriptionRefused, listing, shown
 
-# Each node evaluates every filter on a topic for each of its changes.
+# A node may have to evaluate every filter on a topic for each of its changes.
 LONGEST_WHERE_CHARS = 4_000
 LONGEST_COLUMNS_CHARS = 20_000
 MOST_IN_VALUES = 200
@@ -18,7 +18,7 @@ MOST_COMPARISONS = 100
 DEEPEST_NESTING = 10
 
 OPERATORS = ("eq", "neq", "lt", "lte", "gt", "gte", "in", "is")
-# What takes the place of parameters that PostgREST has and filters here do not.
+# What to use instead of parameters that PostgREST has and filters here do not.
 INSTEAD = {
     "select": "; the option columns chooses columns",
     "order": "; rows come in the order of their key",
@@ -101,7 +101,7 @@ def comparisons(filter: Filter) -> Iterator[Comparison]:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Parse names of columns, separated by commas: `id,status,"odd, name"`; each comes once.
+    """Parse names of columns, separated by commas: `id,status,"odd, name"`; drop duplicates.
 
     Raises SubscriptionRefused.
     """
@@ -224,8 +224,8 @@ class Reader:
         return Junction(cast(Connective, begins[2]), tuple(parts), begins[1] is not None)
 
     def comparison(self, column: str, *, nested: bool) -> Comparison:
-        """Read an operator and its value. Within parentheses (`nested`) the operator follows a
-        point, and the value ends at a comma or at the closing parenthesis.
+        """Read an operator and its value. Within parentheses (`nested`) the operator follows a dot,
+        and the value ends at a comma or at the closing parenthesis.
         """
         if nested:
             self.require(".", f"after the column {shown(column)}", spaces=False)
@@ -300,7 +300,7 @@ class Reader:
         raise self._wrong(f"{shown(char)} is expected {where}{found}")
 
     def require_end(self) -> None:
-        """Refuse anything but spaces that is left."""
+        """Refuse whatever is left, except spaces."""
         rest = self._text[self._at :]
         if rest.strip(" \t"):
             raise self._wrong(
@@ -395,7 +395,7 @@ def _decoded(text: str) -> str:
 
 
 def _require_storable(text: str, field: str, code: RefusalCode) -> None:
-    """Refuse what no text in Postgres contains."""
+    """Refuse characters that no text in Postgres contains."""
     if re.search("[\0\ud800-\udfff]", text):
         raise SubscriptionRefused(
             code,

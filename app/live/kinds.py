@@ -30,7 +30,7 @@ TIMESTAMP_TEXT = re.compile(rf'"{YEAR_TO_DAY}T{CLOCK}( BC)?"')
 TIMESTAMPTZ_TEXT = re.compile(rf'"{YEAR_TO_DAY}T{CLOCK}\+00:00( BC)?"')
 UUID_TEXT = re.compile(r'"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"')
 
-# Values begin with a rank, which is 0 for those that JSON has a number for, or that have a date.
+# Values of these kinds begin with a rank, which is 0 for ordinary ones.
 INFINITE_TIMES = {'"-infinity"': (-1,), '"infinity"': (1,)}
 SPECIAL_NUMERICS = {'"-Infinity"': (-1,), '"Infinity"': (1,), '"NaN"': (2,)}
 SPECIAL_FLOATS = {
@@ -45,10 +45,10 @@ class Kind:
     """What filters can do with a column of some types.
 
     `read` returns the value of a JSON text other than `null`, or raises ValueError. `limitation`
-    says why there are no other operators. `is_coarse`: few different values are shared by all rows.
+    says why there are no other operators. `is_coarse`: all rows share a few different values.
     `labels`: the values of an enum (None: not an enum). `can_be_long`: a value may be too long for
-    the outline of a row, and then differs from all that are not. (A long number does not: it may
-    have nothing but zeros at its end.)
+    the outline of a row, and then differs from all that are not. (A long number may equal a short
+    one, if it ends with nothing but zeros.)
     """
 
     name: str
@@ -127,12 +127,12 @@ def read_timestamptz(text: str) -> Value:
 
 
 def read_presence(_: str) -> bool:
-    """Read any value as no more than that there is one."""
+    """Read any value as True: it is only known not to be NULL."""
     return True
 
 
 def refuse_reading(text: str) -> Value:
-    """Read nothing: what the text means is not known."""
+    """Refuse any text: what it means is not known."""
     raise _unreadable(text)
 
 

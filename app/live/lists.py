@@ -13,10 +13,10 @@ from app.live.rows import Outdated, Rows, TooManyBytes, read_rows, unreadable
 from app.live.subscription import Request, Subscription
 from app.live.table import Table, describe_all
 
-# How long a list waits for its turn, and for what the database knows of its table.
+# How long a list waits for its turn, for a connection, and for its table to be looked up.
 PATIENCE_S = 2.0
-# Whoever waits for an answer gives up sooner than the reader of a snapshot, and may have left
-# without a word: until then, others wait for this one's turn.
+# A client that waits for a response gives up sooner than one that waits for a snapshot, and may
+# have left unnoticed: meanwhile, others wait for their turn.
 LONGEST_READ_S = 20.0
 ATTEMPTS = 3
 
@@ -26,10 +26,10 @@ class TooSlow(Exception):
 
 
 class Lists:
-    """Reads lists, a few at once, using connections from `pool`. The others wait, but not long.
+    """Reads lists, a few at once, using connections from `pool`. The others wait, but not for long.
 
-    `limit_bytes`: how long a list may be. All methods may raise one of UNAVAILABLE, as they do
-    where others are in the way for too long.
+    `limit_bytes`: how long a list may be. All methods may raise one of UNAVAILABLE, also if they
+    have to wait for others for too long.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Lists:
             for _ in range(ATTEMPTS - 1):
                 try:
                     return await self._rows(request, limit, after)
-                except Outdated:  # the feed has not heard of it yet
+                except Outdated:  # the feed has not noticed yet
                     self._catalogue.forget(request.topic)
             try:
                 return await self._rows(request, limit, after)

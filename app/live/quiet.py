@@ -1,4 +1,6 @@
-"""Tells those who hear nothing how far they are, before the log loses what follows their offset."""
+"""Sends an offset to subscribers that receive nothing, before the log loses what follows their old
+one.
+"""
 
 from app.deadlines import Deadlines
 from app.feed.feed import Feed
@@ -7,7 +9,7 @@ from app.live.subscriber import UNLIMITED
 
 
 class QuietOffsets:
-    """Sends `feed:offset` to groups of live subscribers to whom nothing was sent for `seconds`, or
+    """Sends `feed:offset` to groups of live subscribers that were sent nothing for `seconds`, or
     while `changes` changes were read.
     """
 
@@ -18,22 +20,22 @@ class QuietOffsets:
         self._changes = 0
 
     def begin(self, group: Group) -> None:
-        """A group is told from now on; or it was just sent something."""
+        """Start or restart the wait of a group: it is new, or was just sent something."""
         self._due.add(group)
 
     def end(self, group: Group) -> None:
-        """A group has no members any more."""
+        """Forget a group: it has no members any more."""
         self._due.remove(group)
 
     def count(self, changes: int) -> None:
-        """Take note of changes that were read."""
+        """Count changes that were read."""
         self._changes += changes
         if self._changes >= self._most_changes:
             self._changes = 0
             self._due.expire_all()
 
     def _tell(self, group: Group) -> None:
-        """Tell a group how far it is, unless it knows."""
+        """Send a group its offset, unless it has it."""
         epoch, reached = self._feed.epoch, self._feed.reached
         assert epoch is not None and reached is not None
         if group.told != reached:

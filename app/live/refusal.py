@@ -6,7 +6,7 @@ LONGEST_SHOWN_CHARS = 60
 
 
 class RefusalCode(StrEnum):
-    """What a client can tell refusals apart by."""
+    """How a client can tell refusals apart."""
 
     UNKNOWN_TOPIC = "unknown_topic"
     BAD_FILTER = "bad_filter"  # its syntax
@@ -17,7 +17,7 @@ class RefusalCode(StrEnum):
     NO_RIGHT = "no_right"
     TOO_LARGE = "too_large"
     TOO_MANY = "too_many"
-    UNREADABLE = "unreadable"  # Postgres fails to give the rows
+    UNREADABLE = "unreadable"  # Postgres cannot read the rows
 
 
 class SubscriptionRefused(Exception):
@@ -34,11 +34,11 @@ class SubscriptionRefused(Exception):
 
 
 def shown(text: str) -> str:
-    """Return what a client sent as it is quoted in a sentence: on one line, and shortened."""
+    """Return what a client sent as a quotation for a sentence: on one line, and shortened."""
     short = text if len(text) <= LONGEST_SHOWN_CHARS else f"{text[:LONGEST_SHOWN_CHARS]}…"
     return "'" + "".join(char if char.isprintable() else ascii(char)[1:-1] for char in short) + "'"
 
 
 def listing(words: list[str], last: str = "or") -> str:
-    """Return words as an enumeration: `a, b or c`."""
+    """Return words as a list in a sentence: `a, b or c`."""
     return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -24,7 +24,7 @@ READS_AT_ONCE = 2
 JUDGED_AT_ONCE = 2
 # Buffered pages are handed out together up to this size.
 TOGETHER_BYTES = 768 * 1024
-# Pages that subscriptions have looked into are kept as they see them, up to this size.
+# What pages mean to subscriptions is kept, up to pages of this size.
 INTERPRETED_BYTES = 16 * 1024 * 1024
 
 
@@ -47,7 +47,7 @@ class Replay:
         self._pool = pool
         self._buffer = ReplayBuffer()
         self._reading: Sharing[Offset, EncodedPage] = Sharing()
-        self._events: dict[EncodedPage, PageEvents] = {}  # used last, the oldest first
+        self._events: dict[EncodedPage, PageEvents] = {}  # least recently used first
         self._interpreted_bytes = 0  # of these
         self._reads_at_once = asyncio.Semaphore(READS_AT_ONCE)
         self._judged_at_once = asyncio.Semaphore(JUDGED_AT_ONCE)
@@ -55,7 +55,7 @@ class Replay:
         self._unreadable = 0
 
     def stats(self) -> ReplayStats:
-        """What is going on and what has been counted."""
+        """Return what is going on, and the counters."""
         return ReplayStats(len(self._reading), self._reads, self._unreadable)
 
     def keep(self, page: EncodedPage) -> None:
@@ -71,8 +71,8 @@ class Replay:
     # Judging
 
     def judge_at_once(self, text: Any) -> tuple[bool, Offset | None]:
-        """Judge an offset without reading the log: whether that is possible, and the offset to
-        continue from, None where the client must load again.
+        """Judge an offset without reading the log. Return whether that is possible, and the offset
+        to continue from, None if the client must load again.
         """
         if self._feed.epoch is None:
             return False, None
@@ -82,9 +82,9 @@ class Replay:
         return False, offset
 
     async def judge(self, text: Any) -> Offset | None:
-        """The offset to continue from; None where the client must load again.
+        """Return the offset to continue from; None if the client must load again.
 
-        Raises one of UNAVAILABLE if that cannot be said now.
+        Raises one of UNAVAILABLE if that cannot be decided now.
         """
         if self._feed.epoch is None:
             await self._look()
@@ -122,7 +122,7 @@ class Replay:
         return found or [await self._reading.get(offset, partial(self._read_log, offset))]
 
     def events(self, page: EncodedPage) -> PageEvents:
-        """Return what a page means to subscriptions. Many ask for the same page within moments."""
+        """Return what a page means to subscriptions; cached, as many soon ask for the same page."""
         events = self._events.pop(page, None)
         if events is None:
             events = page.events()
@@ -150,13 +150,13 @@ class Replay:
         return encoded
 
     async def _wait_until_reached(self, offset: Offset) -> None:
-        """Return when the feed has come as far as an offset. Raises HistoryLost if it has not, even
-        after another look: the offset is from the future.
+        """Return once the feed has reached an offset. Raises HistoryLost if it has not, even after
+        another look: the offset is from the future.
         """
         if self._has_reached(offset):
             return
         await self._feed.settled()
-        await self._look()  # another node was faster
+        await self._look()  # another node may have been faster
         if not self._has_reached(offset):
             raise HistoryLost("the offset is from the future")
 

@@ -1,4 +1,4 @@
-"""How many different filters a node evaluates."""
+"""Limits how many different filters a node evaluates."""
 
 from collections import Counter
 from collections.abc import Hashable
@@ -10,13 +10,13 @@ MOST_FILTERS = 50_000
 # Of these, those without a value to look them up by: they are evaluated for every change of their
 # topic.
 MOST_SCANNED_FILTERS = 2_000
-# What they have together, written out. (A number may have 131,072 digits.)
+# Their total length, written out. (A number may have 131,072 digits.)
 MOST_CHARS = 32 * 1024 * 1024
 
 
 def place(subscription: Subscription) -> Hashable:
-    """Return what subscriptions have in common that count as one: also those to a table before and
-    after it was altered.
+    """Return what subscriptions that count as one have in common, even if they are to a table
+    before and after it was altered.
     """
     topic, filter = subscription.table.topic, subscription.condition.text
     return topic, filter, subscription.columns, subscription.old, subscription.identity
@@ -48,7 +48,7 @@ class Room:
         self._uses[place(subscription)] += 1
 
     def leave(self, subscription: Subscription) -> None:
-        """Use a subscription once less."""
+        """Use a subscription one time less."""
         self._uses[place(subscription)] -= 1
         if not self._uses[place(subscription)]:
             del self._uses[place(subscription)]

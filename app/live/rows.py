@@ -23,12 +23,12 @@ from app.live.table import Column, Table
 
 logger = logging.getLogger("tablecast.live")
 
-# How many rows are fetched at once: few at first, then as many as about so many bytes have.
+# How many rows are fetched at once: few at first, then about as many as FETCHED_BYTES hold.
 FIRST_ROWS = 20
 MOST_ROWS = 1_000
 FETCHED_BYTES = 1024 * 1024
 CHUNK_CHARS = 64 * 1024
-# How many of the longest rows fit into the memory of the query, and the most that Postgres takes.
+# How many of the longest rows fit into the query's memory, and the most that Postgres can be given.
 ROWS_IN_MEMORY = 4
 MOST_MEMORY_KB = 2_000_000
 
@@ -38,10 +38,10 @@ MOST_MEMORY_KB = 2_000_000
 # that cannot be rendered at all, what identifies it. `place`: the key as texts, if there is a
 # limit. All names are qualified, because columns may have any name.
 #
-# `shown` is NULL from where the rows are longer than $4 bytes together: what is fetched beyond that
-# takes no memory here. Outlines count only if they are long, because clients see less of them. Each
-# row is made once, hence the OFFSET 0, and passes through the window on its own: the sum has no
-# order but the one in which rows come, and nothing waits for the last one.
+# `shown` is NULL once the rows are longer than $4 bytes in total: what is fetched beyond that takes
+# no memory here. Outlines count only if they are long, because clients see less of them. Each row
+# is made once, hence the OFFSET 0, and passes through the window on its own: the sum follows the
+# order in which the rows arrive, and nothing waits for the last one.
 ROWS = """
 WITH matching AS (
     SELECT x.* FROM ONLY {table} AS x WHERE {condition} {order} {limit}
@@ -71,15 +71,15 @@ FROM (
     OFFSET 0
 ) AS listed
 """
-# The row itself where `shown`, `identifying` and `place` are.
+# The row itself, in the expressions for `shown`, `identifying` and `place`.
 RENDERED = "(rendered.row)"
 
-# Before the transaction has a snapshot: TRUNCATE, and an ALTER that rewrites the table, take rows
-# away even from older snapshots ("MVCC Caveats" in Postgres's documentation).
+# Taken before the transaction has a snapshot: TRUNCATE, and an ALTER that rewrites the table, hide
+# rows even from older snapshots ("MVCC Caveats" in Postgres's documentation).
 LOCK = "LOCK TABLE ONLY {table} IN ACCESS SHARE MODE"
-# Read first in the rows' transaction, so of the same snapshot. `is_same`: the name is still that of
+# Read first in the rows' transaction, so in the same snapshot. `is_same`: the name is still that of
 # the topic's table. `unflushed`: the rows may contain commits that a crash would undo. `work_mem`:
-# a window that did not have the memory for a row or two ($3, in kB) would write all rows to disk.
+# a window without the memory for a row or two ($3, in kB) would write all rows to disk.
 HEADER = """
 SELECT feed.offset() AS "offset",
        (SELECT relation = to_regclass($2) FROM feed.topic WHERE topic = $1) AS is_same,
@@ -89,14 +89,14 @@ SELECT feed.offset() AS "offset",
 """
 
 
-# What Postgres raises for a text that is no value of a type; the last is for such as regclass.
+# What Postgres raises for a text that is not a value of a type; the last one: for regclass, say.
 UNREADABLE_VALUE = (
     asyncpg.DataError, asyncpg.ProgramLimitExceededError, asyncpg.SyntaxOrAccessError
 )  # fmt: skip
 
 
-# What comes of a statement about a table that is not what it was: its name, its schema, a column, a
-# type.
+# What a statement raises if something about the table has changed: its name, its schema, a column,
+# a type.
 OUTDATED = (
     asyncpg.SyntaxOrAccessError, asyncpg.InvalidSchemaNameError, asyncpg.DataError, Unjudgeable
 )  # fmt: skip
@@ -105,8 +105,8 @@ OUTDATED = (
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of a subscription as of an offset: JSON texts in UTF-8, `chunks` of several rows
-    each, joined by commas. `more_after`: the key of the last one, as texts, if a limit has left out
-    others.
+    each, joined by commas. `more_after`: the key of the last row, as texts, if a limit has left
+    others out.
     """
 
     offset: str
@@ -117,11 +117,11 @@ class Rows:
 
 
 class TooManyBytes(Exception):
-    """The rows are longer than may be read."""
+    """The rows are longer than allowed."""
 
 
 class Outdated(Exception):
-    """The table may not be as the subscription says any more."""
+    """The table may no longer be what the subscription is bound to."""
 
 
 async def read_rows(
@@ -137,7 +137,7 @@ async def read_rows(
     given.
 
     Raises TooManyBytes, Outdated, SubscriptionRefused, or one of UNAVAILABLE. Outdated is raised
-    for a value in error, too: it may be in the filter, such as a label that an enum no longer has.
+    for an invalid value, too: it may be in the filter, such as a label that an enum no longer has.
     """
     table = subscription.table
     parameters: list[Any] = [
@@ -249,7 +249,7 @@ def statement(
     """Return the SQL that reads the rows; what it needs besides ROWS's own parameters is added to
     `parameters`.
 
-    Names come from the catalog, quoted; values are parameters: nothing of a client is SQL.
+    Names come from the catalog, quoted; values are parameters: nothing from a client becomes SQL.
     """
     table = subscription.table
     key = [table.column(name) for name in table.key]
@@ -261,7 +261,7 @@ def statement(
         table=table.name,
         condition=condition,
         order=f"ORDER BY {', '.join(map(sortable, key))}" if key else "",
-        limit="" if limit is None else f"LIMIT {limit + 1:d}",  # one more shows whether there are
+        limit="" if limit is None else f"LIMIT {limit + 1:d}",  # one more shows if any follow
         shown="rendered.text" if columns is None else f"{part(columns)}::text",
         identifying=part(table.identifying),
         place="NULL::text[]" if limit is None else place(key),
@@ -270,7 +270,7 @@ def statement(
 
 
 def later(key: Sequence[Column], after: Sequence[str], parameters: list[Any]) -> str:
-    """Return the condition that a key is later than another one, given as texts: in the order of
+    """Return the condition that a key comes after another one, given as texts, in the order of
     `sortable`, so that paging neither skips a row nor repeats one.
     """
     first = len(parameters) + 1
@@ -291,12 +291,12 @@ def sortable(column: Column) -> str:
 
 
 def sort_type(column: Column) -> str:
-    """Return the type of that expression."""
+    """Return the type of the expression that `sortable` returns."""
     return "text" if column.compared_as_text else column.type
 
 
 def written(column: Column, row: str = "x") -> str:
-    """Return the expression for a value as Postgres writes it. (A cast could be anybody's.)"""
+    """Return the expression for a value as Postgres writes it. (A cast could run a user's code.)"""
     return f"format('%s', {row}.{quoted(column.name)})"
 
 

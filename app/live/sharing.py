@@ -1,4 +1,4 @@
-"""Work that several wait for is done once."""
+"""Work that several tasks wait for is done once."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
@@ -19,7 +19,7 @@ class SharedWork(Generic[V]):
 
 
 class Sharing(Generic[K, V]):
-    """Work under way, by what it is for. It is cancelled when nobody waits for it any more."""
+    """Work under way, by key. It is cancelled once nobody waits for it any more."""
 
     def __init__(self) -> None:
         self._works: dict[K, SharedWork[V]] = {}
@@ -28,11 +28,11 @@ class Sharing(Generic[K, V]):
         return len(self._works)
 
     def keys(self) -> Iterable[K]:
-        """What there is work for."""
+        """Return the keys of the work under way."""
         return list(self._works)
 
     def forget(self, key: K) -> None:
-        """Whoever asks from now on gets work of their own; no error if there is none."""
+        """Let later callers begin work of their own; no error if none is under way."""
         self._works.pop(key, None)
 
     async def get(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> V:

@@ -20,19 +20,19 @@ from app.live.sharing import Sharing
 from app.live.subscriber import Message, SubscriptionEncoder
 from app.live.subscription import Subscription
 
-# How long a snapshot is given to others who ask for it, unless rows of its topic change before.
+# How long a snapshot is given to others who ask for it, unless rows of its topic change first.
 FRESH_S = 5.0
 # Snapshots up to this size do not wait for room.
 SMALL_BYTES = 256 * 1024
-# How often a read looks whether the feed still has the database.
+# How often a read checks whether the feed still has the database.
 AWAY_CHECK_S = 1.0
 # How long a refusal holds for others who ask for the same.
 REFUSED_S = 30.0
 
 
 class Snapshot:
-    """The rows of a subscription as of an offset. `users`: how many are being sent it, and one more
-    while it is given to others who ask, for as long as `freshness` runs.
+    """The rows of a subscription as of an offset. `users`: how many are being sent it, plus one
+    while it is given to others who ask, until `freshness` expires.
     """
 
     __slots__ = ("_rows", "bytes", "freshness", "offset", "users")
@@ -45,7 +45,7 @@ class Snapshot:
         self.freshness: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        """How many messages it takes."""
+        """Return how many messages it takes."""
         return len(self._rows.chunks)
 
     def message(self, encode: SubscriptionEncoder, number: int) -> Message:
@@ -54,7 +54,7 @@ class Snapshot:
 
 
 def is_later(offset: Offset, since: Offset) -> bool:
-    """Whether a snapshot as of an offset has everything up to another one."""
+    """Return whether a snapshot as of `offset` includes everything up to `since`."""
     return offset.position.covers(since.until or since.position)
 
 
@@ -72,15 +72,15 @@ class SnapshotStats:
 class Snapshots:
     """Reads snapshots, using connections from `pool`.
 
-    `limit_bytes`: how long one may be. Not much more than four times as much is held at any time:
-    whoever needs one more waits until others have been sent theirs.
+    `limit_bytes`: how long one may be. Not much more than four times as much is held at any time: a
+    subscriber that needs another one waits until others have been sent theirs.
     """
 
     def __init__(self, feed: Feed, pool: asyncpg.Pool, at_once: int, limit_bytes: int) -> None:
         self._feed = feed
         self._pool = pool
         self._limit_bytes = limit_bytes
-        # One less of each topic: one table that is locked must not hold up all others.
+        # One fewer per topic: one table that is locked must not hold up all others.
         self._at_once = asyncio.Semaphore(at_once)
         self._of_topic: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(at_once - 1)
@@ -91,36 +91,36 @@ class Snapshots:
         self._held_bytes = 0
         self._released = asyncio.Event()
         self._reads = 0
-        # How often anything was forgotten, and the rows of each topic have changed: what was begun
-        # before is for nobody else.
+        # How often anything was forgotten, and the rows of each topic have changed: a read that was
+        # begun before is not shared.
         self._forgotten = 0
         self._changes: Counter[str] = Counter()
 
     def stats(self) -> SnapshotStats:
-        """What is held and has been counted."""
+        """Return what is held, and the counters."""
         return SnapshotStats(len(self._reading), self._reads, self._held_bytes)
 
     def refusal(self, subscription: Subscription) -> SubscriptionRefused | None:
-        """Why there was no snapshot of a subscription a moment ago, if there was none."""
+        """Return why a snapshot of a subscription was refused a moment ago, if it was."""
         return self._refused.get(subscription)
 
     def give_up(self, subscription: Subscription, error: Outdated) -> SubscriptionRefused:
-        """Return the refusal for a subscription that was outdated again and again: one for all who
-        ask for it.
+        """Return the refusal for a subscription that was outdated again and again: the same one for
+        all who ask for it.
         """
         if subscription not in self._refused:
             self._refuse(subscription, unreadable(subscription.table.topic, error))
         return self._refused[subscription]
 
     def changed(self, topics: Set[str]) -> None:
-        """Rows of these topics have changed: what was read before is for nobody else."""
+        """Stop sharing the snapshots of these topics: rows have changed since they were read."""
         self._changes.update(topics)
         for topic in topics:
             for subscription, snapshot in list(self._fresh.get(topic, {}).items()):
                 self._drop(subscription, snapshot)
 
     def forget(self, topic: str) -> None:
-        """Give nobody else the snapshots of a topic that are there or being read."""
+        """Stop sharing the snapshots of a topic, including those being read, and its refusals."""
         self.changed({topic})
         self._forgotten += 1
         for subscription in [*self._refused, *self._reading.keys()]:
@@ -129,7 +129,7 @@ class Snapshots:
                 self._reading.forget(subscription)
 
     def clear(self) -> None:
-        """Give nobody else any of the snapshots there are."""
+        """Stop sharing all snapshots and refusals."""
         known = {each.table.topic for each in [*self._refused, *self._reading.keys()]}
         for topic in known | self._fresh.keys():
             self.forget(topic)
@@ -138,8 +138,8 @@ class Snapshots:
     async def of(
         self, subscription: Subscription, since: Offset | None = None
     ) -> AsyncIterator[Snapshot]:
-        """Provide a snapshot, read for this subscription or for others a moment ago; but one that
-        has everything up to `since`.
+        """Provide a snapshot that includes everything up to `since`: a new one, or one that was
+        read for others a moment ago.
 
         Raises SubscriptionRefused, Outdated, HistoryLost, or one of UNAVAILABLE.
         """
@@ -156,7 +156,7 @@ class Snapshots:
     async def _get(self, subscription: Subscription) -> Snapshot:
         if subscription in self._refused:
             raise self._refused[subscription].with_traceback(None)
-        # Whoever asks after a write must get it with the rows: has nothing been written since?
+        # A client that asks after a write must see it: has nothing been written since?
         if self._get_fresh(subscription) is not None and await self._feed.look():
             snapshot = self._get_fresh(subscription)
             if snapshot is not None:
@@ -164,7 +164,7 @@ class Snapshots:
         return await self._reading.get(subscription, partial(self._read, subscription))
 
     async def _read(self, subscription: Subscription) -> Snapshot:
-        """Read a snapshot, and keep for others what comes of it."""
+        """Read a snapshot, and keep the result, or the refusal, for others."""
         topic = subscription.table.topic
         forgotten, changes = self._forgotten, self._changes[topic]
         try:
@@ -181,15 +181,15 @@ class Snapshots:
         return snapshot
 
     def _refuse(self, subscription: Subscription, refused: SubscriptionRefused) -> None:
-        """Refuse a subscription to others, too, for a while. What led to that holds the rows that
-        were read, and is not kept.
+        """Refuse a subscription to others, too, for a while. The traceback and the causes are not
+        kept: they hold the rows that were read.
         """
         refused.__cause__ = refused.__context__ = refused.__traceback__ = None
         self._refused[subscription] = refused
         self._later(REFUSED_S, self._refused.pop, subscription, None)
 
     async def _read_within_limits(self, subscription: Subscription) -> Snapshot:
-        """Read a snapshot; if others hold all the room there is, only a small one."""
+        """Read a snapshot; while others take up all the room, only a small one."""
         may_be_small = True
         while True:
             async with self._of_topic[subscription.table.topic], self._at_once:
@@ -220,8 +220,8 @@ class Snapshots:
             await self._released.wait()
 
     def _has_room(self) -> bool:
-        """Whether no more is held than one snapshot may be long; what nobody is being sent is
-        dropped for it.
+        """Return whether no more is held than one snapshot may take; to make room, drop those that
+        nobody is being sent.
         """
         if self._held_bytes > self._limit_bytes:
             kept = [item for fresh in self._fresh.values() for item in fresh.items()]
@@ -231,8 +231,8 @@ class Snapshots:
         return self._held_bytes <= self._limit_bytes
 
     async def _unless_away(self, reading: Coroutine[Any, Any, Rows]) -> Rows:
-        """Give up reading when the feed loses the database: a connection to nowhere would be waited
-        for as long as Postgres may take. Raises ConnectionError.
+        """Read, but give up when the feed loses the database: we would wait on a dead connection
+        for as long as a statement may take. Raises ConnectionError.
         """
         before = self._feed.outage
         task = asyncio.create_task(reading, name="read rows")
@@ -277,7 +277,7 @@ class Snapshots:
         return self._fresh.get(subscription.table.topic, {}).get(subscription)
 
     def _drop(self, subscription: Subscription, snapshot: Snapshot | None) -> None:
-        """Give a snapshot to nobody else; no error if it has been dropped already."""
+        """Stop sharing a snapshot; no error if it has been dropped already."""
         if snapshot is not None and self._get_fresh(subscription) is snapshot:
             fresh = self._fresh[subscription.table.topic]
             del fresh[subscription]

@@ -19,7 +19,7 @@ Message: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoder:
-    """Makes messages of a page, and of the news that changes do not arrive (None: that they do).
+    """Makes messages: of a page, and of an outage (None: changes arrive).
 
     Subscribers with the same encoder share the messages.
     """
@@ -34,19 +34,19 @@ class SubscriptionEncoder(Protocol):
     """
 
     def events(self, events: Sequence[Event], page: PageEvents) -> Message:
-        """Events of a page."""
+        """Encode events of a page."""
 
     def rows(self, rows: bytes) -> Message:
-        """Part of a snapshot: rows as JSON in UTF-8, joined by commas."""
+        """Encode part of a snapshot: rows as JSON in UTF-8, joined by commas."""
 
     def loaded(self, offset: str) -> Message:
-        """The snapshot is complete."""
+        """Encode that the snapshot is complete."""
 
     def quiet(self, offset: str) -> Message:
-        """Nothing has happened up to an offset."""
+        """Encode that nothing has happened up to an offset."""
 
     def state(self, outage: Outage | None) -> Message:
-        """Whether changes arrive."""
+        """Encode whether changes arrive."""
 
 
 UNLIMITED = 2**63
@@ -77,18 +77,18 @@ class Transport(Protocol):
     def try_write(self, message: Message, limit_bytes: int) -> bool:
         """Write unless more than `limit_bytes` are unsent; return whether the subscriber kept up.
 
-        Once closed, nothing is written and the result is True.
+        Once closed, nothing is written.
         """
 
     def unsent_bytes(self) -> int:
-        """How much has been written that the client has not read."""
+        """Return how many bytes have been written but not sent."""
 
     def progress(self) -> int:
-        """A number that grows whenever the client reads, whatever is written meanwhile."""
+        """Return a number that grows whenever the client reads, whatever is written meanwhile."""
 
     async def drained(self) -> None:
-        """Wait until little is unsent, or until the transport is closed. Those who wait take turns:
-        one that has written goes to the end of the queue.
+        """Wait until little is unsent or the transport is closed. Waiting tasks take turns: one
+        that has written goes to the end of the queue.
         """
 
     def close(self, reason: CloseReason) -> None:
@@ -96,30 +96,32 @@ class Transport(Protocol):
 
 
 class Greeting(Protocol):
-    """Greets a subscriber by its transport, whose type it knows. All methods return at once."""
+    """Greets a subscriber over its transport, whose type it knows. All methods return at once."""
 
     def hold(self, transport: Any) -> None:
-        """The subscriber is here, but where it continues cannot be said for a while."""
+        """Accept the subscriber before it is known where it continues."""
 
     def welcome(
         self, transport: Any, recovered: bool, offset: str, key: Sequence[str] | None = None
     ) -> None:
-        """The subscriber continues where it was, or must load again; this is its offset. `key`: the
-        key columns of the table it asks for. Called again when a live one must load again.
+        """Tell the subscriber its offset, and whether it continues where it was or must load again.
+
+        `key`: the key columns of the table it asks for. Called again when a live subscriber must
+        load again.
         """
 
     def refuse(self, transport: Any, refused: SubscriptionRefused) -> None:
-        """The subscriber gets nothing, or nothing more. The owner of the transport forgets it and
-        calls `Broadcast.leave`.
+        """Tell the subscriber that it gets nothing, or nothing more. The owner of the transport
+        forgets it and calls `Broadcast.leave`.
         """
 
 
 class Subscriber:
-    """One client in one namespace. `task` judges its offset or replays to it, while one does.
+    """One client in one namespace. `task`: the one that judges its offset or replays to it, if any.
 
     `request`: what it asks for, None for all changes of all topics; then there is no `subscription`
-    either, and `encode` is an Encoder. `told`: the outage it was last told of; None if it was told
-    of none, or that it is over.
+    either, and `encode` is an Encoder. `told`: the outage it was last told about; None if there was
+    none, or it was told that it is over.
     """
 
     __slots__ = ("encode", "greeting", "request", "subscription", "task", "told", "transport")

@@ -65,7 +65,7 @@ class Subscription:
         """Return what clients see of a row: the columns they asked for; of a row that is too large,
         if any of these is missing, what identifies it and `too_large`.
 
-        Raises Unjudgeable if the row is not one of this table as it is.
+        Raises Unjudgeable if the row does not fit this table as it is.
         """
         selected = None
         if self.columns is not None:
@@ -91,9 +91,9 @@ class Subscription:
 
 
 def identified(row: str, identifying: tuple[str, ...]) -> str | None:
-    """Return what identifies a row that is too large, and `too_large`; without that if one of its
-    own columns has this name, so that clients can tell only by the columns that are missing. None
-    if the row does not have what identifies it.
+    """Return what identifies a row that is too large, and `too_large`; without the latter if one of
+    these columns has that name, so that clients can tell only by the columns that are missing. None
+    if the row lacks what identifies it.
     """
     return too_large(row, identifying, None) or excerpt(row, identifying)
 

@@ -10,15 +10,15 @@ from app.database.connections import Connection
 from app.live.kinds import BUILT_IN, COLLATED, DOCUMENT, ENUM, OPAQUE, PADDED, TEXT, Kind
 from app.live.refusal import RefusalCode, SubscriptionRefused, listing, shown
 
-# The names that feed.watch takes.
+# The names that feed.watch accepts.
 TOPIC = "[a-z][a-z0-9_-]{0,62}"
 MOST_LISTED_COLUMNS = 20
 
 # The columns of one topic's table, or of all (NULL), in order, with what decides their kinds. A
 # domain counts as the type it is based on. `type` is without a length or precision: a value that a
 # column is compared with may be longer. (For bpchar, -1 says so; NULL would give `character`, which
-# has the length 1.) `may_differ`: an enum's own operators are not to be relied on; they could run
-# somebody else's cast, or not be found (for a domain of an enum). Few rows of the catalogue are
+# has the length 1.) `may_differ`: an enum's own operators cannot be relied on; they could run
+# somebody else's cast, or not be found (for a domain over an enum). Few rows of the catalog are
 # read, by their primary keys.
 COLUMNS = """
 WITH RECURSIVE watched AS MATERIALIZED (
@@ -63,10 +63,10 @@ ORDER BY topic, attnum
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. `type` is its type for a cast of a constant, the base type of a domain.
+    """A column. `type` is the type that constants are cast to; for a domain, its base type.
 
-    `compared_as_text`: its values are compared and ordered by what they are written as, because
-    operators and casts of its type may be anybody's, or not be found.
+    `compared_as_text`: its values are compared and ordered as they are written, because operators
+    and casts of its type may run a user's code, or not be found.
     """
 
     name: str
@@ -79,9 +79,9 @@ class Column:
 class Table:
     """A watched table.
 
-    `name` is as in SQL, with the schema and quoted. `rows`: an item of a FROM clause that gives the
-    rows in `matching`, some of the table's, as the log has them. `destroy_with`: the column that a
-    destroy carries (None: the key).
+    `name` is as in SQL, with the schema and quoted. `rows`: an item of a FROM clause that yields
+    the rows in `matching`, which are some of the table's, as the log has them. `destroy_with`: the
+    column that a destroy carries (None: the key).
     """
 
     topic: str
@@ -124,7 +124,7 @@ class Table:
 async def describe(connection: Connection, topic: str) -> Table:
     """Return the table of a topic. Raises SubscriptionRefused if there is none."""
     found = []
-    if re.fullmatch(TOPIC, topic):  # Postgres may not even be able to store another name
+    if re.fullmatch(TOPIC, topic):  # Postgres may not even be able to store any other name
         found = _tables(await connection.fetch(COLUMNS, topic))
     if not found:
         raise SubscriptionRefused(
