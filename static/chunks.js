@@ -1,5 +1,5 @@
 /**
- * A long list in the document, kept in order of `element.key`, highest first. All elements are of one height.
+ * A long list in the document, kept in order of `element.key`, highest first. All elements have the same height.
  *
  * They are grouped in chunks of about fifty. The browser lays out and paints only the chunks near the viewport
  * (`content-visibility: auto`; the others are as high as `--rows` says), so a change among thousands of rows costs no
@@ -34,7 +34,7 @@ export class Chunks {
     return element.previousElementSibling ?? element.parentElement.previousElementSibling?.lastElementChild ?? null;
   }
 
-  /** Whether an element may be visible: its chunk is. */
+  /** Whether an element may be visible: its chunk is near the viewport. */
   isInView(element) {
     return element.parentElement.inView === true;
   }

@@ -1,9 +1,9 @@
 /**
- * Deletions with a few seconds' grace, in which they can be undone. The DELETE is sent when the grace is over, or when
- * the page is left.
+ * Deletions that can be undone for a few seconds. The DELETE is sent when this time is over, or when the user leaves
+ * the page.
  *
- * A thing that somebody else renames meanwhile is not deleted: it is no longer what the user meant to delete, and its
- * old name may be another thing's by now. Other changes do not matter.
+ * A thing that somebody else renames meanwhile is not deleted: it is no longer what the user meant to delete, and
+ * another thing may have its old name by now. Other changes do not matter.
  */
 
 import { Problem, destroy, verify } from './rest.js';
@@ -11,7 +11,7 @@ import { Problem, destroy, verify } from './rest.js';
 const GRACE_MS = 5_000;
 
 export class Deletions {
-  /** Called with the key of a thing whose deletion has begun, was sent or has ended; and why, if it has failed. */
+  /** Called with the key of a thing whose deletion has begun, was sent or has ended; and the problem if it failed. */
   onchange = () => {};
 
   #items;
@@ -40,7 +40,7 @@ export class Deletions {
     if (!this.#pending.get(key)?.sent) this.#end(key);
   }
 
-  /** All of `items` were replaced. What is there although it was deleted has been put back. */
+  /** All of `items` were replaced. A deleted thing that is still there has been put back. */
   check() {
     for (const [key, { answered }] of this.#pending) {
       if (answered) this.#end(key);
@@ -59,7 +59,7 @@ export class Deletions {
     }
   }
 
-  /** `leaving`: the page is being left, so there is no time to ask first which thing has the name. */
+  /** `leaving`: the user is leaving the page, so there is no time to ask first which thing has the name. */
   async #send(key, leaving = false) {
     const pending = this.#pending.get(key);
     clearTimeout(pending.timer);
@@ -69,7 +69,7 @@ export class Deletions {
       if (!leaving) await verify(pending.name, key);
       await destroy(pending.name);
     } catch (problem) {
-      // 404: somebody else was faster, and the feed is about to say what has happened.
+      // 404: somebody else was faster; the feed is about to show what happened.
       if (problem.status !== 404 && this.#pending.get(key) === pending) this.#end(key, problem);
     }
     pending.answered = true;

@@ -6,14 +6,14 @@ import { complain, setBusy, shorten } from './row.js';
 const template = document.getElementById('editor-template').content.firstElementChild;
 
 export class Editor {
-  /** Called when the editor wants to be closed: it was saved or cancelled. */
+  /** Called when the editor should be closed: it was saved or cancelled. */
   onclose = () => {};
   /** Called with the problem if saving fails after the editor was closed. */
   onfail = () => {};
   form = template.cloneNode(true);
 
   #opened;
-  #thing; // as it is now
+  #thing; // as last seen
   #saving = false;
 
   constructor(thing) {
@@ -42,7 +42,7 @@ export class Editor {
     this.form.elements.name.select();
   }
 
-  /** The thing may have changed, or was `updated`; null: it was deleted. */
+  /** The thing may have changed; `updated`: an event said so. null: it was deleted. */
   changed(thing, updated = false) {
     const save = this.form.querySelector('.primary');
     const wasDeleted = save.disabled;

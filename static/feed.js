@@ -1,13 +1,13 @@
 /**
- * feed.js: the rows of a table that one asks for, kept up to date in a Map, by Socket.IO.
+ * feed.js: the rows of a table that match a filter, kept up to date in a Map over Socket.IO.
  *
  *   import { io } from './socket.io-client/socket.io.esm.min.js';
  *   import { Feed } from './feed.js';
  *
  *   const feed = new Feed({ io, topic: 'order', where: 'status=eq.open', columns: 'id,total' });
- *   feed.onload = (items) => { ... };     // all rows: at the start, and whenever they were loaded again
+ *   feed.onload = (items) => { ... };     // all rows: at the start, and whenever they are loaded again
  *   feed.onchange = (change) => { ... };  // { op, key, row, before, offset, writtenAt }, already in feed.items
- *   feed.onbatch = (changes) => { ... };  // the same, once for all changes that came together: repaint here
+ *   feed.onbatch = (changes) => { ... };  // the same, once for all changes that arrive together: repaint here
  *   feed.onstate = (state) => { ... };    // see State
  *   feed.start();
  *   ...
@@ -19,24 +19,24 @@
  *   applied twice. Rows that begin to match are created, those that no longer match are destroyed. After a lost
  *   connection, a sleep, or a restart of the server, the stream continues after the last change seen; the official
  *   client does this by itself (its "connection state recovery"). If the server cannot continue from there, or the table
- *   was altered, all rows come again; until they are complete, `items` stays as it was.
+ *   was altered, all rows are loaded again; until they are complete, `items` stays as it was.
  *
  * What it does not guarantee
- *   Changes of one transaction come one by one. Numbers above Number.MAX_SAFE_INTEGER lose digits in JSON.parse, so
- *   two rows with such keys may become one: use text or uuid for them. (If they are among the rows that are loaded, the
- *   state is `refused`.)
+ *   The changes of one transaction arrive one by one. Numbers above Number.MAX_SAFE_INTEGER lose digits in JSON.parse,
+ *   so two rows with such keys may become one: use text or uuid for them. (If this happens while rows are loaded, the
+ *   state becomes `refused`.)
  *
  * Connections
- *   Feeds share one connection, each in a namespace of its own: `/order`, and `/order/2` and so on for more Feeds of one
- *   topic. One connection holds 50; for more, or to be apart from others, pass `io` as
+ *   Feeds share one connection, each in a namespace of its own: `/order`, then `/order/2` and so on for more Feeds of
+ *   the same topic. One connection holds 50; for more, or for a separate connection, pass `io` as
  *   `(url, options) => io(url, { ...options, forceNew: true })`.
  *
  * Keys
  *   `items` is keyed by the value of the table's key column; if the key has several columns, by the JSON of their
  *   values, in the key's order, as in '[7,"a"]'. Use `feed.items.get(feed.keyOf({ tenant: 7, number: 'a' }))`. Rows
- *   always have their key columns, also if `columns` does not name them.
- *   A row with `too_large: true` was too large to be sent. It has its key columns and, if asked for, the one that the
- *   topic's destroys carry (destroy_with), and nothing else: fetch it from your backend if you need it whole.
+ *   always have their key columns, even if `columns` does not name them.
+ *   A row with `too_large: true` was too large to be sent. It has its key columns and, if asked for, the column that the
+ *   topic's destroys carry (destroy_with), and nothing else: fetch it from your backend if you need all of it.
  *
  * @module
  */
@@ -52,24 +52,24 @@
  * @property {IO | Manager} io socket.io-client's `io`, or a Manager of it; passed in, so that this module has no
  *   dependencies and also runs in Node
  * @property {string} topic the topic of the table
- * @property {string | URLSearchParams} [where] which rows, in PostgREST's syntax: 'status=eq.open&total=gt.100'; by
- *   default all
- * @property {string | string[]} [columns] which columns: 'id,total'; by default all
- * @property {string} [label] what the namespace is called after the topic, to be found in logs: /topic/label, and
+ * @property {string | URLSearchParams} [where] which rows, in PostgREST's syntax: 'status=eq.open&total=gt.100'; all by
+ *   default
+ * @property {string | string[]} [columns] which columns: 'id,total'; all by default
+ * @property {string} [label] follows the topic in the namespace, so that it can be found in logs: /topic/label, and
  *   /topic/label/2 the next time
- * @property {boolean} [old] have updates and destroys carry the row as it was, with its columns as they are selected:
- *   then `before` is what the server says, even for a row that is `too_large` now
+ * @property {boolean} [old] have updates and destroys carry the old row, with the selected columns: then `before` is
+ *   what the server says, even for a row that is `too_large` now
  * @property {boolean} [timing] ask the server for times, and set each change's `writtenAt`
  * @property {string | URL} [server] URL of the server, up to and including its path prefix if it has one
- *   ('https://host/app/'); by default where this module was loaded from, so it must be given where that is a file, as in
- *   Node, and does nothing with a Manager
+ *   ('https://host/app/'); by default where this module was loaded from, so it is required if that is a file, as in
+ *   Node; ignored with a Manager
  * @property {string} [path] path of Socket.IO, relative to `server`; 'socket.io-client' by default
  */
 
 /**
  * One change. `row`: as it is now, null if it is gone. `before`: as it was, undefined for a create. `writtenAt`: when it
- * was written, in ms on performance.now()'s clock; null without `timing`, and for missed changes. A truncate has neither
- * `key` nor rows: all rows are gone.
+ * was written, in ms on the clock of performance.now(); null without `timing`, and for missed changes. A truncate has
+ * neither `key` nor rows: all rows are gone.
  *
  * @template {AnyRow} [Row=AnyRow]
  * @typedef {object} Change
@@ -85,17 +85,17 @@
  * What a Feed is doing:
  *
  *   connecting  not connected, or not yet; from start() to stop(), attempts continue until there is a connection.
- *               `problem`, if there is one, is the reason to refuse the last attempt
+ *               `problem`, if any, says why the last attempt was refused
  *   loading     the rows are on their way
  *   returning   connected again, receiving the missed changes
  *   live        up to date; `missed` counts the changes received while returning, `reloaded` means that all rows were
  *               loaded again instead
- *   stale       connected, but the server has lost its database, `since` then and for a `reason`, a sentence. Changes
+ *   stale       connected, but the server has lost its database: `since` when, and the `reason`, a sentence. Changes
  *               continue by themselves once the database is back
  *   refused     the server refuses what was asked for, and asking again would not help: `problem` says why. start()
  *               tries once more
  *
- * `asOf`: the rows are as they were then; null if there are none yet.
+ * `asOf`: when the rows were last known to be up to date; null if there are none yet.
  *
  * @typedef {{ name: 'connecting', asOf: Date | null, problem?: Problem }
  *   | { name: 'loading', asOf: Date | null }
@@ -106,19 +106,19 @@
  */
 
 /**
- * Why a connection is not accepted; `status` is the HTTP status, or 0.
+ * Why a connection was refused; `status` is the HTTP status, or 0.
  *
  * @typedef {Error & { status: number }} Problem
  */
 
 /**
- * Why a subscription is refused: `code` for programs, `detail`, a sentence that says what to change, and `field`, the
+ * Why a subscription was refused: `code` for programs, `detail`, a sentence that says what to change, and `field`, the
  * option that it is about.
  *
  * @typedef {Error & { code: string, detail: string, field?: string }} Refusal
  */
 
-// What is used of socket.io-client.
+// What we use of socket.io-client.
 /** @typedef {(url: string, options: any) => Socket} IO */
 /** @typedef {{ socket(namespace: string, options: any): Socket }} Manager */
 /**
@@ -140,18 +140,18 @@
 
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 5_000;
-// A server that answers and refuses will hardly change its mind within seconds.
+// A server that refuses us is unlikely to change its mind within seconds.
 const LAST_RETRY_REFUSED_MS = 30_000;
 // The server does not mark the end of a replay. It has ended when a change arrives that was written after we
 // reconnected (known with timing), or when nothing has arrived for this long.
 const QUIET_MS = 300;
 
-// How many namespaces there were for each topic and label. None is used again: what the server sent for an earlier
-// subscription may still arrive in it.
+// How many namespaces there have been for each topic and label. None is reused: messages for an earlier subscription may
+// still arrive in it.
 /** @type {Map<string, number>} */
 const numbers = new Map();
 
-/** The namespace `wanted`, or if there was one already, `wanted/2` and so on.
+/** The namespace `wanted`, or if that has been used, `wanted/2` and so on.
  * @param {string} wanted */
 function unused(wanted) {
   let namespace = wanted;
@@ -169,7 +169,7 @@ function unused(wanted) {
 export class Feed {
   /** @type {Map<any, Row>} */
   items = new Map();
-  /** As of when `items` is; null before the rows were loaded.
+  /** The offset that `items` is as of; null before the rows are loaded.
    * @type {string | null} */
   offset = null;
   /** @type {State} */
@@ -187,26 +187,25 @@ export class Feed {
   /** @type {string[]} */
   #key = []; // the columns
   /** @type {object | null} */
-  #started = null; // another one each time
+  #started = null; // a new object for each start
   /** @type {Socket | null} */
   #socket = null;
-  #isWelcome = false; // by the hello of this connection
+  #isWelcome = false; // this connection's hello has arrived
   /** @type {{ key: string[], rows: Map<any, Row> } | null} */
   #arriving = null; // what is being loaded
   #isLoaded = false;
   #isReloaded = false;
   /** @type {Change<Row>[]} */
-  #batch = []; // changes that onbatch has not got yet
+  #batch = []; // changes not passed to onbatch yet
   /** @type {Problem | undefined} */
-  #problem; // the server's reason not to let us in, until it does
+  #problem; // why the server refuses us, until it accepts us
   #retries = 0;
   /** @type {{ since: Date, reason: string } | null} */
   #outage = null; // while the server has lost its database
   /** @type {Date | null} */
   #asOf = null; // until when `items` is known to have been up to date; null while it is
   #greetedAt = 0;
-  // From the database's clock to ours. Delays only make it look larger, so the smallest difference seen is the most
-  // accurate.
+  // From the database's clock to ours. Delays can only increase it, so the smallest difference seen is the most accurate.
   #clockDifference = Infinity;
   /** @type {number | null} */
   #writtenAt = null;
@@ -246,15 +245,15 @@ export class Feed {
   start() {
     if (this.#started) return;
     const started = (this.#started = {});
-    // Not at once: if this is called while socket.io-client says that the connection is lost, by a callback, a new socket
-    // would keep it from ever connecting again.
+    // Not at once: if a callback calls this while socket.io-client reports a lost connection, a new socket would keep it
+    // from ever connecting again.
     queueMicrotask(() => {
       if (this.#started === started) this.#connect();
     });
     this.#enter({ name: 'connecting', asOf: this.#asOf });
   }
 
-  /** Stop; a callback may do so. None is called after this, unless the Feed is started again. */
+  /** Stop. Callbacks may call this; none is called afterwards, unless the Feed is started again. */
   stop() {
     if (!this.#started) return;
     this.#started = null;
@@ -302,8 +301,8 @@ export class Feed {
       this.#lost(socket);
     });
     socket.on('disconnect', () => {
-      // Every connection resets the client's backoff, even one that is refused right afterwards: browsers say where a
-      // page is from when they POST, not when they GET. So the backoff is applied here.
+      // Every connection resets the client's backoff, even one that is refused right afterwards: browsers send a page's
+      // origin with a POST, but not with a GET. So the backoff is applied here.
       socket.io.reconnectionDelay(waitingMs(this.#retries, this.#patience));
       this.#retries += 1;
       this.#lost(socket);
@@ -311,8 +310,8 @@ export class Feed {
     if (!socket.active) socket.connect();
   }
 
-  /** The socket of a namespace that this page has not used yet. The client keeps it, and so `auth`, for as long as the
-   * page is open: they must not refer to this Feed, which has the rows. */
+  /** A socket for a namespace that this page has not used yet. The client keeps it, and with it `auth`, as long as the
+   * page is open: they must not refer to this Feed, which holds the rows. */
   #open() {
     const { io, topic, label, asked, address } = this.#options;
     const namespace = unused(`/${topic}${label ? `/${encodeURIComponent(label)}` : ''}`);
@@ -332,9 +331,9 @@ export class Feed {
     this.#socket = null;
     this.#forgetConnection();
     socket?.off();
-    if (!socket?.active) return; // it was refused: a DISCONNECT would be for a namespace we are not in
+    if (!socket?.active) return; // it was refused: a DISCONNECT would be for a namespace that we are not in
     if (!socket.connected && socket.io.engine?.readyState === 'open') {
-      // CONNECT was sent. The client sends no DISCONNECT before it is answered, and the server would go on sending.
+      // CONNECT was sent. Before the answer, the client sends no DISCONNECT, and the server would go on sending.
       for (const event of ['connect', 'disconnect']) socket.on(event, () => socket.disconnect());
     } else {
       socket.disconnect();
@@ -362,12 +361,12 @@ export class Feed {
     const isNews = this.state.name !== 'connecting' || this.state.problem?.message !== problem?.message;
     if (isNews && !this.#enter({ name: 'connecting', asOf: this.#asOf, ...(problem && { problem }) })) return;
     if (socket.active) return; // it reconnects by itself
-    // The server refused or disconnected the socket; the official client gives up here, we do not.
+    // The server refused or disconnected the socket. The official client gives up here; we do not.
     await pause((this.#retries += 1), this.#patience);
     if (socket === this.#socket) socket.connect();
   }
 
-  /** It cannot be had, now or later. @param {{ code: string, detail: string, field?: string }} why */
+  /** Refused for good. @param {{ code: string, detail: string, field?: string }} why */
   #refused({ code, detail, field }) {
     if (!this.#handOver()) return;
     this.#started = null;
@@ -392,7 +391,7 @@ export class Feed {
     this.#retries = 0;
     this.#problem = undefined;
     this.#isWelcome = true;
-    this.#outage = null; // if it goes on, we shall hear of it
+    this.#outage = null; // if it continues, the server will say so
     if (!recovered) {
       this.#awaitRows(key);
       return;
@@ -432,7 +431,7 @@ export class Feed {
   /** @param {string} offset */
   #loaded(offset) {
     if (!this.#arriving) return;
-    if (!this.#handOver()) return; // these changes were made to the rows that go now
+    if (!this.#handOver()) return; // these changes belong to the rows that are replaced now
     const { key, rows } = this.#arriving;
     this.#arriving = null;
     this.#key = key;
@@ -496,8 +495,8 @@ export class Feed {
 
   /**
    * Call a callback; return whether to go on: it may have stopped the Feed, or started it again. An error in it is
-   * reported as uncaught, and changes nothing here: socket.io-client would not note the offset of a change whose handler
-   * throws, and get it again.
+   * reported as uncaught, and changes nothing here: if a handler threw, socket.io-client would not note the offset of the
+   * change, and receive it again.
    *
    * @param {() => void} callback
    */
@@ -544,7 +543,7 @@ export class Feed {
     this.#changed({ op: 'destroy', key, row: null, before, offset });
   }
 
-  /** What we hold cannot be right: ask for all rows, as somebody new. */
+  /** What we hold cannot be right: ask for all rows, as a new client. */
   #beginAgain() {
     this.#close();
     this.#connect();
@@ -569,8 +568,8 @@ export class Feed {
     this.#call(() => this.onchange(change));
   }
 
-  /** Call onbatch: when all messages that came together were taken, or something else is about to be said. Return whether
-   * to go on, as #call does. */
+  /** Call onbatch: once all messages that arrived together are handled, or before another callback. Return whether to go
+   * on, as #call does. */
   #handOver() {
     clearTimeout(this.#handingOver);
     const changes = this.#batch;
@@ -591,7 +590,7 @@ function check(io, topic, server) {
   }
 }
 
-/** What `items` has a row under.
+/** The key under which `items` has a row.
  * @param {AnyRow} row
  * @param {string[]} key */
 function keyIn(row, key) {
@@ -599,7 +598,7 @@ function keyIn(row, key) {
   return values.length > 1 ? JSON.stringify(values) : comparable(values[0]);
 }
 
-/** A value that can be a Map's key: arrays and documents become text, which no text of Postgres equals (U+0000).
+/** A value that can be a Map's key: arrays and documents become text that no Postgres text equals (U+0000).
  * @param {any} value */
 function comparable(value) {
   return typeof value === 'object' && value !== null ? `\u0000${JSON.stringify(value)}` : value;
@@ -610,7 +609,7 @@ function quoted(name) {
   return /^\w+$/.test(name) ? name : `"${name.replace(/["\\]/g, '\\$&')}"`;
 }
 
-/** An Error with the sentence of a refusal of Engine.IO's.
+/** An Error with the message of an Engine.IO refusal.
  * @param {number} status
  * @param {string} body */
 function refusedWith(status, body) {

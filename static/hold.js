@@ -10,7 +10,7 @@ export class Hold {
   onrelease = () => {};
 
   #container;
-  #byTouch = false; // what pointed last: after a touch, browsers leave :hover where it was
+  #byTouch = false; // the last pointer was a touch: after one, browsers leave :hover where it was
   #touching = false;
   #timer;
 
@@ -51,6 +51,6 @@ export class Hold {
   }
 
   #later() {
-    setTimeout(() => this.onrelease()); // when :hover and the focus are where they go
+    setTimeout(() => this.onrelease()); // once :hover and the focus have moved
   }
 }

@@ -6,7 +6,7 @@
  * spread over several frames. The first change after a quiet moment is shown in the next frame.
  *
  * While somebody is about to use the list (hold.js), no row moves: rows are updated in place, new ones wait, and those
- * of deleted things stay where they are, greyed.
+ * of deleted things stay where they are, greyed out.
  */
 
 import { Chunks } from './chunks.js';
@@ -19,7 +19,7 @@ import { calm, complain, explain, fill, flash, makeRow } from './row.js';
 const PAINT_EVERY_MS = 100;
 const FRAME_BUDGET_MS = 8;
 const FLASHES_PER_PAINT = 8;
-// Where this many rows change at once, flashes tell nothing, and would keep the browser painting all the time.
+// When this many rows change at once, flashes are meaningless, and would keep the browser painting all the time.
 const CROWD = 30;
 const LEAVE_MS = 450;
 
@@ -36,9 +36,9 @@ export class ThingList {
   #deletions;
   #rows = new Map(); // key -> element
   #due = new Map(); // key -> operation to flash, or null
-  #waiting = new Map(); // key -> operation: what would have moved other rows
+  #waiting = new Map(); // key -> operation: changes that would have moved other rows
   #scheduled = false;
-  #releasing = false; // the rows that wait are shown although somebody is about to use the list
+  #releasing = false; // show the rows that wait, although somebody is about to use the list
   #paintedAt = 0;
   #current = null; // the row whose buttons the Tab key reaches: the last one visited, or the first
   #visited = null;
@@ -66,7 +66,7 @@ export class ThingList {
   /** Any of `items` may have changed. */
   reload() {
     this.#deletions.check();
-    for (const map of [this.#due, this.#waiting]) map.clear(); // what there is becomes due again
+    for (const map of [this.#due, this.#waiting]) map.clear(); // everything becomes due again
     for (const key of this.#rows.keys()) this.#due.set(key, null);
     for (const key of [...this.#items.keys()].reverse()) this.#due.set(key, null);
     this.#schedule();
@@ -86,7 +86,7 @@ export class ThingList {
     this.#schedule();
   }
 
-  /** It has come and gone between two paints, and a hidden tab does not paint for hours. */
+  /** The thing has come and gone between two paints; a hidden tab may not paint for hours. */
   #forget(key) {
     this.#due.delete(key);
     this.#waiting.delete(key);
@@ -177,7 +177,7 @@ export class ThingList {
     return visibly;
   }
 
-  /** The thing is gone, but its row has to stay where it is. */
+  /** Its thing is gone, but the row has to stay where it is. */
   #bury(element) {
     this.#leaveFocus(element);
     element.inert = true;
@@ -205,7 +205,7 @@ export class ThingList {
     };
   }
 
-  /** Before a row goes that has the focus: the next one gets it, at Edit, where a late Enter does no harm. */
+  /** Before a row with the focus disappears, move the focus to the next one's Edit, where a late Enter does no harm. */
   #leaveFocus(element) {
     if (!element.contains(document.activeElement)) return;
     const near = this.#below(element) ?? this.#above(element);
@@ -261,7 +261,7 @@ export class ThingList {
     complain(element.firstElementChild, null);
     if (button.classList.contains('edit')) this.#edit(element);
     else if (!this.#deletions.get(element.key)) this.#delete(element.key);
-    else if (event.detail < 2) this.#deletions.undo(element.key); // not by a double click on Delete
+    else if (event.detail < 2) this.#deletions.undo(element.key); // not on a double click on Delete
   }
 
   #delete(key) {
@@ -289,7 +289,7 @@ export class ThingList {
       complain(element.firstElementChild, problem);
       return;
     }
-    if (element.editor) return; // of a double click
+    if (element.editor) return; // a double click has opened it
     const editor = new Editor(thing);
     editor.onclose = () => this.#closeEditor(element, editor);
     editor.onfail = (problem) => complain(element.firstElementChild, problem);

@@ -8,7 +8,7 @@ import { about, create } from './rest.js';
 import { complain, forgive, setBusy } from './row.js';
 import { counted, sentenceFor, wordsFor } from './words.js';
 
-// Names are unique; this one is another one each time.
+// Names are unique; this one is different each time.
 const EXAMPLE = "insert into things (name) values ('psql at ' || localtime(3))";
 const CAUGHT_UP_SHOWN_MS = 6_000;
 // Things may be watched again soon, by a migration, say.
@@ -23,7 +23,7 @@ const announcer = new Announcer(element('announcement'));
 
 let loaded = false;
 let wasLive = false;
-let hidden = ''; // a notice over the page that somebody does not want to see any longer
+let hidden = ''; // the notice over the page that the user has hidden
 let calmDown;
 
 feed.onload = () => {
@@ -120,7 +120,7 @@ element('copy').addEventListener('click', async () => {
     await navigator.clipboard.writeText(command.textContent);
     button.textContent = 'Copied';
   } catch {
-    // No clipboard without a secure origin: select the line, so that it can be copied with the keyboard.
+    // There is no clipboard without a secure origin: select the line, so that it can be copied with the keyboard.
     getSelection().selectAllChildren(command);
     button.textContent = 'Selected';
   }

@@ -52,7 +52,7 @@ export class Recent {
     this.#scheduled = false;
     this.#paintedAt = performance.now();
     this.#empty.hidden = true;
-    // The rows of those that have come since then may not be on the screen yet.
+    // The rows of later changes may not be on the screen yet.
     const ready = this.#fresh.findLastIndex((change) => change.ready) + 1;
     for (const change of this.#fresh.splice(0, ready)) {
       const li = this.#ol.childElementCount < KEPT ? template.cloneNode(true) : this.#ol.lastElementChild;

@@ -9,12 +9,12 @@ const LONGEST_NAME = 200;
 export const create = async (thing) => send('POST', THINGS, checked(thing));
 export const change = async (name, fields) => send('PATCH', addressOf(name), checked(fields));
 const read = (name) => send('GET', addressOf(name));
-/** `keepalive`, because it may be sent while the page is being left. */
+/** `keepalive`, because it may be sent while the user leaves the page. */
 export const destroy = (name) => send('DELETE', addressOf(name), undefined, { keepalive: true });
 
 /**
- * Read the thing with this name; reject unless it is the one with this id. A page that is not live knows things by old
- * names, and another thing may have such a name by now.
+ * Read the thing with this name; reject unless it has this id. A page that is not live knows things by old names, and
+ * another thing may have such a name by now.
  */
 export async function verify(name, id) {
   const thing = await read(name).catch((problem) => {
@@ -48,7 +48,7 @@ export class Problem extends Error {
   }
 }
 
-/** The server's rules, in words for somebody who fills in a form. */
+/** Check the server's rules, in words for somebody who fills in a form. */
 function checked(fields) {
   const { name } = fields;
   if (name === '') throw new Problem(400, `Please type a name of 1 to ${LONGEST_NAME} characters.`, 'name');

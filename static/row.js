@@ -42,7 +42,7 @@ export function fill(element, thing, deletion) {
   element.shown = { name, info, created, button };
 }
 
-/** The whole text of a cell that is cut off, as a tooltip; only made when it is pointed at. */
+/** Show the whole text of a cell that is cut off as a tooltip, made only when the pointer is on it. */
 export function explain(cell) {
   cell.title = cell.scrollWidth > cell.clientWidth ? cell.textContent : '';
 }
@@ -87,13 +87,13 @@ export function complain(container, problem) {
   }
 }
 
-/** While a form is being sent its fields take no text, which would be lost when it is done. */
+/** While a form is being sent, its fields accept no text: it would be lost afterwards. */
 export function setBusy(form, busy) {
   form.ariaBusy = String(busy);
   for (const field of form.querySelectorAll('[name]')) field.readOnly = busy;
 }
 
-/** The server is back: remove the problems that were only about that. */
+/** The server is back: remove the problems that were due to its absence. */
 export function forgive() {
   for (const p of document.querySelectorAll('.problem')) if (p.passes) complain(p.parentElement, null);
 }

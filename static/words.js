@@ -26,12 +26,12 @@ export function sentenceFor({ name, problem, since, reason, asOf }) {
   if (name === 'stale' && !asOf) return `${sentence(reason)} The list will load as soon as it is back.`;
   if (name === 'stale') return `The database has been away since ${timeOf(since)}${rows}. ${sentence(reason)}`;
   if (problem) return `${sentence(problem.message)} This page keeps asking${rows}.`;
-  // A moment without a connection is nothing to tell.
+  // A moment without a connection is not worth mentioning.
   if (name === 'connecting' && Date.now() - (asOf ?? opened) > SOON_MS) return `There is no connection to the server${rows}.`;
   return '';
 }
 
-/** Engine.IO's reasons, and other people's, may come without a full stop. */
+/** Engine.IO's reasons, and those of proxies, may lack a full stop. */
 const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 function timeOf(time) {
