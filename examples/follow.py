@@ -1,11 +1,11 @@
-"""Holds the rows of subscriptions in memory, as they are now, through any break.
+"""Keeps the rows of subscriptions in memory, up to date, through any disconnect.
 
     pip install "python-socketio[asyncio-client]"
     python follow.py http://127.0.0.1:8000
 
-python-socketio's client does not resume by itself: it is told where to continue, by `since`, each
-time it connects. Its `auth` is the same for all namespaces, so options are given by topic. The
-option `key` has the server name the columns by which rows are told apart.
+python-socketio's client does not resume by itself, so each connect says where to continue, with
+`since`. Its `auth` is the same for all namespaces, so options are given by topic. With the option
+`key`, the server names the columns that identify a row.
 """
 
 import asyncio
@@ -18,20 +18,20 @@ from typing import Any
 import socketio
 
 RETRY_S = 0.5
-PATIENCE_S = 5.0  # with a server that does not answer
+PATIENCE_S = 5.0  # how long to wait for a server that does not answer
 
 Row = dict[str, Any]
 
 
 class Subscription:
-    """Rows of one topic, by key. `namespace` is /topic or /topic/label; `options` are those of
+    """The rows of one topic, by key. `namespace` is /topic or /topic/label; `options` are those of
     CONNECT, as in where='status=eq.open'. `on_change` is called whenever `rows` has changed.
     """
 
     def __init__(self, namespace: str, on_change: Callable[[], None], **options: str) -> None:
         self.namespace = namespace
         self.rows: dict[tuple[Any, ...], Row] = {}
-        self.offset: str | None = None  # as of when; None while they are not complete
+        self.offset: str | None = None  # of the rows; None while they are incomplete
         self.refusal: Any = None
         self._key: list[str] = []
         self._on_change = on_change
@@ -40,11 +40,11 @@ class Subscription:
 
     @property
     def options(self) -> dict[str, str]:
-        """What to ask for: what is missing since the offset, or all rows."""
+        """Return what to ask for: the changes since the offset, or all rows."""
         return self._options if self.offset is None else {**self._options, "since": self.offset}
 
     def received(self, event: str, *arguments: Any) -> None:
-        """Fold one event. A plain function: coroutines may run out of order."""
+        """Apply one event. A plain function, because coroutines may run out of order."""
         match event.partition(":")[2], arguments:
             case "hello", ({"recovered": False, "key": key}, _):
                 self.offset, self._key, self._arriving = None, key, {}
@@ -66,7 +66,7 @@ class Subscription:
                 self.offset = offset
 
     def refused(self, reason: Any) -> None:
-        """Note why it gets nothing (more); without `data`, only the connection has failed."""
+        """Note why the subscription was refused; without `data`, only the connection failed."""
         if isinstance(reason, dict):
             self.refusal = reason.get("data")
 
@@ -79,9 +79,9 @@ class Subscription:
 
 
 async def follow(url: str, *subscriptions: Subscription) -> None:
-    """Keep subscriptions up to date, by one connection, until one of them is refused."""
+    """Keep subscriptions up to date, over one connection, until one of them is refused."""
     while not any(each.refusal for each in subscriptions):
-        client = socketio.AsyncClient(reconnection=False)  # connecting again is done here
+        client = socketio.AsyncClient(reconnection=False)  # this loop reconnects
         for each in subscriptions:
             client.on("*", each.received, namespace=each.namespace)
             client.on("connect_error", each.refused, namespace=each.namespace)
@@ -89,7 +89,7 @@ async def follow(url: str, *subscriptions: Subscription) -> None:
         namespaces = [each.namespace for each in subscriptions]
         with contextlib.suppress(TimeoutError, socketio.exceptions.ConnectionError):
             async with asyncio.timeout(PATIENCE_S):
-                # By WebSocket alone: this client does not survive every break of a polled answer.
+                # WebSocket only: this client does not survive every broken poll response.
                 await client.connect(
                     url,
                     auth={"topics": topics},
@@ -97,7 +97,7 @@ async def follow(url: str, *subscriptions: Subscription) -> None:
                     transports=["websocket"],
                     wait=False,
                 )
-            # Not by 'disconnect' handlers: they are called only for namespaces that were joined.
+            # No 'disconnect' handlers: they are called only for namespaces that were joined.
             while client.connected and not any(each.refusal for each in subscriptions):
                 await asyncio.sleep(0.1)
         await client.disconnect()
