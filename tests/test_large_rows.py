@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +17,7 @@ from tests.support.node_client import node_client
 from tests.support.python_client import Things
 from tests.support.scale import scaled
 from tests.support.server import RunningServer
-from tests.support.subscribers import subscriber
+from tests.support.subscribers import Held, subscriber
 from tests.support.writing import current_offset, insert
 
 pytestmark = pytest.mark.database
@@ -47,8 +49,12 @@ async def test_clients_stay_connected(
             )
         await connection.execute("UPDATE things SET info = info || '!'")
         await insert(connection, "after")
-        await eventually(lambda: len(python.items) == 3 and len(events) == 7, PATIENCE_S)
-        assert [event[0] for event in events] == [
+
+        def received() -> list[list[Any]]:  # how busy the machine was does not matter
+            return [event for event in events if event[0] != "feed:state"]
+
+        await eventually(lambda: len(python.items) == 3 and len(received()) == 7, PATIENCE_S)
+        assert [event[0] for event in received()] == [
             "connect", "feed:hello", "thing:create", "thing:create", "thing:update",
             "thing:update", "thing:create",
         ]  # fmt: skip
@@ -57,7 +63,7 @@ async def test_clients_stay_connected(
             {"id": id, "name": name, "too_large": True}
             for id, name in zip(ids, ("large", "huge"), strict=False)
         ]
-        assert [event[1] for event in events[2:6]] == [*cut, *cut]
+        assert [event[1] for event in received()[2:6]] == [*cut, *cut]
         assert [python.items[id] for id in ids[:2]] == cut
         assert psutil.Process(server.pid).memory_info().rss - before < 15 * MIB
         await connection.execute("DELETE FROM things WHERE name <> 'after'")
@@ -86,6 +92,34 @@ async def test_a_replay_of_large_rows_is_not_kept(
             await client.until(lambda: held.names.count("text:update") == scaled(99, 399))
             assert held.recovered
     assert watch.grown_mib < 60
+
+
+async def test_a_replay_for_many_filters_is_not_kept(
+    start_server: Callable[..., RunningServer], connection: Connection
+) -> None:
+    """A client with fifty different subscriptions returns to a page of changes: what is made of
+    the page for each does not stay in memory.
+    """
+    await connection.execute(
+        "CREATE TABLE texts (id int PRIMARY KEY, n int, text text);"
+        "INSERT INTO texts SELECT i, 0, repeat('x', 2000) FROM generate_series(1, 900) AS i;"
+        "SELECT feed.watch('texts', 'text')"
+    )
+    server = start_server()
+    since = await connection.fetchval("SELECT feed.offset()")
+    await connection.execute("UPDATE texts SET n = n + 1")
+    with Watch(server).looking() as watch:
+        async with subscriber(server.url) as client:
+            options = {"columns": "id,n,text", "since": since}
+            for number in range(50):
+                where = f"id=gt.-{number}"
+                held = await client.subscribe(f"/text/{number}", where=where, **options)
+                await client.until(partial(has_rows, held, 900))
+    assert watch.grown_mib < 75
+
+
+def has_rows(held: Held, count: int) -> bool:
+    return len(held.rows) == count
 
 
 async def test_the_limit_is_exact(connection: Connection) -> None:

@@ -44,7 +44,7 @@ class EncodedPage:
         """Return what the page means to subscriptions. It is not kept: it may take more memory than
         the page.
         """
-        return PageEvents(self._page, self._epoch)
+        return PageEvents(self._page, self._epoch, self.bytes)
 
 
 class EncodedState:

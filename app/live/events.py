@@ -11,8 +11,10 @@ from app.live.kinds import Value
 from app.live.subscription import Subscription
 from app.live.table import Table
 
-# For how many subscriptions a page keeps its events.
-SUBSCRIPTIONS_KEPT = 100
+# A page keeps the events of subscriptions up to this multiple of its own size. The overhead is what
+# an event takes in addition to the texts made for it.
+SHARE_KEPT = 4
+EVENT_OVERHEAD_BYTES = 200
 
 Pair = tuple[RowValues | None, RowValues | None]
 
@@ -160,12 +162,13 @@ def _values(row: str | None, table: Table, is_outline: bool) -> RowValues | None
 
 
 class PageEvents:
-    """A page of changes, by topic."""
+    """A page of changes, by topic. `size`: what the page takes, in bytes."""
 
-    def __init__(self, page: Page, epoch: Epoch) -> None:
+    def __init__(self, page: Page, epoch: Epoch, size: int) -> None:
         self.page = page
         self._epoch = epoch
         self._found: dict[Subscription, list[Event] | None] = {}
+        self._room_bytes = self._most_bytes = SHARE_KEPT * size
 
     @cached_property
     def topics(self) -> dict[str, TopicChanges]:
@@ -184,9 +187,12 @@ class PageEvents:
         if changes is None:
             return []
         if subscription not in self._found:
-            if len(self._found) == SUBSCRIPTIONS_KEPT:
+            events = changes.events(subscription)
+            self._room_bytes -= size_of(events or (), subscription)
+            if self._room_bytes < 0:
                 self._found.clear()
-            self._found[subscription] = changes.events(subscription)
+                self._room_bytes = self._most_bytes
+            self._found[subscription] = events
         return self._found[subscription]
 
     @cached_property
@@ -200,6 +206,14 @@ class PageEvents:
         """
         is_last = bool(events) and events[-1].place == len(self.page.changes) - 1
         return self.page.until if is_last and self.page.until.until is None else None
+
+
+def size_of(events: Sequence[Event], subscription: Subscription) -> int:
+    """Return roughly what the events of a subscription take, in bytes, without the page's rows."""
+    size = EVENT_OVERHEAD_BYTES * (1 + len(events))
+    if subscription.columns is not None:
+        size += sum(len(event.body or "") + len(event.old or "") for event in events)
+    return size
 
 
 def offsets(page: Page, epoch: Epoch) -> Callable[[int], str]:
