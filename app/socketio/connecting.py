@@ -27,9 +27,9 @@ class ConnectPayload:
 
     `request`: the subscription it asks for, None for the namespace `/`. `pid` and `since`, an
     offset, come from an official client that was connected before; `since` alone from one that has
-    fetched a list. `outdated`: the offset of a client that was connected before, but now asks for
-    something else. `timing`: whether it wants `feed:timing`. `key`: whether `feed:hello` should
-    name the key columns.
+    fetched a list. `outdated`: the mark (see `mark_of`) of the offset of a client that was
+    connected before, but now asks for something else. `timing`: whether it wants `feed:timing`.
+    `key`: whether `feed:hello` should name the key columns.
     """
 
     request: Request | None
@@ -80,7 +80,7 @@ def continued(
     if isinstance(pid, str) and PID.fullmatch(pid) and isinstance(offset, str):
         if request is None or vouches(pid, request, offset):
             return pid, offset, None
-        return None, None, offset
+        return None, None, mark_of(offset)
     return None, since if isinstance(since, str) else None, None
 
 
@@ -90,14 +90,14 @@ def vouches(pid: str, request: Request, offset: str) -> bool:
     return given.startswith(f"{request.fingerprint}.") and not (mark and mark == mark_of(offset))
 
 
-def except_for(pid: str, offset: str) -> str:
-    """Return a `pid` that does not vouch for one offset: that of the client's previous
-    subscription, which it keeps until it receives one of the new subscription.
+def except_for(pid: str, outdated: str) -> str:
+    """Return a `pid` that does not vouch for one offset, given by its mark: that of the client's
+    previous subscription, which it keeps until it receives one of the new subscription.
 
     If nothing was written in between, both offsets are the same, and the client loads its rows once
     more than needed when it returns.
     """
-    return f"{pid}~{mark_of(offset)}"
+    return f"{pid}~{outdated}"
 
 
 def mark_of(offset: str) -> str:

@@ -175,7 +175,10 @@ class ConnectAnswer:
         self._sid = secrets.token_urlsafe(ID_BYTES)
         self._refuse = refuse
         self._namespace = namespace
-        self._payload = payload
+        self._request = payload.request
+        self._pid = payload.pid
+        self._outdated = payload.outdated
+        self._shows_key = payload.key
         self._is_connected = False
 
     @property
@@ -184,12 +187,10 @@ class ConnectAnswer:
         an offset that the client has kept from another subscription: the client may receive this
         answer without the hello.
         """
-        if self._payload.request is None:
+        if self._request is None:
             return self._sid
-        pid = f"{self._payload.request.fingerprint}.{self._sid}"
-        if self._payload.outdated is not None:
-            pid = except_for(pid, self._payload.outdated)
-        return pid
+        pid = f"{self._request.fingerprint}.{self._sid}"
+        return pid if self._outdated is None else except_for(pid, self._outdated)
 
     def hold(self, session: Session) -> None:
         """Answer CONNECT before it is known whether the client can continue: some clients give up
@@ -202,10 +203,10 @@ class ConnectAnswer:
         self, session: Session, recovered: bool, offset: str, key: Sequence[str] | None = None
     ) -> None:
         """Tell the client where it continues. If it is recovered, it gets back its own `pid`."""
-        hello = frames.hello(self._namespace, recovered, offset, key if self._payload.key else None)
+        hello = frames.hello(self._namespace, recovered, offset, key if self._shows_key else None)
         if not self._is_connected:
             self._is_connected = True
-            pid = self._payload.pid if recovered and self._payload.pid else self._new_pid
+            pid = self._pid if recovered and self._pid else self._new_pid
             hello = frames.connected(self._namespace, self._sid, pid) + hello
         session.write(hello)
 
