@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+import asyncpg
+
 from app.database.connections import UNAVAILABLE
 from app.feed.feed import Feed
 from app.feed.health import Outage
@@ -51,6 +53,9 @@ HOLD_AFTER_S = 0.4
 MOST_SUBSCRIPTIONS = 200_000
 # How often a subscriber's reads may fail in a row although the feed's own succeed.
 ATTEMPTS = 3
+# A read waits for a lock for a while (ALL_ROWS in app/database/connections.py), then this long
+# before it tries again: other tables' reads get their turn.
+LOCKED_PAUSE_S = 0.2
 # The pauses before rows are read again if the table has changed. The feed looks for altered tables
 # every two seconds.
 PAUSES_S = (0.0, 0.2, 1.0, 2.0)
@@ -457,17 +462,22 @@ class Broadcast:
             return snapshot.offset
 
     async def _patiently(self, read: Callable[[Any], Awaitable[T]], argument: Any) -> T:
-        """Read what a subscriber needs; while the database is away, wait.
+        """Read what a subscriber needs; while the database is away or the table locked, wait.
 
         Raises one of UNAVAILABLE if reading fails although the feed's own reads succeed.
         """
-        for _ in range(ATTEMPTS - 1):
+        failures = 0
+        while True:
             try:
                 return await read(argument)
+            except asyncpg.LockNotAvailableError:
+                await asyncio.sleep(LOCKED_PAUSE_S)
             except UNAVAILABLE as error:
+                failures += 1
+                if failures == ATTEMPTS:
+                    raise
                 logger.debug("a read for a subscriber has failed: %r", error)
-                await self.feed.look_patiently()
-        return await read(argument)
+            await self.feed.look_patiently()
 
     async def _drained(self, subscriber: Subscriber) -> None:
         """Wait until a subscriber has read what it was sent. Raises Stalled if it reads nothing."""
