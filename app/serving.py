@@ -29,6 +29,9 @@ from app.socketio import codec
 logger = logging.getLogger("tablecast")
 
 BACKLOG = 4096
+# What the kernel accepts for a connection and has not sent yet. Without a limit it takes megabytes,
+# and a slow client's pings, and whatever is urgent, would wait behind them.
+UNSENT_BYTES = 128 * 1024
 # How long a stopping server waits for pending requests, and uvicorn for the rest.
 REQUESTS_S = 0.7
 CUT_S = 0.05  # for handlers to notice that their clients have disconnected
@@ -165,7 +168,10 @@ def with_limit(settings: Settings) -> Settings:
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket. Raises OSError if the address is unavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    return listening
 
 
 async def serve(settings: Settings, started: Callable[[str], None]) -> None:

@@ -5,27 +5,32 @@ import gc
 import json
 import re
 import socket
+import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from typing import TypeVar
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import httpx
 import pytest
 from websockets.asyncio.client import connect as open_websocket
 
+from app.database import connections
 from app.database.connections import Connection, connect
 from app.feed.health import BEHIND, Outage
+from app.live import broadcast
 from app.live import snapshot as snapshot_module
 from app.live.rows import Reading
 from app.live.snapshot import Snapshot
 from app.live.subscriber import CloseReason
+from app.socketio import queued
 from tests.support.feeds import eventually
 from tests.support.floods import FINAL, TEXT, UPGRADE, Watch, client_frame
 from tests.support.proxy import proxied
 from tests.support.scale import scaled
 from tests.support.server import RunningServer
-from tests.support.sockets import App, polling_client, serving_here, until_ready
+from tests.support.sockets import App, opened, polling_client, serving_here, until_ready
 from tests.support.subscribers import Held, Subscriber, subscriber
 
 pytestmark = pytest.mark.database
@@ -125,13 +130,15 @@ async def test_a_slow_client_holds_up_nobody(app: App, items: Connection) -> Non
 async def test_a_client_that_reads_slowly_but_steadily(
     items: Connection, database_url: str, reads: bool
 ) -> None:
-    """A client takes 16 kB at a time, so that what the kernel holds for it lasts much longer than a
-    client may read nothing. It gets all rows of two subscriptions, and those of a short one do not
+    """A client takes 16 kB at a time, for much longer than a client may read nothing or take to
+    answer a ping. It gets all rows of two subscriptions, and neither those of a short one nor pings
     wait for them. One that reads nothing is disconnected.
     """
     await items.execute("UPDATE items SET note = repeat(note, 12)")
+    ping = b"\x81\x012"
     few = f"40/item/few,{json.dumps({'where': 'id=lt.500'})}"
-    async with serving_here(database_url, client_stall=0.5) as app:
+    limits: dict[str, Any] = {"ping_interval": 0.5, "ping_timeout": 0.5} if reads else {}
+    async with serving_here(database_url, client_stall=0.5, **limits) as app:
         host, port = app.url.removeprefix("http://").split(":")
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
@@ -142,12 +149,17 @@ async def test_a_client_that_reads_slowly_but_steadily(
             for packet in ("40/item,", "40/item/2,"):
                 await loop.sock_sendall(connection, client_frame(FINAL | TEXT, packet.encode()))
             loaded: list[bytes] = []
+            pinged: list[float] = []
             end, has_asked = b"", False
             async with asyncio.timeout(60):
                 while reads and len(loaded) < 3:
                     part = await loop.sock_recv(connection, 16_384)
                     assert part, "disconnected"
                     end += part
+                    if ping in end:
+                        end = end.replace(ping, b"")
+                        pinged.append(loop.time())
+                        await loop.sock_sendall(connection, client_frame(FINAL | TEXT, b"3"))
                     if b'["feed:rows"' in end and not has_asked:
                         has_asked = True
                         asking = client_frame(FINAL | TEXT, few.encode())
@@ -155,20 +167,48 @@ async def test_a_client_that_reads_slowly_but_steadily(
                     loaded += re.findall(rb'42(/[^,]*),\["feed:loaded"', end)
                     end = end.rpartition(b'["feed:loaded"')[2][-100:]
                     await asyncio.sleep(0.004)  # its pace
-            assert not reads or loaded[0] == b"/item/few"
-            if not reads:
+            if reads:
+                assert loaded[0] == b"/item/few"
+                gaps = [after - before for before, after in pairwise(pinged)]
+                assert statistics.median(gaps) < 1.0, "official clients would disconnect"
+            else:
                 await eventually(lambda: app.socketio.stats().closed[CloseReason.STALLED])
+
+
+async def test_another_asgi_server_is_rid_of_a_stalled_client(
+    items: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another ASGI server waits in `send` for a client that reads nothing: the session does not
+    wait with it for ever.
+    """
+    monkeypatch.setattr(queued, "CLOSE_TIMEOUT_S", 0.1)
+    await items.execute("UPDATE items SET note = repeat(note, 12)")
+    async with (
+        serving_here(database_url, plain=True, client_stall=0.3) as app,
+        opened(app.url, max_queue=1) as client,
+    ):
+        for number in range(4):
+            await client.send(f"40/item/{number},")
+        await eventually(lambda: app.socketio.stats().closed[CloseReason.STALLED])
+        await eventually(lambda: not serving_tasks())
+
+
+def serving_tasks() -> list[str]:
+    """The tasks that serve sessions for another ASGI server."""
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    return [name for name in names if name.startswith(("send ", "receive "))]
 
 
 async def test_a_client_that_polls_slowly_but_steadily(
     items: Connection, database_url: str
 ) -> None:
-    """By polls, a client takes the rows of two subscriptions for longer than it may read nothing:
-    the two take turns, and no answer takes longer than that.
+    """By polls, a client takes the rows of two subscriptions for longer than it may read nothing or
+    take to answer a ping: the two take turns, no answer takes longer than that, and no ping waits
+    for more than one.
     """
     await items.execute("UPDATE items SET note = repeat(note, 5)")
     async with (
-        serving_here(database_url, client_stall=0.5) as app,
+        serving_here(database_url, client_stall=0.5, ping_interval=0.5, ping_timeout=0.5) as app,
         polling_client(app.url) as client,
     ):
         await client.post("40/item,\x1e40/item/2,")
@@ -180,6 +220,26 @@ async def test_a_client_that_polls_slowly_but_steadily(
                 await asyncio.sleep(sum(map(len, packets)) / 1_500_000)  # its pace
         of_rows = ["/item/2," in packet[:10] for packet in seen if '["feed:rows"' in packet]
         assert 0.3 < of_rows[: len(of_rows) // 2].count(True) / (len(of_rows) // 2) < 0.7
+
+
+async def test_a_poller_subscribes_while_large_rows_load(
+    items: Connection, database_url: str
+) -> None:
+    """A client polls for rows of 900 kB each, and subscribes to something else meanwhile: little is
+    held for it, so it does not count as one that reads nothing.
+    """
+    await items.execute("UPDATE items SET note = repeat('x', 900000) WHERE id <= 30")
+    async with serving_here(database_url) as app, polling_client(app.url) as client:
+        await client.post(f"40/item,{json.dumps({'where': 'id=lte.30'})}")
+        while not any('["feed:rows"' in packet for packet in await client.poll()):
+            pass
+        assert (await client.post("40/thing,")).status_code == 200
+        missing = {"/item", "/thing"}
+        async with asyncio.timeout(30):
+            while missing:
+                packets = await client.poll()
+                loaded = [packet for packet in packets if '["feed:loaded"' in packet]
+                missing -= {packet[2:].partition(",")[0] for packet in loaded}
 
 
 async def test_many_subscriptions_of_a_slow_client(items: Connection, database_url: str) -> None:
@@ -580,6 +640,25 @@ async def test_a_locked_table(
                 await asyncio.sleep(snapshot_module.AWAY_CHECK_S)
         await client.loaded(held)
         assert app.snapshots.stats().reads == 1
+    await other.close()
+
+
+async def test_a_table_that_is_locked_for_long(
+    items: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table is locked for longer than Postgres waits for a lock, again and again: its clients
+    wait on the connections they have, and get the rows afterwards.
+    """
+    monkeypatch.setitem(connections.ALL_ROWS, "lock_timeout", "20ms")
+    monkeypatch.setattr(broadcast, "LOCKED_PAUSE_S", 0.01)
+    other = await connect(database_url)
+    async with serving_here(database_url) as app, subscriber(app.url) as client:
+        async with other.transaction():
+            await other.execute("LOCK TABLE items")
+            held = await client.subscribe("/item", where="owner=eq.3")
+            await eventually(lambda: app.snapshots.stats().reads > 2 * broadcast.ATTEMPTS)
+        await client.loaded(held)
+        assert held.names == ["feed:hello", "feed:loaded"]
     await other.close()
 
 

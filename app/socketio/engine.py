@@ -97,7 +97,7 @@ class Engine:
         self._closed = dict.fromkeys(CloseReason, 0)
         self._loop = asyncio.get_running_loop()
         self.pings: Deadlines[Session] = Deadlines(ping_interval, Session.ping)
-        self.pongs: Deadlines[Session] = Deadlines(ping_timeout, miss_heartbeat)
+        self.pongs: Deadlines[Session] = Deadlines(ping_timeout, Session.miss_pong)
         self.waiting: Deadlines[Session] = Deadlines(PATIENCE_S, lambda session: session.overdue())
         self.turns = Turns(TURN_S)
         self.unfinished: Unfinished[Session] = Unfinished(
@@ -290,11 +290,6 @@ class Engine:
             session.write_packet(self._open_packet(session.sid, ()))
             await session.serve(receive, send)
         await answer_websocket_close(send)
-
-
-def miss_heartbeat(session: Session) -> None:
-    """End the session of a client that has not answered a ping."""
-    session.close(CloseReason.HEARTBEAT_MISSED)
 
 
 def text(body: str, status: int = 200) -> Response:

@@ -16,6 +16,7 @@ from app.socketio.codec import (
     CLOSE,
     CONFIRM,
     NOOP,
+    PING,
     POLL_PACKETS,
     PROBE,
     PROBE_ANSWER,
@@ -74,6 +75,12 @@ class QueuedSession(Session):
             self._unsent_bytes += len(packet)
             self._wake()
 
+    def write_ping(self) -> None:
+        if not self.closed:
+            self._queue.appendleft(str(PING))
+            self._unsent_bytes += 1
+            self._wake()
+
     def unsent_bytes(self) -> int:
         return self._unsent_bytes
 
@@ -82,7 +89,7 @@ class QueuedSession(Session):
         return self._taken
 
     def is_full(self) -> bool:
-        return len(self._queue) > POLL_PACKETS
+        return len(self._queue) > POLL_PACKETS or self._unsent_bytes > POLL_CHARS
 
     def take(self, most: float = inf, most_chars: float = inf) -> list[str]:
         """Take packets out of the queue, oldest first: at least one, if there is any."""
@@ -180,15 +187,18 @@ class QueuedSession(Session):
 
     async def serve(self, receive: Receive, send: Send) -> None:
         """Serve an accepted WebSocket until either side ends it."""
-        sending = asyncio.create_task(self._send_queue(send), name=f"send {self.sid}")
-        receiving = asyncio.create_task(self._receive_all(receive), name=f"receive {self.sid}")
+        tasks = [
+            asyncio.create_task(self._send_queue(send), name=f"send {self.sid}"),
+            asyncio.create_task(self._receive_all(receive), name=f"receive {self.sid}"),
+            asyncio.create_task(self._parted(), name=f"end {self.sid}"),
+        ]
         try:
-            await asyncio.wait([sending, receiving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.close(CloseReason.CONNECTION_LOST)
-            sending.cancel()
-            receiving.cancel()
-            for ended in await asyncio.gather(sending, receiving, return_exceptions=True):
+            for task in tasks:
+                task.cancel()
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(ended, Exception) and not isinstance(ended, OSError):
                     logger.error("%s: serving it has failed", self, exc_info=ended)
 
@@ -200,6 +210,12 @@ class QueuedSession(Session):
                 if self.closed:
                     return
                 await self._change()
+
+    async def _parted(self) -> None:
+        """Wait until the session is closed, and its client has had time to read what is unsent."""
+        while not self.closed:
+            await self._change()
+        await asyncio.sleep(CLOSE_TIMEOUT_S)
 
     async def _receive_all(self, receive: Receive) -> None:
         while not self.closed:

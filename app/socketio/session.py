@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from app.deadlines import Deadlines
 from app.live.subscriber import UNLIMITED, CloseReason, Subscriber
-from app.socketio.codec import CLOSE, MESSAGE, PING, PONG, ProtocolError, decode
+from app.socketio.codec import CLOSE, MESSAGE, PONG, ProtocolError, decode
 from app.socketio.frames import Frames, Outgoing
 from app.turns import Turns
 from app.unfinished import Unfinished
@@ -56,7 +56,7 @@ class Keeper(Protocol):
 class Session(ABC):
     """What all transports have in common. Each brings its own methods that write."""
 
-    __slots__ = ("_inbound", "_turns", "_window", "closed", "ended", "keeper", "sid",
+    __slots__ = ("_behind", "_inbound", "_turns", "_window", "closed", "ended", "keeper", "sid",
                  "subscribers")  # fmt: skip
 
     def __init__(self, keeper: Keeper, sid: str) -> None:
@@ -65,6 +65,7 @@ class Session(ABC):
         self.closed = False
         self.subscribers: dict[str, Subscriber] = {}  # by namespace
         self.ended: frozenset[str] = frozenset()  # namespaces that were joined and then refused
+        self._behind: int | None = None
         self._inbound = 0
         self._window = 0
         self._turns: tuple[asyncio.Future[None], ...] = ()  # of the tasks that wait in `drained`
@@ -84,6 +85,10 @@ class Session(ABC):
     @abstractmethod
     def write_packet(self, packet: str) -> None:
         """Write one Engine.IO packet."""
+
+    @abstractmethod
+    def write_ping(self) -> None:
+        """Write a PING, ahead of what is unsent where that is possible."""
 
     @abstractmethod
     def unsent_bytes(self) -> int:
@@ -119,8 +124,22 @@ class Session(ABC):
 
     def ping(self) -> None:
         """Send a heartbeat, and expect an answer."""
-        self.write_packet(str(PING))
+        self.write_ping()
+        self._await_pong()
+
+    def _await_pong(self) -> None:
+        """Expect the answer in time; note how far a client has read that has not read everything
+        before the ping.
+        """
+        self._behind = self.progress() if self.unsent_bytes() else None
         self.keeper.pongs.add(self)
+
+    def miss_pong(self) -> None:
+        """Close the session, unless the client is reading what was written before the ping."""
+        if self._behind is not None and self.progress() > self._behind:
+            self._await_pong()
+        else:
+            self.close(CloseReason.HEARTBEAT_MISSED)
 
     # Incoming
 

@@ -9,7 +9,7 @@ import sys
 from functools import partial
 
 from app.live.subscriber import CloseReason
-from app.socketio.codec import CONFIRM, PROBE, PROBE_ANSWER
+from app.socketio.codec import CONFIRM, PING, PROBE, PROBE_ANSWER
 from app.socketio.frames import Outgoing
 from app.socketio.queued import QueuedSession
 from app.socketio.rfc6455 import (
@@ -74,6 +74,9 @@ class WebSocketSession(Session, asyncio.Protocol):
     def write_packet(self, packet: str) -> None:
         if not (self.closed or self._transport.is_closing()):
             self._transport.write(text_frame(packet.encode()))
+
+    def write_ping(self) -> None:
+        self.write_packet(str(PING))
 
     def unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
@@ -265,7 +264,7 @@ async def serving_here(
     """
     chosen = Settings(database_url=database_url, port=0, **settings)
     app = create_app(chosen)
-    listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    listening = serving.listen("127.0.0.1", 0)
     server: uvicorn.Server
     if plain:
         server = AnyServer(
