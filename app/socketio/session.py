@@ -124,18 +124,18 @@ class Session(ABC):
 
     def ping(self) -> None:
         """Send a heartbeat, and expect an answer."""
-        self.write_ping()
         self._await_pong()
+        self.write_ping()
 
     def _await_pong(self) -> None:
-        """Expect the answer in time; note how far a client has read that has not read everything
-        before the ping.
+        """Expect an answer in time. If the client is behind, note how far it has read: the ping may
+        reach it late.
         """
         self._behind = self.progress() if self.unsent_bytes() else None
         self.keeper.pongs.add(self)
 
     def miss_pong(self) -> None:
-        """Close the session, unless the client is reading what was written before the ping."""
+        """Close the session, unless the client was behind and has been reading since."""
         if self._behind is not None and self.progress() > self._behind:
             self._await_pong()
         else:
