@@ -199,7 +199,9 @@ def watch(settings: Settings, table: str, topic: str | None, destroy_with: str |
     if watched.destroy_with is not None:
         click.echo(f"A destroy carries the value of the column {watched.destroy_with}.")
     if before not in (None, name):
-        click.echo(f"Before, its topic was {before}: clients that follow that get nothing more.")
+        click.echo(
+            f"Its topic was {before} before; clients that follow {before} receive nothing any more."
+        )
 
 
 @tablecast.command()

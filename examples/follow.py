@@ -9,12 +9,12 @@ python-socketio's client does not resume by itself, so each connect says where t
 """
 
 import asyncio
-import contextlib
 import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp  # noqa: F401  python-socketio's client needs it, and says so only in a log
 import socketio
 
 RETRY_S = 0.5
@@ -80,6 +80,7 @@ class Subscription:
 
 async def follow(url: str, *subscriptions: Subscription) -> None:
     """Keep subscriptions up to date, over one connection, until one of them is refused."""
+    is_away = False
     while not any(each.refusal for each in subscriptions):
         client = socketio.AsyncClient(reconnection=False)  # this loop reconnects
         for each in subscriptions:
@@ -87,7 +88,7 @@ async def follow(url: str, *subscriptions: Subscription) -> None:
             client.on("connect_error", each.refused, namespace=each.namespace)
         topics = {each.namespace[1:]: each.options for each in subscriptions}
         namespaces = [each.namespace for each in subscriptions]
-        with contextlib.suppress(TimeoutError, socketio.exceptions.ConnectionError):
+        try:
             async with asyncio.timeout(PATIENCE_S):
                 # WebSocket only: this client does not survive every broken poll response.
                 await client.connect(
@@ -97,9 +98,14 @@ async def follow(url: str, *subscriptions: Subscription) -> None:
                     transports=["websocket"],
                     wait=False,
                 )
+            is_away = False
             # No 'disconnect' handlers: they are called only for namespaces that were joined.
             while client.connected and not any(each.refusal for each in subscriptions):
                 await asyncio.sleep(0.1)
+        except (TimeoutError, socketio.exceptions.ConnectionError) as error:
+            if not is_away:
+                print(f"{url}: {error or 'no answer'}; trying again", file=sys.stderr)
+            is_away = True
         await client.disconnect()
         await asyncio.sleep(RETRY_S)
 
@@ -116,6 +122,6 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or not sys.argv[1].startswith(("http://", "https://")):
         sys.exit("usage: python follow.py http://127.0.0.1:8000")
     asyncio.run(main(sys.argv[1]))

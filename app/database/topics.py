@@ -93,7 +93,7 @@ async def _resolve(connection: Connection, table: str) -> asyncpg.Record:
         raise Refusal(f"{table!r} is not the name of a table: {error}.") from error
     if found is None:
         raise Refusal(
-            f"There is no table {table}: name it as in SQL, with its schema where it is not on"
+            f"There is no table {table}: name it as in SQL, with its schema if that is not on"
             " the search path."
         )
     return found

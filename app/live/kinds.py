@@ -221,7 +221,7 @@ DOCUMENT = Kind(
     "document",
     frozenset(),
     refuse_reading,
-    "in JSON, a null within the value cannot be told from no value",
+    "in JSON, a null within the value and no value look the same",
 )
 
 BUILT_IN = {

@@ -53,7 +53,8 @@ class ConnectPayload:
         if named is None:
             raise SubscriptionRefused(
                 RefusalCode.UNKNOWN_TOPIC,
-                "A namespace is / for everything, or /topic or /topic/label for a topic.",
+                "A namespace is / for everything, or /topic or /topic/label for a topic, whose name"
+                " is in lower case.",
                 "topic",
             )
         options = options_of(given, named[1], namespace)
