@@ -26,7 +26,7 @@ from app.live.snapshot import Snapshot
 from app.live.subscriber import CloseReason
 from app.socketio import queued
 from tests.support.feeds import eventually
-from tests.support.floods import FINAL, TEXT, UPGRADE, Watch, client_frame
+from tests.support.floods import FINAL, PING, TEXT, UPGRADE, Watch, client_frame
 from tests.support.proxy import proxied
 from tests.support.scale import scaled
 from tests.support.server import RunningServer
@@ -132,7 +132,7 @@ async def test_a_client_that_reads_slowly_but_steadily(
 ) -> None:
     """A client takes 16 kB at a time, for much longer than a client may read nothing or take to
     answer a ping. It gets all rows of two subscriptions, and neither those of a short one nor pings
-    wait for them. One that reads nothing is disconnected.
+    wait for them; its own pings are answered. One that reads nothing is disconnected.
     """
     await items.execute("UPDATE items SET note = repeat(note, 12)")
     ping = b"\x81\x012"
@@ -150,7 +150,7 @@ async def test_a_client_that_reads_slowly_but_steadily(
                 await loop.sock_sendall(connection, client_frame(FINAL | TEXT, packet.encode()))
             loaded: list[bytes] = []
             pinged: list[float] = []
-            end, has_asked = b"", False
+            end, has_asked, answered = b"", False, 0
             async with asyncio.timeout(60):
                 while reads and len(loaded) < 3:
                     part = await loop.sock_recv(connection, 16_384)
@@ -160,6 +160,8 @@ async def test_a_client_that_reads_slowly_but_steadily(
                         end = end.replace(ping, b"")
                         pinged.append(loop.time())
                         await loop.sock_sendall(connection, client_frame(FINAL | TEXT, b"3"))
+                        await loop.sock_sendall(connection, client_frame(FINAL | PING, b"ours"))
+                    answered += part.count(b"\x8a\x04ours")
                     if b'["feed:rows"' in end and not has_asked:
                         has_asked = True
                         asking = client_frame(FINAL | TEXT, few.encode())
@@ -171,8 +173,40 @@ async def test_a_client_that_reads_slowly_but_steadily(
                 assert loaded[0] == b"/item/few"
                 gaps = [after - before for before, after in pairwise(pinged)]
                 assert statistics.median(gaps) < 1.0, "official clients would disconnect"
+                assert answered > len(gaps) // 2, "libraries that send pings would disconnect"
             else:
                 await eventually(lambda: app.socketio.stats().closed[CloseReason.STALLED])
+
+
+async def test_a_burst_for_a_client_on_a_slow_line(items: Connection, database_url: str) -> None:
+    """A live client reads slowly, and 120 kB come at once, all of which the kernel takes: pings
+    arrive late, behind them, and the client stays connected. Once it reads and answers nothing, it
+    is disconnected.
+    """
+    async with serving_here(database_url, ping_interval=0.3, ping_timeout=0.6) as app:
+        host, port = app.url.removeprefix("http://").split(":")
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+            connection.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(connection, (host, int(port)))
+            await loop.sock_sendall(connection, UPGRADE)
+            asking = client_frame(FINAL | TEXT, b'40/item,{"where":"owner=eq.3"}')
+            await loop.sock_sendall(connection, asking)
+            received = b""
+            async with asyncio.timeout(30):
+                while b'["feed:loaded"' not in received:
+                    received += await loop.sock_recv(connection, 65_536)
+                await items.execute("UPDATE items SET note = repeat('x', 1200) WHERE id < 1000")
+                while received.count(b'"item:update"') < 100:
+                    part = await loop.sock_recv(connection, 2_000)
+                    assert part, "disconnected"
+                    received += part
+                    for _ in range(part.count(b"\x81\x012")):
+                        await loop.sock_sendall(connection, client_frame(FINAL | TEXT, b"3"))
+                    await asyncio.sleep(0.025)  # its pace
+            assert not app.socketio.stats().closed[CloseReason.HEARTBEAT_MISSED]
+            await eventually(lambda: app.socketio.stats().closed[CloseReason.HEARTBEAT_MISSED])
 
 
 async def test_another_asgi_server_is_rid_of_a_stalled_client(

@@ -119,8 +119,9 @@ UNREACHABLE: Sentences = (
 )
 UNUSABLE: Sentences = (
     ((asyncpg.ReadOnlySQLTransactionError,), "it accepts no writes (it may be a standby)"),
+    ((asyncpg.LockNotAvailableError,), "a table is locked"),
     ((asyncpg.ObjectNotInPrerequisiteStateError,),
-     "it is a standby, or does not allow connections or locks at the moment"),
+     "it is a standby, or does not allow connections at the moment"),
     ((asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError),
      "Tablecast's tables are missing from it (`tablecast migrate` makes them)"),
     ((asyncpg.InsufficientPrivilegeError,), "the server's role lacks a privilege"),

@@ -43,8 +43,8 @@ class QueuedSession(Session):
     same one, once the client has sent its probe.
     """
 
-    __slots__ = ("_last_poll", "_polling", "_queue", "_reason", "_taken", "_unsent_bytes",
-                 "_waiters", "candidate", "prober", "upgraded")  # fmt: skip
+    __slots__ = ("_is_sending", "_last_poll", "_polling", "_queue", "_reason", "_taken",
+                 "_unsent_bytes", "_waiters", "candidate", "prober", "upgraded")  # fmt: skip
 
     def __init__(self, keeper: Keeper, sid: str) -> None:
         super().__init__(keeper, sid)
@@ -53,6 +53,7 @@ class QueuedSession(Session):
         self._taken = 0  # packets so far
         self._waiters: list[asyncio.Future[None]] = []
         self._polling = False
+        self._is_sending = False
         self._last_poll = ""
         self._reason: CloseReason | None = None
         self.upgraded = False
@@ -87,6 +88,10 @@ class QueuedSession(Session):
     def progress(self) -> int:
         """Return how many packets polls, or the task that serves a WebSocket, have taken."""
         return self._taken
+
+    def is_behind(self) -> bool:
+        is_reading = self._is_sending if self.upgraded else not self._polling
+        return bool(self._queue) or is_reading
 
     def is_full(self) -> bool:
         return len(self._queue) > POLL_PACKETS or self._unsent_bytes > POLL_CHARS
@@ -205,7 +210,9 @@ class QueuedSession(Session):
     async def _send_queue(self, send: Send) -> None:
         while True:
             for packet in self.take(1):
+                self._is_sending = True
                 await send({"type": "websocket.send", "text": packet})
+                self._is_sending = False
             if not self._queue:
                 if self.closed:
                     return

@@ -99,6 +99,10 @@ class Session(ABC):
         """Return a number that grows whenever the client reads, whatever is written meanwhile."""
 
     @abstractmethod
+    def is_behind(self) -> bool:
+        """Return whether the client has not read all that was written, as far as we can tell."""
+
+    @abstractmethod
     def is_full(self) -> bool:
         """Return whether much is unsent."""
 
@@ -131,7 +135,7 @@ class Session(ABC):
         """Expect an answer in time. If the client is behind, note how far it has read: the ping may
         reach it late.
         """
-        self._behind = self.progress() if self.unsent_bytes() else None
+        self._behind = self.progress() if self.is_behind() else None
         self.keeper.pongs.add(self)
 
     def miss_pong(self) -> None:

@@ -27,9 +27,12 @@ from app.socketio.session import INBOUND_BYTES, Keeper, Session
 # With more than this unsent, a connection is aborted instead of closed with a close frame. Usually
 # there is little.
 PARTING_BYTES = 64 * 1024
-# `tcpi_bytes_acked` in `struct tcp_info` (linux/tcp.h).
+# Members of `struct tcp_info` (linux/tcp.h): `tcpi_unacked`, `tcpi_bytes_acked` and
+# `tcpi_notsent_bytes`.
+UNACKED = slice(24, 28)
 BYTES_ACKED = slice(120, 128)
-TCP_INFO_BYTES = 128
+NOTSENT_BYTES = slice(144, 148)
+TCP_INFO_BYTES = 148
 PARTING_CODES = {
     CloseReason.CLIENT_CLOSED: CloseCode.NORMAL,
     CloseReason.PROTOCOL_ERROR: CloseCode.PROTOCOL_ERROR,
@@ -43,7 +46,7 @@ class WebSocketSession(Session, asyncio.Protocol):
     the place of that session.
     """
 
-    __slots__ = ("_fragments", "_is_text", "_paused", "_transport", "_unparsed",
+    __slots__ = ("_fragments", "_is_text", "_paused", "_transport", "_unanswered", "_unparsed",
                  "_upgraded_from")  # fmt: skip
 
     def __init__(
@@ -60,6 +63,7 @@ class WebSocketSession(Session, asyncio.Protocol):
         self._fragments: bytearray | None = None
         self._is_text = False
         self._paused = False
+        self._unanswered: bytes | None = None  # the payload of the last ping
 
     # Outgoing
 
@@ -87,9 +91,13 @@ class WebSocketSession(Session, asyncio.Protocol):
         The unsent bytes say less: others write meanwhile, and the kernel, which buffers megabytes
         for a slow client, makes room in large steps.
         """
-        return self._acknowledged_bytes() or -self.unsent_bytes()
+        return self._tcp_info(BYTES_ACKED) or -self.unsent_bytes()
 
-    def _acknowledged_bytes(self) -> int:
+    def is_behind(self) -> bool:
+        return bool(self.unsent_bytes() or self._tcp_info(UNACKED) or self._tcp_info(NOTSENT_BYTES))
+
+    def _tcp_info(self, member: slice) -> int:
+        """Return what the kernel knows of the connection; 0 where it does not tell."""
         if sys.platform != "linux":
             return 0
         try:
@@ -97,7 +105,7 @@ class WebSocketSession(Session, asyncio.Protocol):
             info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
         except (OSError, ValueError):  # it is closed
             return 0
-        return int.from_bytes(info[BYTES_ACKED], sys.byteorder)
+        return int.from_bytes(info[member], sys.byteorder)
 
     def is_full(self) -> bool:
         return self._paused
@@ -107,6 +115,7 @@ class WebSocketSession(Session, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._answer_ping()
         self.give_turns()
 
     # Incoming
@@ -161,14 +170,21 @@ class WebSocketSession(Session, asyncio.Protocol):
             case Opcode.CONTINUATION:
                 self._continue(fin, payload)
             case Opcode.PING:
-                # Not every ping has to be answered (RFC 6455, section 5.5.3): skip those of a
-                # client that does not read the answers.
-                if self.count_inbound() and not self._paused:
-                    self._transport.write(frame(Opcode.PONG, payload))
+                if self.count_inbound():
+                    self._unanswered = payload
+                    self._answer_ping()
             case Opcode.PONG:
                 self.count_inbound()
             case Opcode.CLOSE:
                 self._part(read_close(payload), CloseReason.CLIENT_CLOSED)
+
+    def _answer_ping(self) -> None:
+        """Answer the last ping, unless the client has much to read: answering that one once it has
+        read suffices (RFC 6455, section 5.5.3), and a client that does not read holds nothing.
+        """
+        if self._unanswered is not None and not (self._paused or self.closed):
+            self._transport.write(frame(Opcode.PONG, self._unanswered))
+            self._unanswered = None
 
     def _continue(self, fin: bool, payload: bytes) -> None:
         if self._fragments is None:
