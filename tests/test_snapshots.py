@@ -8,7 +8,7 @@ import socket
 import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -126,6 +126,21 @@ async def test_a_slow_client_holds_up_nobody(app: App, items: Connection) -> Non
         await slow.until(lambda: len(stuck.rows) == 10_001)  # loaded again: the table was altered
 
 
+@asynccontextmanager
+async def slow_line(url: str, buffer_bytes: int, *packets: bytes) -> AsyncIterator[socket.socket]:
+    """Yield a WebSocket's socket with a small receive buffer, on which `packets` were sent."""
+    loop = asyncio.get_running_loop()
+    host, port = url.removeprefix("http://").split(":")
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        connection.setblocking(False)
+        await loop.sock_connect(connection, (host, int(port)))
+        await loop.sock_sendall(connection, UPGRADE)
+        for packet in packets:
+            await loop.sock_sendall(connection, client_frame(FINAL | TEXT, packet))
+        yield connection
+
+
 @pytest.mark.parametrize("reads", [True, False])
 async def test_a_client_that_reads_slowly_but_steadily(
     items: Connection, database_url: str, reads: bool
@@ -139,15 +154,8 @@ async def test_a_client_that_reads_slowly_but_steadily(
     few = f"40/item/few,{json.dumps({'where': 'id=lt.500'})}"
     limits: dict[str, Any] = {"ping_interval": 0.5, "ping_timeout": 0.5} if reads else {}
     async with serving_here(database_url, client_stall=0.5, **limits) as app:
-        host, port = app.url.removeprefix("http://").split(":")
-        with socket.socket() as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
-            connection.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(connection, (host, int(port)))
-            await loop.sock_sendall(connection, UPGRADE)
-            for packet in ("40/item,", "40/item/2,"):
-                await loop.sock_sendall(connection, client_frame(FINAL | TEXT, packet.encode()))
+        loop = asyncio.get_running_loop()
+        async with slow_line(app.url, 32_768, b"40/item,", b"40/item/2,") as connection:
             loaded: list[bytes] = []
             pinged: list[float] = []
             end, has_asked, answered = b"", False, 0
@@ -184,15 +192,8 @@ async def test_a_burst_for_a_client_on_a_slow_line(items: Connection, database_u
     is disconnected.
     """
     async with serving_here(database_url, ping_interval=0.3, ping_timeout=0.6) as app:
-        host, port = app.url.removeprefix("http://").split(":")
-        with socket.socket() as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-            connection.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(connection, (host, int(port)))
-            await loop.sock_sendall(connection, UPGRADE)
-            asking = client_frame(FINAL | TEXT, b'40/item,{"where":"owner=eq.3"}')
-            await loop.sock_sendall(connection, asking)
+        loop = asyncio.get_running_loop()
+        async with slow_line(app.url, 16_384, b'40/item,{"where":"owner=eq.3"}') as connection:
             received = b""
             async with asyncio.timeout(30):
                 while b'["feed:loaded"' not in received:

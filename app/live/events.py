@@ -188,11 +188,12 @@ class PageEvents:
             return []
         if subscription not in self._found:
             events = changes.events(subscription)
-            self._room_bytes -= size_of(events or (), subscription)
-            if self._room_bytes < 0:
+            size = size_of(events or (), subscription)
+            if size > self._room_bytes:
                 self._found.clear()
                 self._room_bytes = self._most_bytes
             self._found[subscription] = events
+            self._room_bytes -= size
         return self._found[subscription]
 
     @cached_property

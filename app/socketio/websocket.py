@@ -94,10 +94,10 @@ class WebSocketSession(Session, asyncio.Protocol):
         return self._tcp_info(BYTES_ACKED) or -self.unsent_bytes()
 
     def is_behind(self) -> bool:
-        return bool(self.unsent_bytes() or self._tcp_info(UNACKED) or self._tcp_info(NOTSENT_BYTES))
+        return bool(self.unsent_bytes() or self._tcp_info(UNACKED, NOTSENT_BYTES))
 
-    def _tcp_info(self, member: slice) -> int:
-        """Return what the kernel knows of the connection; 0 where it does not tell."""
+    def _tcp_info(self, *members: slice) -> int:
+        """Return the sum of what the kernel counts on the connection; 0 where it does not tell."""
         if sys.platform != "linux":
             return 0
         try:
@@ -105,7 +105,7 @@ class WebSocketSession(Session, asyncio.Protocol):
             info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
         except (OSError, ValueError):  # it is closed
             return 0
-        return int.from_bytes(info[member], sys.byteorder)
+        return sum(int.from_bytes(info[member], sys.byteorder) for member in members)
 
     def is_full(self) -> bool:
         return self._paused
@@ -179,8 +179,8 @@ class WebSocketSession(Session, asyncio.Protocol):
                 self._part(read_close(payload), CloseReason.CLIENT_CLOSED)
 
     def _answer_ping(self) -> None:
-        """Answer the last ping, unless the client has much to read: answering that one once it has
-        read suffices (RFC 6455, section 5.5.3), and a client that does not read holds nothing.
+        """Answer the last ping, but while the client has much to read, only once it has read: the
+        last one suffices (RFC 6455, section 5.5.3), and answers nobody reads do not pile up.
         """
         if self._unanswered is not None and not (self._paused or self.closed):
             self._transport.write(frame(Opcode.PONG, self._unanswered))
