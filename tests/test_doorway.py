@@ -347,6 +347,21 @@ async def test_a_bad_request_does_not_harm_the_one_before(app: App) -> None:
         assert await peer.rest() == b""
 
 
+async def test_a_refusal_waits_for_the_body(app: App) -> None:
+    """A peer sends a body of another type some time after the head, and then another request on the
+    same connection: both are answered.
+    """
+    head = b"POST /api/things HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
+    async with peer_of(app.url) as peer:
+        await peer.send(head)
+        async with httpx.AsyncClient(base_url=app.url) as http:  # the server has read the head
+            assert (await http.get("/healthz")).status_code == 200
+        await peer.send(b"{}")
+        assert (await peer.answer())[0] == 415
+        await peer.send(head + b"{}")
+        assert (await peer.answer())[0] == 415
+
+
 async def test_an_answer_that_does_not_wait_for_the_body(app: App) -> None:
     """A peer gets its answer though it goes on sending a body that nobody wants."""
     async with peer_of(app.url) as peer:

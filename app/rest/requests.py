@@ -115,21 +115,28 @@ async def decode_body(
     too: browsers let any site send such a request.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != JSON:
-        raise Problem(415, f"Send JSON, with Content-Type: {JSON}.", headers={"Accept": JSON})
+    refusal = too_large() if media_type == JSON else another_type()
     if int(request.headers.get("content-length", "0")) > BODY_LIMIT_BYTES:
-        raise too_large()
+        raise refusal
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > BODY_LIMIT_BYTES:
-            raise too_large()
+            raise refusal
+    # Not before the body has come in full, which would cost the client its connection.
+    if media_type != JSON:
+        raise refusal
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise unfit(str(error), rules) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, f"The body is not JSON in UTF-8: {error}.") from error
+
+
+def another_type() -> Problem:
+    """Return the 415 for a body that is not declared as JSON."""
+    return Problem(415, f"Send JSON, with Content-Type: {JSON}.", headers={"Accept": JSON})
 
 
 def unfit(message: str, rules: Mapping[str, str]) -> Problem:
